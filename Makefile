@@ -1,0 +1,44 @@
+# `make` alone lists what there is. Everything runs from .venv; nothing else on the machine is touched.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+# The first Python that the embedded Redis wheel also serves; override with `make PYTHON=python3.13 ...`.
+PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## create .venv with exactly what the lock file says
+
+$(VENV)/.installed: requirements/dev.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found on PATH: install one, or run 'make PYTHON=/path/to/python3.12 ...'."; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: install ## the whole thing in a minute: Redis, SQLite, a local Trackstar, the worker and Flower
+	@$(BIN)/cancel-worker demo
+
+test: install ## every test: unit, integration (Redis, PostgreSQL, SQLite), end to end (real processes)
+	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/integration tests/e2e -n 4 --dist loadgroup
+
+check: install ## lint, types, import contracts, and models = migrations
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/integration/test_migrations.py
+
+lock: ## renew requirements/*.lock from pyproject.toml (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --extra flower pyproject.toml -o requirements/run.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --extra flower --extra embedded --extra dev pyproject.toml -c requirements/run.lock -o requirements/dev.lock
+
+clean: ## remove what make made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

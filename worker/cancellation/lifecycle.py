@@ -1,0 +1,369 @@
+"""Every status, every legal move, and `decide`: the one place that turns a meaning into a move.
+
+All rules about state live here, and this file does not know who applies them, where, or when.
+
+    pending ──► queued ──► in_flight ──► succeeded | rejected | exhausted | expired
+       ▲          │            │
+       ├──────────┘            ├──► waiting ──► pending
+       └───────────────────────┘        (until run_at)
+    expired and withdrawn are also reached from pending, queued and waiting; replay leads from an ended status
+    back to pending.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+import msgspec
+
+from worker.cancellation.answer import Order
+from worker.cancellation.backoff import backoff
+from worker.cancellation.outcome import Kind, Outcome, Reading, Sight
+
+
+class Status(StrEnum):
+    PENDING = "pending"  # accepted; the dispatcher moves it on when its turn comes
+    QUEUED = "queued"  # handed to Celery; a worker's claim moves it on, or its lease ends
+    IN_FLIGHT = "in_flight"  # claimed; the record of its answer moves it on, or the rescue
+    WAITING = "waiting"  # until run_at; the dispatcher moves it on
+    SUCCEEDED = "succeeded"  # Trackstar answered 200, or a read-back proved the cancel
+    REJECTED = "rejected"  # refused for good
+    EXHAUSTED = "exhausted"  # gave up after the retry horizon
+    EXPIRED = "expired"  # send_by passed before it could be sent (again)
+    WITHDRAWN = "withdrawn"  # taken back before it was sent
+
+
+class Verdict(StrEnum):
+    """What we know about the order."""
+
+    CANCELLED = "cancelled"  # proven
+    ACCEPTED = "accepted"  # Trackstar said yes, not yet seen
+    NOT_CANCELLED = "not_cancelled"  # refused or never sent
+    UNKNOWN = "unknown"  # in doubt
+
+
+class Evidence(StrEnum):
+    RESPONSE = "response"
+    REPLAYED_RESPONSE = "replayed_response"
+    READ_BACK = "read_back"
+    REFUSAL = "refusal"
+    NEVER_SENT = "never_sent"
+
+
+class SafeToRefund(StrEnum):
+    YES = "yes"
+    NO = "no"
+    NOT_YET = "not yet"
+
+
+S = Status
+LEGAL: dict[Status, frozenset[Status]] = {
+    S.PENDING: frozenset({S.QUEUED, S.EXPIRED, S.WITHDRAWN}),
+    S.QUEUED: frozenset({S.IN_FLIGHT, S.PENDING, S.EXPIRED, S.WITHDRAWN}),
+    S.IN_FLIGHT: frozenset({S.WAITING, S.PENDING, S.SUCCEEDED, S.REJECTED, S.EXHAUSTED, S.EXPIRED}),
+    S.WAITING: frozenset({S.PENDING, S.EXPIRED, S.WITHDRAWN}),
+    # From here on only a person's replay leads back, and never over the verdict `cancelled`.
+    S.SUCCEEDED: frozenset({S.PENDING}),
+    S.REJECTED: frozenset({S.PENDING}),
+    S.EXHAUSTED: frozenset({S.PENDING}),
+    S.EXPIRED: frozenset({S.PENDING}),
+    S.WITHDRAWN: frozenset({S.PENDING}),
+}
+FINAL = frozenset({S.SUCCEEDED, S.REJECTED, S.EXHAUSTED, S.EXPIRED, S.WITHDRAWN})
+UNSENT = frozenset({S.PENDING, S.QUEUED, S.WAITING})  # no request is in flight
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings that a decision depends on, in seconds."""
+
+    retry_base: float = 1.0
+    retry_cap: float = 900.0
+    retry_horizon: float = 86_400.0
+    read_back: tuple[float, ...] = (120.0, 900.0, 4200.0)  # after the end; the copy is hourly
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """What a decision must know of the cancellation, as its claim found it."""
+
+    attempts: int  # spent so far
+    first_sent_at: datetime
+    send_by: datetime | None = None
+    verdict: Verdict | None = None
+    evidence: Evidence | None = None
+    reason: str | None = None
+    message: str | None = None
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether an earlier request of this cancellation may have landed."""
+        return self.verdict is Verdict.UNKNOWN
+
+    @property
+    def awaits_read(self) -> bool:
+        """Whether the next step is to read back a refusal that could not be read so far."""
+        return self.evidence is Evidence.REFUSAL
+
+    @property
+    def remembered_refusal(self) -> Outcome:
+        return Outcome(kind=Kind.REFUSED, reason=self.reason or "refused", message=self.message, read_first=True)
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """One legal change of a claimed cancellation; what is not named here ends with the claim."""
+
+    status: Status
+    attempts: int
+    reason: str
+    message: str | None = None
+    verdict: Verdict | None = None
+    evidence: Evidence | None = None
+    run_at: datetime | None = None
+    confirm_at: datetime | None = None
+    order: Order | None = None
+    unused_fields: str | None = None
+    hold_connection: bool = False
+
+
+def must_read(state: State, outcome: Outcome) -> bool:
+    """Whether this outcome may not be recorded before the order was read back."""
+    return outcome.kind is Kind.REFUSED and (state.in_doubt or outcome.read_first)
+
+
+def decide(
+    state: State, outcome: Outcome, reading: Reading | None, *, now: datetime, jitter: float, policy: Policy
+) -> Move:
+    """Choose the one legal move after an attempt.
+
+    `reading` is there where `must_read` asked for it; `now` is the ledger's time; `jitter` is uniform in [0, 1).
+    """
+    if outcome.kind is Kind.ACCEPTED:
+        return _succeed(state, outcome, now, policy)
+    if outcome.kind is Kind.REFUSED:
+        if reading is None:
+            return _reject(state, outcome, now, policy)
+        return _decide_refusal(state, outcome, reading, now=now, jitter=jitter, policy=policy)
+    if outcome.kind is Kind.NO_ACCESS:
+        return _set_aside(state, outcome)
+    return _try_again(state, outcome, now=now, jitter=jitter, policy=policy)
+
+
+def _succeed(state: State, outcome: Outcome, now: datetime, policy: Policy) -> Move:
+    proven = outcome.order is not None and outcome.order.status == "cancelled"
+    return Move(
+        status=Status.SUCCEEDED,
+        attempts=state.attempts + 1,
+        reason=outcome.reason,
+        verdict=Verdict.CANCELLED if proven else Verdict.ACCEPTED,
+        evidence=Evidence.REPLAYED_RESPONSE if outcome.replayed else Evidence.RESPONSE,
+        confirm_at=None if proven else next_read_back(now, now, policy),
+        order=outcome.order,
+        unused_fields=outcome.unused_fields,
+    )
+
+
+def _decide_refusal(
+    state: State, outcome: Outcome, reading: Reading, *, now: datetime, jitter: float, policy: Policy
+) -> Move:
+    if reading.sight is Sight.CANCELLED:
+        return Move(
+            status=Status.SUCCEEDED,
+            attempts=state.attempts + 1,
+            reason=reading.reason,
+            verdict=Verdict.CANCELLED,
+            evidence=Evidence.READ_BACK,
+            order=reading.order,
+        )
+    if reading.sight is Sight.NO_ACCESS:
+        return _keep_refusal(state, outcome, status=Status.PENDING, hold_connection=True)
+    if reading.sight is Sight.LATER:
+        return _read_later(state, outcome, reading, now=now, jitter=jitter, policy=policy)
+    return _reject(state, outcome, now, policy, reading)
+
+
+def _reject(state: State, outcome: Outcome, now: datetime, policy: Policy, reading: Reading | None = None) -> Move:
+    shipped = reading is not None and reading.sight is Sight.SHIPPED
+    doubt = state.in_doubt and not shipped
+    return Move(
+        status=Status.REJECTED,
+        attempts=state.attempts + 1,
+        reason=outcome.reason,
+        message=outcome.message,
+        verdict=Verdict.UNKNOWN if doubt else Verdict.NOT_CANCELLED,
+        evidence=Evidence.READ_BACK if shipped else Evidence.REFUSAL,
+        confirm_at=next_read_back(now, now, policy) if doubt else None,
+        order=reading.order if reading else None,
+    )
+
+
+def _read_later(
+    state: State, outcome: Outcome, reading: Reading, *, now: datetime, jitter: float, policy: Policy
+) -> Move:
+    spent = state.attempts + 1 if reading.spends_attempt else state.attempts
+    due = now + _delay(max(spent, 1), reading.retry_after, jitter, policy)
+    if due >= _horizon(state, policy):
+        return _reject(state, outcome, now, policy, reading)
+    return _keep_refusal(state, outcome, status=Status.WAITING, run_at=due, attempts=spent)
+
+
+def _keep_refusal(
+    state: State,
+    outcome: Outcome,
+    *,
+    status: Status,
+    attempts: int | None = None,
+    run_at: datetime | None = None,
+    hold_connection: bool = False,
+) -> Move:
+    # The refusal is known and unread. It is kept on the row, so that the next step is a read and no second write.
+    return Move(
+        status=status,
+        attempts=state.attempts if attempts is None else attempts,
+        reason=outcome.reason,
+        message=outcome.message,
+        verdict=Verdict.UNKNOWN if state.in_doubt else Verdict.NOT_CANCELLED,
+        evidence=Evidence.REFUSAL,
+        run_at=run_at,
+        hold_connection=hold_connection,
+    )
+
+
+def _set_aside(state: State, outcome: Outcome) -> Move:
+    return Move(
+        status=Status.PENDING,
+        attempts=state.attempts,
+        reason=outcome.reason,
+        message=outcome.message,
+        verdict=state.verdict,
+        hold_connection=True,
+    )
+
+
+_SPENDS_ATTEMPT = frozenset({Kind.IN_DOUBT, Kind.NOT_SENT})
+_LEAVES_DOUBT = frozenset({Kind.IN_DOUBT, Kind.STILL_RUNNING})
+
+
+def _try_again(state: State, outcome: Outcome, *, now: datetime, jitter: float, policy: Policy) -> Move:
+    doubt = state.in_doubt or outcome.kind in _LEAVES_DOUBT
+    if outcome.kind in _SPENDS_ATTEMPT:
+        attempts = state.attempts + 1
+        due = now + _delay(attempts, outcome.retry_after, jitter, policy)
+    else:
+        attempts = state.attempts
+        due = now + _patience(state, outcome, now, jitter, policy)
+    ended = _out_of_time(state, due, policy)
+    if ended is None:
+        return Move(
+            status=Status.WAITING,
+            attempts=attempts,
+            reason=outcome.reason,
+            message=outcome.message,
+            verdict=Verdict.UNKNOWN if doubt else None,
+            run_at=due,
+        )
+    return Move(
+        status=ended,
+        attempts=attempts,
+        reason=outcome.reason,
+        message=outcome.message,
+        verdict=Verdict.UNKNOWN if doubt else Verdict.NOT_CANCELLED,
+        evidence=None if doubt else Evidence.NEVER_SENT,
+        confirm_at=next_read_back(now, now, policy) if doubt else None,
+    )
+
+
+def _out_of_time(state: State, due: datetime, policy: Policy) -> Status | None:
+    # Told now rather than when it happens: what cannot be sent in time is known to be lost.
+    if state.send_by is not None and due >= state.send_by:
+        return Status.EXPIRED
+    return Status.EXHAUSTED if due >= _horizon(state, policy) else None
+
+
+def _horizon(state: State, policy: Policy) -> datetime:
+    return state.first_sent_at + timedelta(seconds=policy.retry_horizon)
+
+
+def _delay(attempts: int, retry_after: float | None, jitter: float, policy: Policy) -> timedelta:
+    # The server's word counts, but not beyond our own cap: a wrong header may not park an order for a week.
+    floor = min(max(retry_after or 0.0, 0.0), policy.retry_cap)
+    wait = backoff(attempts, base=policy.retry_base, cap=policy.retry_cap, jitter=jitter, floor=floor)
+    return timedelta(seconds=wait)
+
+
+# The longest pause between two questions "is it still running?": a key is busy for 15 minutes at most.
+_MAX_PATIENCE = 60.0
+
+
+def _patience(state: State, outcome: Outcome, now: datetime, jitter: float, policy: Policy) -> timedelta:
+    # These waits spend no attempt, so the time that has passed stands in for the exponent.
+    if outcome.retry_after is not None:
+        return _delay(1, outcome.retry_after, jitter, policy)
+    passed = (now - state.first_sent_at).total_seconds()
+    wait = min(max(passed, policy.retry_base), _MAX_PATIENCE, policy.retry_cap)
+    return timedelta(seconds=wait * (1.0 + jitter) / 2.0)
+
+
+def next_read_back(ended_at: datetime, now: datetime, policy: Policy) -> datetime | None:
+    """Return when an ended cancellation without proof is read back next, or None when all were tried."""
+    for seconds in policy.read_back:
+        due = ended_at + timedelta(seconds=seconds)
+        if due > now:
+            return due
+    return None
+
+
+class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a later read-back changes on an ended cancellation. The status stays; the verdict may rise."""
+
+    verdict: Verdict
+    evidence: Evidence | None
+    confirm_at: datetime | None
+    order: Order | None = None
+    contradicted: bool = False  # Trackstar had said yes, and the goods left
+
+
+# A failed read-back is asked again after this long: the copy it asks for changes hourly.
+_READ_AGAIN = 60.0
+
+
+def confirm(
+    verdict: Verdict,
+    evidence: Evidence | None,
+    ended_at: datetime,
+    reading: Reading,
+    *,
+    now: datetime,
+    policy: Policy,
+) -> Confirmation:
+    """Raise a verdict by a later read-back, or say when to look again."""
+    if reading.sight is Sight.CANCELLED:
+        return Confirmation(
+            verdict=Verdict.CANCELLED, evidence=Evidence.READ_BACK, confirm_at=None, order=reading.order
+        )
+    if reading.sight is Sight.SHIPPED:
+        return Confirmation(
+            verdict=Verdict.NOT_CANCELLED,
+            evidence=Evidence.READ_BACK,
+            confirm_at=None,
+            order=reading.order,
+            contradicted=verdict is Verdict.ACCEPTED,
+        )
+    if reading.sight in {Sight.LATER, Sight.NO_ACCESS}:
+        again = now + timedelta(seconds=max(reading.retry_after or 0.0, _READ_AGAIN))
+        within = ended_at + timedelta(seconds=policy.retry_horizon)
+        return Confirmation(verdict=verdict, evidence=evidence, confirm_at=again if again < within else None)
+    return Confirmation(
+        verdict=verdict,
+        evidence=evidence,
+        confirm_at=next_read_back(ended_at, now, policy),
+        order=reading.order,
+    )
+
+
+def safe_to_refund(status: Status, verdict: Verdict | None) -> SafeToRefund:
+    """Answer the one question of support. Nothing is told before the cancellation has ended."""
+    if status not in FINAL or verdict is None:
+        return SafeToRefund.NOT_YET
+    if verdict is Verdict.CANCELLED:
+        return SafeToRefund.YES
+    return SafeToRefund.NO if verdict is Verdict.NOT_CANCELLED else SafeToRefund.NOT_YET

@@ -1,0 +1,11 @@
+"""A local stand-in for Trackstar: the documented contract, scripted faults, and the truth of each order.
+
+Start reading at `script` (what can go wrong), then `contract` (what is promised). Imports nothing else of `worker`.
+"""
+
+from worker.trackstar.sandbox.orders import Order, Request, Truth
+from worker.trackstar.sandbox.script import Step, parse
+from worker.trackstar.sandbox.server import Sandbox, serve
+from worker.trackstar.sandbox.world import World
+
+__all__ = ["Order", "Request", "Sandbox", "Step", "Truth", "World", "parse", "serve"]

@@ -1,0 +1,76 @@
+"""How an answer goes out, or does not: the faults of a network. Knows bytes and streams, and no order.
+
+Each delivery reports the end *before* its last byte leaves, so that whoever has the answer also finds it in the truth.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Callable
+
+from tornado.http1connection import HTTP1Connection
+from tornado.iostream import IOStream
+
+from worker.trackstar.sandbox.replies import Reply
+from worker.trackstar.sandbox.script import Step
+
+# Deliveries that break the connection; any other answer goes out whole, and the connection stays open.
+BROKEN = frozenset({"reset", "close", "hang", "cut", "drip", "drip_head"})
+# With this linger a close sends RST instead of FIN.
+ABORT = struct.pack("ii", 1, 0)
+
+Ended = Callable[[str, int | None], None]
+
+
+def send(connection: HTTP1Connection, reply: Reply, request_id: str, ended: Ended) -> None:
+    """Send a whole answer at once and keep the connection."""
+    if closed(connection):
+        ended("client_gone", None)
+        return
+    ended("answered", reply.status)
+    connection.write(reply.wire(request_id))
+    connection.finish()
+
+
+async def send_broken(
+    connection: HTTP1Connection, step: Step, reply: Reply, request_id: str, ended: Ended, gone: Callable[[], None]
+) -> None:
+    if step.answer == "hang":
+        await asyncio.sleep(step.seconds)
+    if closed(connection):
+        ended("client_gone", None)
+        return
+    stream = connection.detach()
+    stream.set_close_callback(gone)
+    with contextlib.closing(stream):
+        match step.answer:
+            case "reset":
+                ended("reset", None)
+                stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+            case "close" | "hang":
+                ended("hung" if step.answer == "hang" else "closed", None)
+            case "cut":
+                ended("cut", None)
+                await stream.write(
+                    reply.head(request_id, "Connection: close") + reply.body[: len(reply.body) // 2]
+                )
+            case _:
+                await _drip(stream, step, reply, request_id, ended)
+
+
+def closed(connection: HTTP1Connection) -> bool:
+    # A detached connection has no stream, whatever the annotation says.
+    return connection.stream is None or connection.stream.closed()
+
+
+async def _drip(stream: IOStream, step: Step, reply: Reply, request_id: str, ended: Ended) -> None:
+    head = reply.head(request_id, "Connection: close")
+    if step.answer == "drip":
+        await stream.write(head)
+    drops = reply.body if step.answer == "drip" else head + reply.body
+    for position in range(len(drops)):
+        await asyncio.sleep(step.seconds)
+        if position == len(drops) - 1:
+            ended("answered", reply.status)
+        await stream.write(drops[position : position + 1])
