@@ -5,6 +5,7 @@ Every field of Trackstar's documents may be missing, null or of another type; no
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import msgspec
@@ -60,25 +61,39 @@ class NoReply(msgspec.Struct, frozen=True):
 Answer = Reply | NoReply
 
 
+# Everything is kept unparsed at first: one number out of range may not spoil the rest of the document.
+_NOTHING = msgspec.Raw()
+
+
 class _Envelope(msgspec.Struct):
-    data: msgspec.Raw | None = None
-    id: Any = None
-    unused_fields: msgspec.Raw | None = None
-    error: Any = None
-    origin: Any = None
+    data: msgspec.Raw = _NOTHING
+    id: msgspec.Raw = _NOTHING
+    unused_fields: msgspec.Raw = _NOTHING
+    error: msgspec.Raw = _NOTHING
+    origin: msgspec.Raw = _NOTHING
 
 
 class _OrderFields(msgspec.Struct):
-    id: Any = None
-    status: Any = None
-    shipments: Any = None
+    id: msgspec.Raw = _NOTHING
+    status: msgspec.Raw = _NOTHING
+    shipments: msgspec.Raw = _NOTHING
 
 
+class _ShipmentFields(msgspec.Struct):
+    status: msgspec.Raw = _NOTHING
+
+
+_raw = msgspec.json.Decoder(msgspec.Raw)
+_raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 _envelope = msgspec.json.Decoder(_Envelope)
 _order = msgspec.json.Decoder(_OrderFields)
-_raw_list = msgspec.json.Decoder(list[msgspec.Raw])
+_shipment = msgspec.json.Decoder(_ShipmentFields)
 
 _SHIPPED_STATUSES = {"fulfilled", "partially_fulfilled"}
+
+# An emoji that a warehouse system cut in two. JSON's grammar allows it, Unicode text and msgspec do not. Every
+# escape is matched, so that an escaped backslash before the word `ud83d` stays what it is.
+_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<half>u[dD][89a-fA-F]..)|.)")
 
 
 def read_reply(
@@ -95,71 +110,79 @@ def read_reply(
         return Reply(status=status, body="empty", **kept)  # type: ignore[arg-type]
     try:
         # Decoding all of it first refuses bad UTF-8 inside the parts that are kept unparsed.
-        envelope = _envelope.decode(content.decode())
-    except msgspec.ValidationError:
-        return Reply(status=status, body="other_json", **kept)  # type: ignore[arg-type]
+        envelope = _read_envelope(content.decode())
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return Reply(status=status, body="not_json", **kept)  # type: ignore[arg-type]
-    listed = envelope.data is not None and bytes(envelope.data).lstrip()[:1] == b"["
+    if envelope is None:
+        return Reply(status=status, body="other_json", **kept)  # type: ignore[arg-type]
     return Reply(
         status=status,
         body="object",
         origin=_origin(envelope.origin),
         id=_identifier(envelope.id),
-        orders=_orders(envelope.data, listed=listed),
-        listed=listed,
+        orders=_orders(envelope.data),
+        listed=_opens_with(envelope.data, b"["),
         unused_fields=_text(envelope.unused_fields),
         message=_message(envelope.error),
         **kept,  # type: ignore[arg-type]
     )
 
 
-def _orders(data: msgspec.Raw | None, *, listed: bool) -> tuple[Order, ...]:
-    if data is None:
-        return ()
-    items = _raw_list.decode(data) if listed else [data]
-    return tuple(order for item in items if (order := _read_order(item)))
-
-
-def _read_order(raw: msgspec.Raw) -> Order | None:
+def _read_envelope(text: str) -> _Envelope | None:
     try:
-        fields = _order.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
-        return None  # not an object: there is no order in it
-    status = fields.status if isinstance(fields.status, str) else None
+        document = _raw.decode(text)
+    except msgspec.DecodeError:
+        document = _raw.decode(_ESCAPE.sub(lambda match: r"\ufffd" if match["half"] else match[0], text))
+    return _envelope.decode(document) if _opens_with(document, b"{") else None
+
+
+def _orders(data: msgspec.Raw) -> tuple[Order, ...]:
+    items = _raw_list.decode(data) if _opens_with(data, b"[") else [data]
+    return tuple(_read_order(item) for item in items if _opens_with(item, b"{"))
+
+
+def _read_order(raw: msgspec.Raw) -> Order:
+    fields = _order.decode(raw)
+    status = _value(fields.status)
+    status = status if isinstance(status, str) else None
     return Order(
         id=_identifier(fields.id),
-        status=status[:MAX_MESSAGE_LENGTH] if status else None,
+        status=printable(status) if status else None,
         shipped=status in _SHIPPED_STATUSES or _any_shipped(fields.shipments),
         document=_text(raw) or "",
     )
 
 
-def _any_shipped(shipments: Any) -> bool:
-    return isinstance(shipments, list) and any(
-        isinstance(shipment, dict) and shipment.get("status") == "shipped" for shipment in shipments
+def _any_shipped(shipments: msgspec.Raw) -> bool:
+    return _opens_with(shipments, b"[") and any(
+        _value(_shipment.decode(item).status) == "shipped"
+        for item in _raw_list.decode(shipments)
+        if _opens_with(item, b"{")
     )
 
 
-def _identifier(value: Any) -> str | None:
+def _identifier(raw: msgspec.Raw) -> str | None:
+    value = _value(raw)
     if isinstance(value, bool):
         return None
     return str(value) if isinstance(value, str | int) else None
 
 
-def _origin(value: Any) -> Origin:
+def _origin(raw: msgspec.Raw) -> Origin:
+    value = _value(raw)
     if value == "trackstar":
         return "trackstar"
     if value == "integration":
         return "integration"
-    return "absent" if value is None else "other"
+    return "absent" if _text(raw) is None else "other"
 
 
-def _message(error: Any) -> str | None:
-    if error is None:
+def _message(error: msgspec.Raw) -> str | None:
+    text = _text(error)
+    if text is None:
         return None
-    text = error if isinstance(error, str) else msgspec.json.encode(error).decode()
-    return printable(text)
+    value = _value(error)
+    return printable(value if isinstance(value, str) else text)
 
 
 def printable(text: str) -> str:
@@ -167,5 +190,17 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text[:MAX_MESSAGE_LENGTH])
 
 
-def _text(raw: msgspec.Raw | None) -> str | None:
-    return bytes(raw).decode() if raw is not None else None
+def _opens_with(raw: msgspec.Raw, bracket: bytes) -> bool:
+    return bytes(raw).lstrip()[:1] == bracket
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    try:
+        return msgspec.json.decode(raw) if bytes(raw) else None
+    except (msgspec.DecodeError, RecursionError):
+        return None  # a number out of range, or nested beyond reason
+
+
+def _text(raw: msgspec.Raw) -> str | None:
+    text = bytes(raw).decode()
+    return None if text in {"", "null"} else text

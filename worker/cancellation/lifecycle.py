@@ -239,6 +239,33 @@ def _set_aside(state: State, outcome: Outcome) -> Move:
     )
 
 
+def expire(state: State, *, now: datetime, policy: Policy) -> Move:
+    """End an unsent cancellation whose `send_by` has passed, with a truthful verdict."""
+    return _end_unproven(Status.EXPIRED, state, "send_by_passed", now, policy)
+
+
+def withdraw(state: State, *, now: datetime, policy: Policy) -> Move | None:
+    """Take back what was never sent; None when a request may have reached the warehouse: too late."""
+    if state.verdict is not None:
+        return None
+    return _end_unproven(Status.WITHDRAWN, state, "withdrawn", now, policy)
+
+
+def _end_unproven(  # noqa: PLR0917 - a move has as many parts as it has
+    status: Status, state: State, reason: str, now: datetime, policy: Policy, message: str | None = None
+) -> Move:
+    # Nobody refused it and nothing proves it: either it never got through, or it is in doubt.
+    return Move(
+        status=status,
+        attempts=state.attempts,
+        reason=reason,
+        message=message,
+        verdict=Verdict.UNKNOWN if state.in_doubt else Verdict.NOT_CANCELLED,
+        evidence=None if state.in_doubt else Evidence.NEVER_SENT,
+        confirm_at=next_read_back(now, now, policy) if state.in_doubt else None,
+    )
+
+
 _SPENDS_ATTEMPT = frozenset({Kind.IN_DOUBT, Kind.NOT_SENT})
 _LEAVES_DOUBT = frozenset({Kind.IN_DOUBT, Kind.STILL_RUNNING})
 
@@ -261,15 +288,8 @@ def _try_again(state: State, outcome: Outcome, *, now: datetime, jitter: float, 
             verdict=Verdict.UNKNOWN if doubt else None,
             run_at=due,
         )
-    return Move(
-        status=ended,
-        attempts=attempts,
-        reason=outcome.reason,
-        message=outcome.message,
-        verdict=Verdict.UNKNOWN if doubt else Verdict.NOT_CANCELLED,
-        evidence=None if doubt else Evidence.NEVER_SENT,
-        confirm_at=next_read_back(now, now, policy) if doubt else None,
-    )
+    known = msgspec.structs.replace(state, attempts=attempts, verdict=Verdict.UNKNOWN if doubt else None)
+    return _end_unproven(ended, known, outcome.reason, now, policy, outcome.message)
 
 
 def _out_of_time(state: State, due: datetime, policy: Policy) -> Status | None:
@@ -285,9 +305,14 @@ def _horizon(state: State, policy: Policy) -> datetime:
 
 def _delay(attempts: int, retry_after: float | None, jitter: float, policy: Policy) -> timedelta:
     # The server's word counts, but not beyond our own cap: a wrong header may not park an order for a week.
-    floor = min(max(retry_after or 0.0, 0.0), policy.retry_cap)
+    floor = _clamped(retry_after, policy)
     wait = backoff(attempts, base=policy.retry_base, cap=policy.retry_cap, jitter=jitter, floor=floor)
     return timedelta(seconds=wait)
+
+
+def _clamped(retry_after: float | None, policy: Policy) -> float:
+    # In this order "not a number" becomes 0.
+    return min(max(0.0, retry_after or 0.0), policy.retry_cap)
 
 
 # The longest pause between two questions "is it still running?": a key is busy for 15 minutes at most.
@@ -349,7 +374,7 @@ def confirm(
             contradicted=verdict is Verdict.ACCEPTED,
         )
     if reading.sight in {Sight.LATER, Sight.NO_ACCESS}:
-        again = now + timedelta(seconds=max(reading.retry_after or 0.0, _READ_AGAIN))
+        again = now + timedelta(seconds=max(_clamped(reading.retry_after, policy), _READ_AGAIN))
         within = ended_at + timedelta(seconds=policy.retry_horizon)
         return Confirmation(verdict=verdict, evidence=evidence, confirm_at=again if again < within else None)
     return Confirmation(

@@ -162,9 +162,7 @@ def classify_read(answer: Answer, order_id: str) -> Reading:
     if status == HTTPStatus.OK and answer.body == "object":
         return _seen(answer, order_id)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return Reading(
-            sight=Sight.LATER, reason="rate_limited", retry_after=answer.retry_after, spends_attempt=False
-        )
+        return Reading(sight=Sight.LATER, reason="rate_limited", retry_after=answer.retry_after, spends_attempt=False)
     if status == HTTPStatus.UNAUTHORIZED:
         return Reading(sight=Sight.NO_ACCESS, reason=_access_reason(answer))
     if answer.body in {"object", "other_json"} and 400 <= status < 500:  # noqa: PLR2004

@@ -6,10 +6,13 @@ The client asks it before sending and the intake after receiving. It does not kn
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Annotated, Any, Literal, NoReturn
 from uuid import UUID, uuid5
 
 import msgspec
+
+from worker.cancellation.answer import printable
 
 # Fixed for ever: another namespace would give every known intent a second record, and a second request.
 RECORD_NAMESPACE = UUID("c1f0a1c2-6f0e-5d0b-9c55-3a8f4d0e7a11")
@@ -30,7 +33,8 @@ class InvalidRequest(ValueError):  # noqa: N818 - the field's word for it
     """
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
+        # It may quote the job, so it is bounded and holds nothing that a log line or PostgreSQL cannot.
+        super().__init__(printable(message))
         self.reason = reason
 
 
@@ -102,9 +106,10 @@ def make_request(fields: dict[str, Any]) -> CancelRequest:
     """
     try:
         request = msgspec.convert(fields, CancelRequest)
-    except (msgspec.ValidationError, RecursionError) as error:
+        size = len(request.to_json())
+    except (msgspec.ValidationError, UnicodeError, RecursionError, TypeError) as error:
         raise InvalidRequest("invalid_job", f"The job is not acceptable: {error}.") from error
-    if len(request.to_json()) > MAX_JOB_BYTES:
+    if size > MAX_JOB_BYTES:
         raise InvalidRequest("too_large", f"The job is longer than {MAX_JOB_BYTES} bytes of JSON.")
     return request
 
@@ -143,6 +148,8 @@ def _check_unicode(field: str, value: str) -> None:
 def _check_instant(field: str, value: datetime | None) -> None:
     if value is None:
         return
+    if value.utcoffset() is None:
+        _refuse(field, "has no offset from UTC")
     try:
         value.astimezone(UTC)
     except OverflowError:
@@ -156,6 +163,8 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
             if "\x00" in value:
                 _refuse("metadata", "has a NUL character")
             _check_unicode("metadata", value)
+        if isinstance(value, float) and not isfinite(value):
+            _refuse("metadata", "has a number that JSON cannot write")
     size = len(msgspec.json.encode(metadata))
     if size > MAX_METADATA_BYTES:
         _refuse("metadata", f"is {size} bytes of JSON; {MAX_METADATA_BYTES} is the most")

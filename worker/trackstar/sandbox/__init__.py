@@ -1,6 +1,7 @@
 """A local stand-in for Trackstar: the documented contract, scripted faults, and the truth of each order.
 
-Start reading at `script` (what can go wrong), then `contract` (what is promised). Imports nothing else of `worker`.
+Start reading at `script` (what can go wrong), then `contract` (what is promised).
+It imports nothing else of `worker`.
 """
 
 from worker.trackstar.sandbox.orders import Order, Request, Truth

@@ -1,7 +1,7 @@
 """What Trackstar's documentation promises, and the scripted exceptions. Knows nothing of sockets or of waiting.
 
-An exchange goes `cancel` or `read` (arrival), `act` (the order changes), `answer` (Trackstar knows), `finish` (the
-answer is out or lost). The server may let time pass between any two of them, and call `gone` when the client hangs up.
+An exchange goes `cancel` or `read` (arrival), `act` (the order changes), `answer` (Trackstar knows), `finish`
+(the answer is out or lost). Time may pass between any two of them; `gone` says that the client has hung up.
 """
 
 from collections.abc import Callable, Sequence
@@ -93,9 +93,7 @@ class Contract:
     def _take_step(self, exchange: Exchange) -> None:
         reads = exchange.request.kind != "cancel"
         fault = exchange.connection.fault if exchange.connection else None
-        exchange.steps = tuple(fault or _next_step(order, reads=reads) for order in exchange.orders) or (
-            fault or OK,
-        )
+        exchange.steps = tuple(fault or _next_step(order, reads=reads) for order in exchange.orders) or (fault or OK,)
         # In a read of many orders the first fault of any of them is the fault of the whole answer.
         exchange.step = next((step for step in exchange.steps if not _is_view(step)), exchange.steps[0])
         exchange.request.step = exchange.step.text
@@ -189,7 +187,7 @@ class Contract:
             self._end(exchange, end, status)
 
     def gone(self, exchange: Exchange) -> None:
-        """The client has hung up. Trackstar does not notice, and goes on with the request."""
+        """Note that the client has hung up; Trackstar does not notice, and goes on with the request."""
         with self.world.changed:
             self._end(exchange, "client_gone", None)
 
@@ -256,7 +254,7 @@ def _seen_id(order_id: str, step: Step) -> str:
 
 
 def _view(order: Order | None, step: Step) -> State | None:
-    """The state that a read serves; None when the order is not in Trackstar's copy."""
+    """Choose the state that a read serves; None when the order is not in Trackstar's copy."""
     if order is None or step.answer == "missing":
         return None
     order.refresh()

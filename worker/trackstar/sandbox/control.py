@@ -21,9 +21,9 @@ class ConnectionInput(Struct, forbid_unknown_fields=True):
     integration_name: str | UnsetType = UNSET
     available_actions: list[str] | UnsetType = UNSET
     errors: list[Any] | UnsetType = UNSET
-    writes_per_second: int | None | UnsetType = UNSET
-    reads_per_second: int | None | UnsetType = UNSET
-    fault: str | None | UnsetType = UNSET
+    writes_per_second: int | UnsetType | None = UNSET
+    reads_per_second: int | UnsetType | None = UNSET
+    fault: str | UnsetType | None = UNSET
 
 
 class OrderName(Struct, forbid_unknown_fields=True):

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from threading import Condition
-from types import MappingProxyType
 from typing import Any
 
 from worker.trackstar.sandbox.script import Step
@@ -22,7 +21,7 @@ class State:
 
     status: str
     updated: float
-    document: Mapping[str, Any] = MappingProxyType({})
+    document: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_left(self) -> bool:
@@ -128,12 +127,12 @@ class Order:
         return self.real.status != "cancelled" and not self.real.has_left
 
     def cancel(self) -> None:
-        """The warehouse cancels, because of a request."""
+        """Cancel in the warehouse, because of a request."""
         self.change("cancelled")
         self.effective_cancels += 1
 
     def change(self, status: str | None = None, document: Mapping[str, Any] | None = None) -> None:
-        """The warehouse changes the order; Trackstar's copy does not know it yet."""
+        """Change the order in the warehouse; Trackstar's copy does not know it yet."""
         self.refresh()
         self._set(self.calendar.now(), status, document)
         if status is not None:
@@ -143,7 +142,7 @@ class Order:
         self.change(status, {"shipments": [SHIPMENT]})
 
     def settle(self) -> None:
-        """The warehouse does now what it has accepted."""
+        """Make the warehouse do now what it has accepted."""
         self.refresh()
         if self.pending is not None:
             self._settle(self.calendar.now())

@@ -109,7 +109,7 @@ def of(payload: Any, status: int = 200) -> Reply:
 
 
 def cancelled(order_id: str, state: State, step: Step) -> Reply:
-    """The 200 of a cancel; a `wrong_id` step makes it tell of another order."""
+    """Build the 200 of a cancel; a `wrong_id` step makes it tell of another order."""
     wrong = step.target if step.answer == "wrong_id" else ""
     inner = another(order_id) if wrong in ("both", "data") else order_id
     outer = another(order_id) if wrong in ("both", "outer") else order_id
@@ -126,7 +126,7 @@ def error(status: int, text: str, origin: str = "trackstar", retry_after: str = 
 
 
 def scripted(step: Step) -> Reply | None:
-    """What a step says by itself; None where the answer is the one that the contract gives."""
+    """Build what a step says by itself; None where the answer is the one that the contract gives."""
     match step.answer:
         case "status" if step.status < HTTPStatus.BAD_REQUEST:
             return of({"message": "As the script says."}, step.status)
@@ -145,7 +145,7 @@ def scripted(step: Step) -> Reply | None:
 
 
 def padded(reply: Reply, size: int) -> Reply:
-    """The same JSON object with one more field, `size` bytes in all (or a little over its own length, when that is longer)."""
+    """Add one more field to the JSON object, so that it has `size` bytes (unless it is longer without)."""
     frame = reply.body[:-1] + b',"padding":"'
     return replace(reply, body=frame + b"x" * (size - len(frame) - 2) + b'"}')
 

@@ -44,21 +44,16 @@ VIEWS = READS_ONLY | {"ok", "wrong_id"}
 
 def parse(text: str) -> Step:
     """Read one step; a ValueError says in one sentence what is wrong with it."""
-    step = Step(text)
-    rest = text
-    while rest:
-        head, _, tail = rest.partition("+")
-        held = _hold(step, head)
-        if held is None:
-            break
-        step, rest = held, tail
-    return _answer(step, rest or "ok")
+    step, rest = Step(text), text
+    while (held := _hold(step, rest.partition("+")[0])) is not None:
+        step, rest = held, rest.partition("+")[2] or "ok"
+    return _answer(step, rest)
 
 
 def parse_all(texts: Iterable[str], *, reads: bool = False) -> list[Step]:
     """Read a whole script and refuse the words that make no sense for this kind of request."""
     if isinstance(texts, str):
-        raise ValueError(f"A script is a list of steps, not the one string {texts!r}.")
+        raise TypeError(f"A script is a list of steps, not the one string {texts!r}.")
     steps = [parse(text) for text in texts]
     for step in steps:
         if step.answer in (WRITES_ONLY if reads else READS_ONLY):

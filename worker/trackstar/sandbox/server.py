@@ -1,7 +1,9 @@
-"""The sandbox as an HTTP server in a thread of its own. It knows sockets, paths and waiting; what is right is `contract`'s."""
+"""The sandbox as an HTTP server in a thread of its own.
+
+It knows paths, headers and waiting; what is right is for `contract` to say, and how bytes are lost for `wire`.
+"""
 
 import asyncio
-import contextlib
 import signal
 import threading
 from collections.abc import Callable, Coroutine
@@ -105,6 +107,9 @@ class Front(HTTPServerConnectionDelegate):
         def gone() -> None:
             contract.gone(exchange)
 
+        def ended(end: str, status: int | None) -> None:
+            contract.finish(exchange, end, status)
+
         connection.set_close_callback(gone)
         try:
             await asyncio.sleep(step.slow)
@@ -117,11 +122,11 @@ class Front(HTTPServerConnectionDelegate):
                 self._send(connection, exchange)
                 return
             reply = contract.answer(exchange)
-            ended = lambda *end: contract.finish(exchange, *end)  # noqa: E731
-            with contextlib.suppress(StreamClosedError):
-                await wire.send_broken(connection, step, reply, exchange.request.id, ended, gone)
+            await wire.send_broken(connection, step, reply, exchange.request.id, ended=ended, gone=gone)
+        except StreamClosedError:
+            gone()
         finally:
-            contract.finish(exchange, "client_gone")
+            ended("closed", None)
 
     async def _stand_still(self, exchange: Exchange) -> None:
         loop, released = asyncio.get_running_loop(), asyncio.Event()
@@ -160,7 +165,7 @@ class Message(HTTPMessageDelegate):
 
 
 class Sandbox:
-    """A local Trackstar on 127.0.0.1 for as long as the `with` block lasts; `world` arranges it and tells the truth."""
+    """A local Trackstar for as long as the `with` block lasts; `world` arranges it and tells the truth."""
 
     def __init__(
         self, api_key: str = "sandbox", port: int = 0, host: str = "127.0.0.1", **options: Unpack[WorldOptions]
@@ -177,7 +182,7 @@ class Sandbox:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
     def __enter__(self) -> Self:
-        # Bound here and not in the thread: a port that is taken is the caller's error, and there is nothing to wait for.
+        # Bound here and not in the thread: a taken port is the caller's error, and there is no start to wait for.
         sockets = bind_sockets(self.port, self.host, backlog=BACKLOG)
         self.port = sockets[0].getsockname()[1]
         started: Future[None] = Future()
@@ -216,7 +221,7 @@ def serve(
     ready: Callable[[Sandbox], None] | None = None,
     **options: Unpack[WorldOptions],
 ) -> None:
-    """Run in the foreground until SIGINT or SIGTERM; call from the main thread. `ready` is called once it listens."""
+    """Run in the foreground until SIGINT or SIGTERM, from the main thread; `ready` is called once it listens."""
     stopped = threading.Event()
     before = {each: signal.signal(each, lambda *_: stopped.set()) for each in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,6 +1,6 @@
 """How an answer goes out, or does not: the faults of a network. Knows bytes and streams, and no order.
 
-Each delivery reports the end *before* its last byte leaves, so that whoever has the answer also finds it in the truth.
+Each delivery reports the end *before* its last byte leaves: whoever has the answer also finds it in the truth.
 """
 
 import asyncio
@@ -34,7 +34,13 @@ def send(connection: HTTP1Connection, reply: Reply, request_id: str, ended: Ende
 
 
 async def send_broken(
-    connection: HTTP1Connection, step: Step, reply: Reply, request_id: str, ended: Ended, gone: Callable[[], None]
+    connection: HTTP1Connection,
+    step: Step,
+    reply: Reply,
+    request_id: str,
+    *,
+    ended: Ended,
+    gone: Callable[[], None],
 ) -> None:
     if step.answer == "hang":
         await asyncio.sleep(step.seconds)
@@ -52,9 +58,7 @@ async def send_broken(
                 ended("hung" if step.answer == "hang" else "closed", None)
             case "cut":
                 ended("cut", None)
-                await stream.write(
-                    reply.head(request_id, "Connection: close") + reply.body[: len(reply.body) // 2]
-                )
+                await stream.write(reply.head(request_id, "Connection: close") + reply.body[: len(reply.body) // 2])
             case _:
                 await _drip(stream, step, reply, request_id, ended)
 

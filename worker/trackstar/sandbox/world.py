@@ -35,7 +35,7 @@ class ConnectionOptions(TypedDict, total=False):
 
 
 class OrderOptions(TypedDict, total=False):
-    """`document` lies over the sample order; `synced=False` keeps it out of Trackstar's copy until the next sync."""
+    """`document` lies over the sample order; `synced=False` keeps it out of Trackstar's copy until a sync."""
 
     status: str
     script: Sequence[str]
@@ -215,12 +215,12 @@ class World:
                 del self._orders[order.connection_id, order.order_id]
 
     def ship(self, connection_id: str, order_id: str, status: str | None = "fulfilled") -> None:
-        """The goods leave; with status None only a shipment says so."""
+        """Let the goods leave; with status None only a shipment says so."""
         with self._change():
             self.order(connection_id, order_id).ship(status)
 
     def settle(self, connection_id: str, order_id: str) -> None:
-        """The warehouse does what an `open` step has made it accept."""
+        """Make the warehouse do what it accepted under an `open` step."""
         with self._change():
             self.order(connection_id, order_id).settle()
 

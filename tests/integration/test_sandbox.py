@@ -1,0 +1,399 @@
+"""The sandbox over real sockets, seen with the client library that the worker uses."""
+
+import itertools
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import requests
+
+from worker.trackstar.sandbox import Sandbox, Truth
+
+SHOP = "shop-1"
+HEADERS = {"x-trackstar-api-key": "k", "x-trackstar-access-token": "t1"}
+TIMEOUT = 10.0
+
+Background = Callable[..., "Future[requests.Response]"]
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(api_key="k", writes_per_second=None, reads_per_second=None) as sandbox:
+        sandbox.world.connect(SHOP, access_token="t1")
+        yield sandbox
+
+
+@pytest.fixture
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as session:
+        yield session
+
+
+@pytest.fixture
+def background() -> Iterator[Background]:
+    """Requests that are under way while the test goes on."""
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        yield lambda *args, **kwargs: pool.submit(cancel, *args, **kwargs)
+
+
+def path_of(sandbox: Sandbox, order_id: str) -> str:
+    return f"{sandbox.url}/wms/orders/{quote(order_id, safe='')}"
+
+
+def cancel(
+    sandbox: Sandbox, order_id: str = "order-1", key: str | None = None, timeout: float = TIMEOUT
+) -> requests.Response:
+    headers = HEADERS if key is None else HEADERS | {"Idempotency-Key": key}
+    url = f"{path_of(sandbox, order_id)}/cancel"
+    return requests.put(url, headers=headers, timeout=timeout, allow_redirects=False)
+
+
+def truth_of(sandbox: Sandbox, order_id: str = "order-1") -> Truth:
+    return sandbox.world.order(SHOP, order_id).truth
+
+
+def add(sandbox: Sandbox, *script: str, order_id: str = "order-1") -> None:
+    sandbox.world.add_order(SHOP, order_id, script=script)
+
+
+# -- the contract on the wire
+
+
+@pytest.mark.parametrize(
+    "order_id",
+    ["order-1", "a/b", "a=b+c", "#1001", "what?", "100%", "a b", "a%2Fb", "%", "ä-端", "a;b,c&d", "cancel", "..x"],
+)
+def test_an_order_id_is_one_segment_unquoted_once(sandbox: Sandbox, order_id: str) -> None:
+    add(sandbox, order_id=order_id)
+    answer = cancel(sandbox, order_id)
+    assert (answer.status_code, answer.json()["id"], answer.json()["data"]["id"]) == (200, order_id, order_id)
+    read = requests.get(path_of(sandbox, order_id), headers=HEADERS, timeout=TIMEOUT)
+    assert read.json()["data"]["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("missing", list(HEADERS))
+def test_without_both_headers_there_is_a_401(sandbox: Sandbox, missing: str) -> None:
+    headers = {name: value for name, value in HEADERS.items() if name != missing}
+    answer = requests.put(f"{path_of(sandbox, 'x')}/cancel", headers=headers, timeout=TIMEOUT)
+    assert (answer.status_code, answer.json()["origin"]) == (401, "trackstar")
+
+
+def test_every_answer_has_a_request_id_of_its_own(sandbox: Sandbox, session: requests.Session) -> None:
+    add(sandbox, "503", "html", "429:2", "204", "redirect")
+    url = f"{path_of(sandbox, 'order-1')}/cancel"
+    own = [session.put(url, headers=HEADERS, timeout=TIMEOUT, allow_redirects=False) for _ in range(6)]
+    others = [
+        session.put(url, timeout=TIMEOUT),
+        session.get(f"{sandbox.url}/nowhere", timeout=TIMEOUT),
+        session.get(f"{sandbox.url}/_sandbox/", timeout=TIMEOUT),
+    ]
+    assert [answer.status_code for answer in own + others] == [503, 502, 429, 204, 302, 200, 401, 404, 200]
+    assert len({answer.headers["X-Request-Id"] for answer in own + others}) == 9
+    assert [request.id for request in truth_of(sandbox).requests] == [answer.headers["X-Request-Id"] for answer in own]
+
+
+def test_a_success_is_replayed_and_says_so(sandbox: Sandbox) -> None:
+    add(sandbox)
+    first, again = cancel(sandbox, key="key"), cancel(sandbox, key="key")
+    assert "Idempotent-Replayed" not in first.headers
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert again.content == first.content
+
+
+def test_many_orders_are_read_by_their_ids(sandbox: Sandbox) -> None:
+    for order_id in ("a", "b+c", "d"):
+        add(sandbox, order_id=order_id)
+    query = {"ids[in]": "d,b+c,x", "status": "cancelled", "limit": "1"}
+    answer = requests.get(f"{sandbox.url}/wms/orders", params=query, headers=HEADERS, timeout=TIMEOUT)
+    assert [order["id"] for order in answer.json()["data"]] == ["d", "b+c"]
+
+
+def test_too_many_writes_get_429_and_when_to_come_again(session: requests.Session) -> None:
+    options = {"writes_per_second": 5, "unknown_orders": "open"}
+    with Sandbox(api_key="k", **options) as sandbox:
+        sandbox.world.connect(SHOP, access_token="t1")
+        url = f"{path_of(sandbox, 'order')}/cancel"
+        answers = [session.put(url, headers=HEADERS, timeout=TIMEOUT) for _ in range(8)]
+        traffic = sandbox.world.traffic(SHOP)
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert traffic.writes_refused == len(refused) > 0
+    assert {answer.headers["retry-after"] for answer in refused} == {"1"}
+    assert answers[0].headers["x-ratelimit-remaining"] == "4"
+    assert abs(int(answers[0].headers["x-ratelimit-reset"]) - time.time()) < 10
+
+
+def test_the_endpoints_for_the_api_key_alone(sandbox: Sandbox) -> None:
+    key = {"x-trackstar-api-key": "k"}
+    made = requests.post(f"{sandbox.url}/sandbox/generate-sandbox/wms", headers=key, timeout=TIMEOUT).json()
+    about = requests.get(f"{sandbox.url}/connections/{made['connection_id']}", headers=key, timeout=TIMEOUT)
+    assert "cancel_order" in about.json()["data"]["available_actions"]
+    assert requests.get(f"{sandbox.url}/connections/x", timeout=TIMEOUT).status_code == 401
+
+
+# -- connections
+
+
+def test_one_connection_serves_many_requests(sandbox: Sandbox, session: requests.Session) -> None:
+    names = [f"order-{number}" for number in range(50)]
+    for name in names:
+        add(sandbox, "503", order_id=name)
+        url = f"{path_of(sandbox, name)}/cancel"
+        assert [session.put(url, headers=HEADERS, timeout=TIMEOUT).status_code for _ in range(2)] == [503, 200]
+    adapter = session.get_adapter(sandbox.url)
+    assert isinstance(adapter, requests.adapters.HTTPAdapter)
+    assert adapter.poolmanager.connection_from_url(sandbox.url).num_connections == 1
+
+
+def test_many_clients_are_served_at_once(sandbox: Sandbox, background: Background) -> None:
+    names = [f"order-{number}" for number in range(40)]
+    for name in names:
+        add(sandbox, "slow:0.2", order_id=name)
+    answers = [answer.result() for answer in [background(sandbox, name, key=name) for name in names]]
+    assert {answer.status_code for answer in answers} == {200}
+    assert {truth_of(sandbox, name).effective_cancels for name in names} == {1}
+
+
+def test_overlapping_cancels_of_one_order_are_seen(sandbox: Sandbox, background: Background) -> None:
+    add(sandbox, "pause", "ok")
+    first = background(sandbox)
+    sandbox.world.wait_for_pause(SHOP, "order-1")
+    assert cancel(sandbox).status_code == 200
+    assert truth_of(sandbox).in_flight == 1
+    sandbox.world.release(SHOP, "order-1")
+    assert first.result().status_code == 400
+    assert truth_of(sandbox).max_in_flight == 2
+
+
+def test_a_retry_after_a_timeout_is_no_overlap(sandbox: Sandbox) -> None:
+    add(sandbox, "hang:60", "503")
+    with pytest.raises(requests.ReadTimeout):
+        cancel(sandbox, timeout=0.2)
+    assert cancel(sandbox).status_code == 503
+    truth = truth_of(sandbox)
+    assert (truth.max_in_flight, truth.in_flight) == (1, 0)
+    assert [request.end for request in truth.requests] == ["client_gone", "answered"]
+
+
+# -- faults of the network
+
+
+@pytest.mark.parametrize(
+    ("step", "end", "effect"),
+    [
+        ("reset", "reset", 0),
+        ("close", "closed", 0),
+        ("hang:0.05", "hung", 0),
+        ("applied_then:reset", "reset", 1),
+        ("applied_then:close", "closed", 1),
+        ("applied_then:hang:0.05", "hung", 1),
+        ("succeeded_then:reset", "reset", 1),
+    ],
+)
+def test_an_answer_is_lost_before_or_after_the_cancel(sandbox: Sandbox, step: str, end: str, effect: int) -> None:
+    add(sandbox, step)
+    with pytest.raises(requests.ConnectionError):
+        cancel(sandbox)
+    truth = truth_of(sandbox)
+    assert (truth.effective_cancels, truth.requests[0].end, truth.requests[0].status) == (effect, end, None)
+
+
+def test_a_reset_is_a_reset_and_a_close_is_none(sandbox: Sandbox) -> None:
+    add(sandbox, "reset", "close")
+    with pytest.raises(requests.ConnectionError, match="reset by peer"):
+        cancel(sandbox)
+    with pytest.raises(requests.ConnectionError, match="without response"):
+        cancel(sandbox)
+
+
+def test_a_cut_body_is_shorter_than_it_says(sandbox: Sandbox) -> None:
+    add(sandbox, "cut")
+    with pytest.raises(requests.exceptions.ChunkedEncodingError, match="IncompleteRead"):
+        cancel(sandbox, key="key")
+    assert truth_of(sandbox).requests[0].end == "cut"
+    assert cancel(sandbox, key="key").headers["Idempotent-Replayed"] == "true"
+
+
+@pytest.mark.parametrize("step", ["drip:0", "drip_head:0"])
+def test_a_dripping_answer_is_whole_in_the_end(sandbox: Sandbox, step: str) -> None:
+    add(sandbox, step)
+    assert cancel(sandbox).json()["data"]["status"] == "cancelled"
+    assert [request.end for request in truth_of(sandbox).requests] == ["answered"]
+
+
+@pytest.mark.parametrize("step", ["drip:0.1", "drip_head:0.1"])
+def test_a_dripping_answer_outlives_a_read_timeout(sandbox: Sandbox, background: Background, step: str) -> None:
+    add(sandbox, step)
+    answer = background(sandbox, timeout=0.5)
+    request = sandbox.world.wait_for_request(SHOP, "order-1")
+    with pytest.raises(TimeoutError):
+        answer.result(timeout=1.0)
+    assert request.ended is None
+    sandbox.__exit__(None, None, None)
+    with pytest.raises(requests.RequestException):
+        answer.result()
+
+
+def test_a_huge_answer_arrives_whole_or_is_left_unread(sandbox: Sandbox) -> None:
+    add(sandbox, "huge:20000000", order_id="read")
+    add(sandbox, "huge:20000000", order_id="unread")
+    assert len(cancel(sandbox, "read").content) == 20_000_000
+    url = f"{path_of(sandbox, 'unread')}/cancel"
+    with requests.put(url, headers=HEADERS, timeout=TIMEOUT, stream=True) as answer:
+        assert len(next(answer.iter_content(1000))) == 1000
+    assert cancel(sandbox, "unread").status_code == 400
+
+
+def test_a_slow_cancel_is_not_done_before_its_time(sandbox: Sandbox, background: Background) -> None:
+    add(sandbox, "slow:0.3")
+    answer = background(sandbox)
+    sandbox.world.wait_for_request(SHOP, "order-1")
+    assert truth_of(sandbox).status == "open"
+    assert answer.result().json()["data"]["status"] == "cancelled"
+
+
+def test_reads_break_too(sandbox: Sandbox) -> None:
+    sandbox.world.add_order(SHOP, "order-1", reads=["reset", "html", "cut"])
+    url = path_of(sandbox, "order-1")
+    with pytest.raises(requests.ConnectionError):
+        requests.get(url, headers=HEADERS, timeout=TIMEOUT)
+    assert requests.get(url, headers=HEADERS, timeout=TIMEOUT).headers["Content-Type"] == "text/html"
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        requests.get(url, headers=HEADERS, timeout=TIMEOUT)
+    assert requests.get(url, headers=HEADERS, timeout=TIMEOUT).json()["data"]["status"] == "open"
+
+
+# -- pauses
+
+
+@pytest.mark.parametrize(("step", "status"), [("pause", "open"), ("pause_applied", "cancelled")])
+def test_a_paused_cancel_waits_before_or_after_the_change(
+    sandbox: Sandbox, background: Background, step: str, status: str
+) -> None:
+    add(sandbox, step)
+    answer = background(sandbox, key="key")
+    sandbox.world.wait_for_pause(SHOP, "order-1")
+    assert truth_of(sandbox).status == status
+    assert cancel(sandbox, key="key").status_code == 409
+    assert sandbox.world.release(SHOP, "order-1") == 1
+    assert answer.result().status_code == 200
+
+
+def test_a_paused_cancel_still_happens_after_its_client_has_died(sandbox: Sandbox) -> None:
+    add(sandbox, "pause")
+    with pytest.raises(requests.ReadTimeout):
+        cancel(sandbox, key="key", timeout=0.2)
+    sandbox.world.wait_until(lambda: truth_of(sandbox).in_flight == 0)
+    sandbox.world.release(SHOP, "order-1")
+    sandbox.world.wait_until(lambda: truth_of(sandbox).effective_cancels == 1)
+    assert cancel(sandbox, key="key").headers["Idempotent-Replayed"] == "true"
+
+
+def test_a_pause_is_released_over_http(sandbox: Sandbox, background: Background) -> None:
+    add(sandbox, "pause+503")
+    answer = background(sandbox)
+    sandbox.world.wait_for_pause(SHOP, "order-1")
+    place = {"connection_id": SHOP, "order_id": "order-1"}
+    told = requests.post(f"{sandbox.url}/_sandbox/orders/release", json=place, timeout=TIMEOUT)
+    assert told.json() == {"released": 1}
+    assert answer.result().status_code == 503
+
+
+# -- control over HTTP
+
+
+def test_people_can_arrange_everything_over_http(sandbox: Sandbox) -> None:
+    def tell(path: str, **wish: Any) -> Any:
+        return requests.post(f"{sandbox.url}/_sandbox/{path}", json=wish, timeout=TIMEOUT).json()
+
+    made = tell("connections", id="shop-2", access_token="t2")
+    tell("orders", connection_id="shop-2", order_id="a/b", script=["applied_then:500"])
+    headers = HEADERS | {"x-trackstar-access-token": made["access_token"]}
+    url = f"{path_of(sandbox, 'a/b')}/cancel"
+    assert requests.put(url, headers=headers, timeout=TIMEOUT).status_code == 500
+    query = {"connection_id": "shop-2", "order_id": "a/b"}
+    told = requests.get(f"{sandbox.url}/_sandbox/orders", params=query, timeout=TIMEOUT).json()["truth"]
+    assert (told["status"], told["copy_status"], told["effective_cancels"]) == ("cancelled", "open", 1)
+    assert tell("sync") == {"synced": 1}
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"connection_id": 1}', b"\xff"])
+def test_control_input_that_is_not_understood_is_a_400(sandbox: Sandbox, body: bytes) -> None:
+    answer = requests.post(f"{sandbox.url}/_sandbox/orders", data=body, timeout=TIMEOUT)
+    assert (answer.status_code, answer.json()["origin"]) == (400, "sandbox")
+
+
+# -- starting and stopping
+
+
+def test_it_listens_as_soon_as_it_is_entered_and_not_after() -> None:
+    for _ in range(5):
+        with Sandbox(api_key="k") as sandbox, socket.create_connection(("127.0.0.1", sandbox.port), timeout=1):
+            pass
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", sandbox.port), timeout=1)
+
+
+def test_a_port_that_is_taken_is_an_error_on_entry(sandbox: Sandbox) -> None:
+    with pytest.raises(OSError, match="in use"), Sandbox(api_key="k", port=sandbox.port):
+        pass
+
+
+@pytest.mark.parametrize("step", ["hang:600", "pause", "slow:600", "drip:600"])
+def test_it_stops_at_once_with_requests_under_way(background: Background, step: str) -> None:
+    with Sandbox(api_key="k") as sandbox:
+        sandbox.world.connect(SHOP, access_token="t1")
+        add(sandbox, step)
+        answer = background(sandbox)
+        sandbox.world.wait_for_request(SHOP, "order-1")
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    with pytest.raises(requests.RequestException):
+        answer.result()
+    assert sandbox._thread is not None
+    assert not sandbox._thread.is_alive()
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_served_in_the_foreground_it_ends_with_a_signal_and_prints_nothing(by: signal.Signals) -> None:
+    code = (
+        "from worker.trackstar.sandbox import serve\n"
+        "serve('127.0.0.1', 0, api_key='k', ready=lambda sandbox: print(sandbox.url, flush=True))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        made = requests.post(
+            f"{url}/sandbox/generate-sandbox/wms", headers={"x-trackstar-api-key": "k"}, timeout=TIMEOUT
+        )
+        assert made.status_code == 200
+        process.send_signal(by)
+        assert process.communicate(timeout=TIMEOUT) == ("", "")
+        assert process.returncode == 0
+
+
+def test_a_request_without_a_client_library_is_answered_byte_by_byte(sandbox: Sandbox) -> None:
+    """One socket, three requests, written by hand: nothing but HTTP/1.1 is relied on."""
+    add(sandbox)
+    lines = [
+        "PUT /wms/orders/order-1/cancel HTTP/1.1",
+        "Host: x",
+        *itertools.starmap("{}: {}".format, HEADERS.items()),
+    ]
+    with socket.create_connection(("127.0.0.1", sandbox.port), timeout=TIMEOUT) as line:
+        reader = line.makefile("rb")
+        statuses = []
+        for _ in range(3):
+            line.sendall("\r\n".join([*lines, "", ""]).encode())
+            statuses.append(int(reader.readline().split()[1]))
+            head = dict(row.decode().strip().split(": ") for row in iter(reader.readline, b"\r\n"))
+            assert json.loads(reader.read(int(head["Content-Length"])))
+        reader.close()
+    assert statuses == [200, 400, 400]

@@ -1,0 +1,118 @@
+"""How Celery is set up, each option with its why, and the bootstep that makes a Celery worker a cancel worker.
+
+Knows Celery; the work itself is `machinery`, what Celery runs is `tasks`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery, bootsteps, signals
+
+from worker import observability
+from worker.machinery import CLAIMING_THREADS, Machinery
+from worker.settings import SettingsError, from_environment, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+QUEUE = "cancellations"
+
+app = Celery("worker", broker=from_environment("REDIS_URL") or "redis://localhost:6379/0", include=["worker.tasks"])
+app.conf.update(
+    # The ledger is the record of what happened; a result backend would be a second, weaker one.
+    result_backend=None,
+    task_ignore_result=True,
+    # One plain list: the default exchange needs no binding that could get lost.
+    task_default_queue=QUEUE,
+    task_create_missing_queues=False,
+    task_queues=None,
+    # JSON only: nothing that comes from Redis may be code.
+    task_serializer="json",
+    accept_content=["json"],
+    # A message is settled when its ids are claimed: from then on the lease in the ledger keeps them.
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    # Never Celery's own retries or countdowns: they get lost, come twice, or fill the memory. A retry is a row.
+    task_publish_retry=True,
+    task_publish_retry_policy={"max_retries": 1, "interval_start": 0.1, "interval_step": 0.1},
+    # Threads claim and hand over; the requests run in the process's own pool (CONCURRENCY).
+    worker_pool="threads",
+    worker_concurrency=CLAIMING_THREADS,
+    worker_prefetch_multiplier=1,
+    # A running request must not be killed because Redis blinked.
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    # Logs are ours (structlog).
+    worker_hijack_root_logger=False,
+    worker_redirect_stdouts=False,
+    # The worker says which cancellation is where; an event per message would say nothing and cost as much.
+    worker_send_task_events=False,
+    task_send_sent_event=False,
+    # A Redis that is away for an hour must not end the fleet.
+    broker_connection_retry_on_startup=True,
+    broker_connection_retry=True,
+    broker_connection_max_retries=None,
+    broker_channel_error_retry=True,
+    broker_pool_limit=4,
+    broker_transport_options={
+        # Longer than any task, which only claims; the ledger's leases do the rest.
+        "visibility_timeout": 900,
+        "unacked_restore_interval": 10,
+        "unacked_restore_throttle": 1,
+        "socket_timeout": 10,  # above BRPOP's own second
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+        "max_connections": 100,  # the default of 10 lost a message for ever
+        "client_name": "cancel-worker-celery",
+    },
+)
+
+
+@signals.setup_logging.connect  # type: ignore[untyped-decorator]
+def _set_up_logs(**_: Any) -> None:
+    settings = load_settings()
+    observability.set_up_logs(settings.secrets())
+
+
+def _publish(ids: Sequence[str]) -> None:
+    """Put one message of ids on the list."""
+    from worker.tasks import attempt_batch  # noqa: PLC0415 - the tasks import this module
+
+    attempt_batch.apply_async((list(ids),), argsrepr=f"{len(ids)} cancellations")
+
+
+class CancelMachinery(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Starts and stops the machinery with the Celery worker."""
+
+    requires = ("celery.worker.components:Pool",)
+    running: Machinery | None = None
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        settings = _settings_or_exit()
+        observability.set_up_sentry(settings.sentry_dsn.get_secret_value(), settings.secrets())
+        self._machinery = Machinery(settings, app, worker.hostname, _publish)
+
+    def start(self, worker: Any) -> None:  # noqa: ARG002 - Celery's shape
+        self._machinery.start()
+        CancelMachinery.running = self._machinery
+
+    def stop(self, worker: Any) -> None:  # noqa: ARG002
+        if CancelMachinery.running is not None:
+            CancelMachinery.running = None
+            self._machinery.stop()
+
+
+def _settings_or_exit() -> Any:
+    try:
+        return load_settings()
+    except SettingsError as error:
+        raise SystemExit(f"The worker does not start: {error}") from error
+
+
+app.steps["worker"].add(CancelMachinery)
+
+# Whoever knows Flower's password should not be able to run tasks; set it to "false" to allow that.
+os.environ.setdefault("FLOWER_READ_ONLY", "true")

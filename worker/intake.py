@@ -1,0 +1,202 @@
+"""Inbox to ledger: read a batch, validate, insert what is new in one transaction, then acknowledge and delete.
+
+Knows the stream and the ledger's door; does not know what happens to a job afterwards. All of it is safe to do twice.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from redis import RedisError, ResponseError
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.cancellation.request import CancelRequest, InvalidRequest, parse_request
+from worker.inbox import GROUP, INBOX, JOB_FIELD
+from worker.ledger.accepting import DeadLetter, accept, bury, find_conflicts
+from worker.ledger.engine import is_unreachable
+from worker.pause import Pause
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redis import Redis
+    from sqlalchemy import Connection, Engine
+
+log = structlog.get_logger()
+
+BATCH = 500
+BLOCK_MS = 2_000  # an idle intake asks this often; a new entry wakes it at once
+# An entry that its reader has not settled for this long is taken over: its reader is dead or cut off.
+TAKE_OVER_AFTER_MS = 10_000
+
+Entry = tuple[bytes, dict[bytes, bytes]]
+
+
+class Intake:
+    """One thread that empties the inbox into the ledger."""
+
+    def __init__(self, redis: Redis, ledger: Engine, name: str, on_accepted: Callable[[], None]) -> None:
+        self._redis: Any = redis  # redis-py's own types promise an awaitable everywhere
+        self._ledger = ledger
+        self._name = name
+        self._on_accepted = on_accepted
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
+        self._takes = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take nothing new, and wait until what was taken is settled or left for another worker."""
+        self._stop.set()
+        self._thread.join(BLOCK_MS / 1000 + 5)
+
+    def _run(self) -> None:
+        pause = Pause(self._stop)
+        while not self._stop.is_set():
+            try:
+                self.take()
+                pause.over("intake.back")
+            except ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    pause.wait("intake.redis_refuses", error)
+                    continue
+                self._make_group(pause)
+            except RedisError as error:
+                pause.wait("intake.redis_away", error)
+            except SQLAlchemyError as error:
+                pause.wait("intake.ledger_away", error)
+            except Exception as error:  # a bug may not end the intake: the entries stay on the inbox
+                log.exception("intake.failed")
+                pause.wait("intake.failed", error)
+
+    def take(self) -> int:
+        """Take one batch: what a lost reader left first, then what is new. Return how many entries were settled."""
+        entries = self._left_by_others() or self._new_entries()
+        if entries:
+            self._settle(entries)
+        return len(entries)
+
+    def _new_entries(self) -> list[Entry]:
+        answer = self._redis.xreadgroup(GROUP, self._name, {INBOX: ">"}, count=BATCH, block=BLOCK_MS)
+        if not answer:
+            return []
+        found = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer]
+        # The newer protocol nests the entries of a stream once more.
+        return [
+            entry
+            for group in found
+            for entry in (group[0] if group and isinstance(group[0], list) else group)
+            if entry
+        ]
+
+    def _left_by_others(self) -> list[Entry]:
+        self._takes += 1
+        if self._takes % 8 != 1:  # every few batches is soon enough for what a dead worker left
+            return []
+        answer = self._redis.xautoclaim(INBOX, GROUP, self._name, TAKE_OVER_AFTER_MS, "0-0", count=BATCH)
+        return [entry for entry in answer[1] if entry and entry[1] is not None]
+
+    def _make_group(self, pause: Pause) -> None:
+        try:
+            self._redis.xgroup_create(INBOX, GROUP, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                pause.wait("intake.redis_refuses", error)
+        except RedisError as error:
+            pause.wait("intake.redis_away", error)
+
+    def _settle(self, entries: list[Entry]) -> None:
+        requests, letters = sort_out(entries)
+        accepted = self._store(requests, letters)
+        # Only now: what is acknowledged is in the ledger.
+        ids = [entry_id for entry_id, _ in entries]
+        pipeline = self._redis.pipeline(transaction=True)
+        pipeline.xack(INBOX, GROUP, *ids)
+        pipeline.xdel(INBOX, *ids)
+        pipeline.execute()
+        if accepted:
+            self._on_accepted()
+
+    def _store(self, requests: list[tuple[Entry, CancelRequest]], letters: list[DeadLetter]) -> int:
+        try:
+            with self._ledger.begin() as connection:
+                accepted, refused = _insert(connection, requests, letters)
+        except SQLAlchemyError as error:
+            if is_unreachable(error) or len(requests) <= 1:
+                if is_unreachable(error) or not requests:
+                    raise
+                # The ledger refuses this one job for good, whatever we thought of it: it may not stop the others.
+                (entry, _) = requests[0]
+                letters = [
+                    *letters,
+                    _letter(entry, "refused_by_ledger", f"The ledger refused it: {type(error).__name__}."),
+                ]
+                return self._store([], letters)
+            half = len(requests) // 2
+            return self._store(requests[:half], letters) + self._store(requests[half:], [])
+        for request in accepted:
+            log.info(
+                "cancellation.requested",
+                id=request.record_id,
+                connection_id=request.connection_id,
+                order_id=request.order_id,
+            )
+        for letter in refused:
+            log.warning("dead_letter.kept", entry_id=letter.entry_id, reason=letter.reason, error=letter.error)
+        return len(accepted)
+
+
+def sort_out(entries: list[Entry]) -> tuple[list[tuple[Entry, CancelRequest]], list[DeadLetter]]:
+    """Validate entries: what can become a cancellation, and what is kept as a dead letter."""
+    requests: list[tuple[Entry, CancelRequest]] = []
+    letters: list[DeadLetter] = []
+    for entry in entries:
+        job = entry[1].get(JOB_FIELD)
+        if job is None:
+            letters.append(_letter(entry, "no_job_field", "The entry has no field `job`."))
+            continue
+        try:
+            requests.append((entry, parse_request(job)))
+        except InvalidRequest as error:
+            letters.append(_letter(entry, error.reason, str(error)))
+    return requests, letters
+
+
+def _insert(
+    connection: Connection, requests: list[tuple[Entry, CancelRequest]], letters: list[DeadLetter]
+) -> tuple[list[CancelRequest], list[DeadLetter]]:
+    new = accept(connection, [request for _, request in requests])
+    # A record that was there already, or came twice in this batch, may be for another order.
+    conflicts = find_conflicts(connection, [request for _, request in requests])
+    refused = [
+        *letters,
+        *(
+            _letter(entry, "key_conflict", key_conflict(request, conflicts[request.record_id]))
+            for entry, request in requests
+            if conflicts.get(request.record_id, request.order_id) != request.order_id
+        ),
+    ]
+    bury(connection, refused)
+    return [
+        request for request in {r.record_id: r for _, r in reversed(requests)}.values() if request.record_id in new
+    ], refused
+
+
+def key_conflict(request: CancelRequest, known_order: str) -> str:
+    """Say that one idempotency key was used for two orders."""
+    return (
+        f"The idempotency key {request.intent_key!r} of connection {request.connection_id!r} already belongs to order "
+        f"{known_order!r}: use another key for order {request.order_id!r}."
+    )
+
+
+def _letter(entry: Entry, reason: str, error: str) -> DeadLetter:
+    entry_id, fields = entry
+    raw = fields.get(JOB_FIELD)
+    if raw is None:
+        raw = b"\n".join(name + b": " + value for name, value in fields.items())
+    return DeadLetter(source=INBOX, entry_id=entry_id.decode(), raw=raw, reason=reason, error=error)

@@ -1,0 +1,45 @@
+"""Access tokens at rest. Knows the keys; does not know where a token is kept or sent."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+HOW_TO_MAKE_A_KEY = (
+    "CREDENTIAL_KEYS is missing or wrong: access tokens are only kept encrypted. Make a key with "
+    "`python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'` "
+    "and set CREDENTIAL_KEYS to it (comma-separated: the first encrypts, all decrypt)."
+)
+
+
+class CredentialsError(ValueError):
+    """A token cannot be stored or read; the text says what to do."""
+
+
+class TokenVault:
+    """Encrypts with the first key, decrypts with any: keys are rotated by putting a new one in front."""
+
+    def __init__(self, keys: list[str]) -> None:
+        try:
+            self._fernet = MultiFernet([Fernet(key) for key in keys]) if keys else None
+        except ValueError as error:
+            raise CredentialsError(HOW_TO_MAKE_A_KEY) from error
+        # The same few hundred tokens are read for every attempt.
+        self.open = lru_cache(maxsize=4096)(self._open)
+
+    def seal(self, access_token: str) -> str:
+        """Encrypt a token for the ledger. Raises CredentialsError without a key."""
+        if self._fernet is None:
+            raise CredentialsError(HOW_TO_MAKE_A_KEY)
+        return self._fernet.encrypt(access_token.encode()).decode()
+
+    def _open(self, sealed: str) -> str:
+        if self._fernet is None:
+            raise CredentialsError(HOW_TO_MAKE_A_KEY)
+        try:
+            return self._fernet.decrypt(sealed.encode()).decode()
+        except InvalidToken as error:
+            raise CredentialsError(
+                "An access token in the ledger cannot be decrypted: CREDENTIAL_KEYS lacks the key that encrypted it."
+            ) from error

@@ -1,0 +1,76 @@
+"""How to reach the ledger: one engine a process, with the limits that keep a dead database from holding a thread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+
+# Far above any statement of ours; a query or a lock that takes longer is a fault, and its error frees the thread.
+STATEMENT_TIMEOUT_MS = 30_000
+LOCK_TIMEOUT_MS = 10_000
+SQLITE_BUSY_SECONDS = 15
+
+
+def open_ledger(url: str, *, pool_size: int = 8) -> Engine:
+    """Make the engine for a `DATABASE_URL`; connects at first use.
+
+    Raises ValueError with a sentence where the URL is of no known kind.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ValueError("DATABASE_URL is no database address: use postgresql://... or sqlite:///file.") from error
+    if parsed.get_backend_name() == "sqlite":
+        return _open_sqlite(url)
+    if parsed.get_backend_name() != "postgresql":
+        raise ValueError(f"DATABASE_URL names {parsed.get_backend_name()}: only postgresql and sqlite are supported.")
+    return create_engine(
+        parsed.set(drivername="postgresql+psycopg"),
+        pool_size=pool_size,
+        max_overflow=4,
+        pool_timeout=10,
+        connect_args={
+            "connect_timeout": 5,
+            # A network that swallows packets answers nothing: without these a thread would wait for ever.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
+            f" -c idle_in_transaction_session_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
+            "application_name": "cancel-worker",
+        },
+    )
+
+
+def _open_sqlite(url: str) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver would begin too late, see below
+        connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for the writer
+        connection.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut, as on PostgreSQL
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        # A transaction that reads first and writes later fails at once when another wrote in between.
+        writes = not connection.get_execution_options().get("ledger_readonly")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def reading(engine: Engine) -> Engine:
+    """Return the same engine for transactions that only read, so that they never wait for a writer."""
+    return engine.execution_options(ledger_readonly=True)
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether the database, not the statement, was at fault: worth trying again unchanged."""
+    if isinstance(error, OperationalError | InterfaceError):
+        return True
+    return isinstance(error, DBAPIError) and error.connection_invalidated

@@ -1,0 +1,137 @@
+"""Moves into rows: the one statement that changes a cancellation after its claim, and the events it causes.
+
+Knows guards and columns; does not know how a move was decided.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Integer, Text, case, func, null, update
+
+from worker.cancellation.lifecycle import FINAL, UNSENT, Move, safe_to_refund
+from worker.ledger.outbox import announce
+from worker.ledger.sqltypes import Instant, RecordId, as_rows, db_now, given, instant_or_none
+from worker.ledger.tables import cancellations
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+c = cancellations.c
+
+_GIVEN = {
+    "id": RecordId,
+    "owner": Text(),
+    "claim": Integer(),
+    "status": Text(),
+    "attempts": Integer(),
+    "verdict": Text(),
+    "evidence": Text(),
+    "reason": Text(),
+    "message": Text(),
+    "run_at": Instant(),
+    "confirm_at": Instant(),
+    "order_status": Text(),
+    "order_snapshot": Text(),
+    "unused_fields": Text(),
+}
+
+
+class Fence(msgspec.Struct, frozen=True):
+    """What makes a claim ours: nobody else has this owner and this claim number on this row."""
+
+    id: str
+    owner: str
+    claim: int
+
+
+def apply_claimed(connection: Connection, moves: Sequence[tuple[Fence, Move]]) -> set[str]:
+    """Apply moves where the claim is still ours; return the ids that were."""
+    source = given(connection, _GIVEN)
+    ours = (c.status == "in_flight") & (c.lease_owner == source.c.owner) & (c.claims == source.c.claim)
+    return _apply(connection, source, ours, moves)
+
+
+def apply_unsent(connection: Connection, moves: Sequence[tuple[str, Move]]) -> set[str]:
+    """End cancellations that nobody is sending; return the ids that were still unsent."""
+    source = given(connection, _GIVEN)
+    unsent = c.status.in_(sorted(UNSENT))
+    return _apply(connection, source, unsent, [(Fence(record_id, "", 0), move) for record_id, move in moves])
+
+
+def _apply(
+    connection: Connection, source: Any, guard: ColumnElement[bool], moves: Sequence[tuple[Fence, Move]]
+) -> set[str]:
+    if not moves:
+        return set()
+    final = source.c.status.in_(sorted(FINAL))
+    moved = connection.execute(
+        update(cancellations)
+        .where(c.id == source.c.id, guard)
+        .values(
+            status=source.c.status,
+            attempts=source.c.attempts,
+            verdict=source.c.verdict,
+            evidence=source.c.evidence,
+            outcome_reason=source.c.reason,
+            outcome_message=source.c.message,
+            run_at=source.c.run_at,
+            confirm_at=source.c.confirm_at,
+            # An answer without an order does not wipe the last one that was seen.
+            order_status=func.coalesce(source.c.order_status, c.order_status),
+            order_snapshot=func.coalesce(source.c.order_snapshot, c.order_snapshot),
+            unused_fields=func.coalesce(source.c.unused_fields, c.unused_fields),
+            lease_owner=null(),
+            lease_expires_at=null(),
+            ended_at=case((final, db_now()), else_=null()),
+        )
+        .returning(c.id, c.connection_id, c.order_id, c.generation, c.ended_at),
+        as_rows(_as_row(fence, move) for fence, move in moves),
+    ).all()
+    decided = {fence.id: move for fence, move in moves}
+    announce(
+        connection,
+        [
+            (str(row.id), "cancellation.ended", ended_payload(row, decided[str(row.id)]))
+            for row in moved
+            if row.ended_at
+        ],
+    )
+    return {str(row.id) for row in moved}
+
+
+def ended_payload(row: Any, move: Move) -> dict[str, Any]:
+    """Say how a cancellation ended: ids, statuses and reasons, never a document or a person's data."""
+    return {
+        "id": str(row.id),
+        "connection_id": row.connection_id,
+        "order_id": row.order_id,
+        "generation": row.generation,
+        "status": move.status,
+        "verdict": move.verdict,
+        "evidence": move.evidence,
+        "safe_to_refund": safe_to_refund(move.status, move.verdict),
+        "reason": move.reason,
+        "attempts": move.attempts,
+        "at": row.ended_at.isoformat(),
+    }
+
+
+def _as_row(fence: Fence, move: Move) -> dict[str, object]:
+    return {
+        "id": fence.id,
+        "owner": fence.owner,
+        "claim": fence.claim,
+        "status": move.status,
+        "attempts": move.attempts,
+        "verdict": move.verdict,
+        "evidence": move.evidence,
+        "reason": move.reason,
+        "message": move.message,
+        "run_at": instant_or_none(move.run_at),
+        "confirm_at": instant_or_none(move.confirm_at),
+        "order_status": move.order.status if move.order else None,
+        "order_snapshot": move.order.document if move.order else None,
+        "unused_fields": move.unused_fields,
+    }

@@ -1,0 +1,100 @@
+"""Answers into the ledger, in group commits: whatever has been answered since the last commit goes into the next.
+
+A slow call delays no other's record, and one answer alone is recorded at once. While the ledger is away the answers
+are kept here: Trackstar has given them, so they are worth waiting for.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.ledger import claims
+from worker.ledger.engine import is_unreachable
+from worker.pause import Pause
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from worker.ledger.claims import Record, Recorded
+
+log = structlog.get_logger()
+
+MAX_GROUP = 200  # rows in one transaction: enough to make its cost per row small, few enough to keep it short
+
+OnRecorded = Callable[["list[Record]", "Recorded"], None]
+
+
+class Recorder:
+    """One thread that writes records in the order in which their answers came."""
+
+    def __init__(self, ledger: Engine, on_recorded: OnRecorded) -> None:
+        self._ledger = ledger
+        self._on_recorded = on_recorded
+        self._answers: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
+        self._giving_up = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, record: Record) -> None:
+        """Hand an answer over; returns at once."""
+        self._answers.put(record)
+
+    def stop(self, grace: float) -> bool:
+        """Write what is left, for at most `grace` seconds; return whether all of it was written."""
+        self._answers.put(None)
+        self._thread.join(grace)
+        self._giving_up.set()
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            group: list[Record] = []
+            first = self._answers.get()
+            while first is not None:
+                group.append(first)
+                if len(group) == MAX_GROUP or self._answers.empty():
+                    break
+                first = self._answers.get()
+            stopping = first is None
+            if group:
+                self._write_at_last(group)
+
+    def _write_at_last(self, group: list[Record]) -> None:
+        pause = Pause(stop=self._giving_up)
+        while not self._giving_up.is_set():
+            try:
+                self._write(group)
+            except SQLAlchemyError as error:
+                if not is_unreachable(error):
+                    self._write_one_by_one(group)
+                    return
+                pause.wait("recorder.ledger_away", error, answers_kept=len(group))
+            else:
+                pause.over("recorder.ledger_back")
+                return
+
+    def _write(self, group: list[Record]) -> None:
+        with self._ledger.begin() as connection:
+            recorded = claims.record(connection, group)
+        try:
+            self._on_recorded(group, recorded)
+        except Exception:  # what was only to be told must not undo what was written
+            log.exception("recorder.report_failed")
+
+    def _write_one_by_one(self, group: list[Record]) -> None:
+        # One row that the ledger refuses may not keep the others from being written.
+        for record in group:
+            try:
+                self._write([record])
+            except SQLAlchemyError as error:
+                # Its lease ends and the rescue decides anew; the error's text may hold the row, so only its kind.
+                log.error("recorder.record_refused", id=record.claim.fence.id, error=type(error).__name__)  # noqa: TRY400

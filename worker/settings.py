@@ -1,0 +1,128 @@
+"""Everything the environment may say, read once and cross-checked. Knows names and limits; starts nothing.
+
+Each name can also be given as NAME_FILE, a file that holds the value (how orchestrators mount secrets).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker.cancellation.lifecycle import Policy
+
+# What a request may take on top of its own limit: connecting, recording, a slow scheduler.
+LEASE_MARGIN_SECONDS = 30
+KEY_LIFE_SECONDS = 86_400  # Trackstar keeps an Idempotency-Key for 24 h from the first request
+
+
+class SettingsError(ValueError):
+    """The worker refuses to start; the text says which setting to change, and to what."""
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    """The worker's settings. Durations are seconds."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+
+    redis_url: str = "redis://localhost:6379/0"
+    database_url: str = "sqlite:///cancellations.sqlite3"
+    trackstar_api_key: SecretStr = SecretStr("")
+    trackstar_base_url: str = "https://production.trackstarhq.com"
+    trackstar_access_token: SecretStr = SecretStr("")
+    credential_keys: Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)] = []
+    sentry_dsn: SecretStr = SecretStr("")
+
+    retry_base_seconds: float = Field(default=1.0, gt=0)
+    retry_cap_seconds: float = Field(default=900.0, gt=0)
+    retry_horizon_seconds: float = Field(default=86_400.0, gt=0)
+    connect_timeout_seconds: float = Field(default=5.0, gt=0)
+    request_timeout_seconds: float = Field(default=60.0, gt=0)
+    max_response_bytes: int = Field(default=4_194_304, gt=0)
+    lease_seconds: float = Field(default=180.0, gt=0)
+    writes_per_second: float = Field(default=50.0, gt=0)
+    reads_per_second: float = Field(default=10.0, gt=0)
+    read_back_seconds: Annotated[tuple[float, ...], NoDecode, BeforeValidator(_split)] = (120.0, 900.0, 4200.0)
+    concurrency: int = Field(default=32, ge=1, le=2000)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Settings:
+        longest = 2 * (self.connect_timeout_seconds + self.request_timeout_seconds)
+        if self.lease_seconds < longest + LEASE_MARGIN_SECONDS:
+            raise ValueError(
+                f"LEASE_SECONDS is {self.lease_seconds:g}, but a cancel and its read-back may take {longest:g} s: "
+                f"set it to at least {longest + LEASE_MARGIN_SECONDS:g}, or another worker could send the same cancel meanwhile"
+            )
+        if self.retry_horizon_seconds > KEY_LIFE_SECONDS:
+            raise ValueError(
+                f"RETRY_HORIZON_SECONDS is {self.retry_horizon_seconds:g}: set it to at most {KEY_LIFE_SECONDS}, the "
+                "life of an Idempotency-Key, or a late retry would be a second cancel"
+            )
+        if self.retry_cap_seconds < self.retry_base_seconds:
+            raise ValueError("RETRY_CAP_SECONDS is below RETRY_BASE_SECONDS: raise it")
+        if any(second <= first for first, second in pairwise((0.0, *self.read_back_seconds))):
+            raise ValueError("READ_BACK_SECONDS must rise, as in 120,900,4200")
+        if self.trackstar_access_token.get_secret_value() and not self.credential_keys:
+            raise ValueError("TRACKSTAR_ACCESS_TOKEN is set, but CREDENTIAL_KEYS is missing. " + _HOW_TO_MAKE_A_KEY)
+        return self
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(
+            retry_base=self.retry_base_seconds,
+            retry_cap=self.retry_cap_seconds,
+            retry_horizon=self.retry_horizon_seconds,
+            read_back=self.read_back_seconds,
+        )
+
+    @property
+    def keys(self) -> list[str]:
+        return [key.get_secret_value() for key in self.credential_keys]
+
+    def secrets(self) -> list[str]:
+        """Return every value that may never leave the process."""
+        single = (self.trackstar_api_key, self.trackstar_access_token, self.sentry_dsn)
+        return [value for value in (*(s.get_secret_value() for s in single), *self.keys) if value]
+
+
+_HOW_TO_MAKE_A_KEY = (
+    "Make one with `python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'`"
+)
+
+
+def from_environment(name: str) -> str | None:
+    """Return NAME, or the content of the file that NAME_FILE names; None when neither is set."""
+    if value := os.environ.get(name):
+        return value
+    if not (path := os.environ.get(f"{name}_FILE")):
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"{name}_FILE names {path}, which cannot be read: {error}.") from error
+
+
+@cache
+def load_settings() -> Settings:
+    """Read the environment. Raises SettingsError with one sentence that says what to change."""
+    given = {name: value for name in Settings.model_fields if (value := from_environment(name.upper())) is not None}
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error)) from error
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    problem = first["msg"].removeprefix("Value error, ").removesuffix(".")
+    name = "_".join(str(part) for part in first["loc"][:1]).upper()
+    return f"{name}: {problem}." if name else f"{problem}."

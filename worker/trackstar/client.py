@@ -1,0 +1,261 @@
+"""One HTTP request to Trackstar, bounded in time and size. Returns what came back; never judges, never raises for it.
+
+Knows the wire; does not know retries, claims or the ledger. No header and no body is ever logged: they hold secrets
+and personal data.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.exceptions import RequestException
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError, IncompleteRead, ReadTimeoutError
+
+from worker.cancellation.answer import Answer, NoReply, NoReplyReason, read_reply
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_CHUNK = 64 * 1024
+_WATCH_SECONDS = 0.1  # how late a deadline may be noticed
+
+
+class _Call:
+    """One request under way: what its connection notes, and what the watchdog does to it."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.connection: HTTPConnection | None = None
+        self.sent = False
+        self.expired = False
+
+    def cut(self) -> None:
+        self.expired = True
+        sock = getattr(self.connection, "sock", None)
+        if isinstance(sock, socket.socket):
+            # Of the plain socket: an SSLSocket's own shutdown pulls the state from under the reading thread.
+            with suppress(OSError):  # it ended by itself
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+class _Current(threading.local):
+    call: _Call
+
+
+_current = _Current()
+
+
+def _about_to_send(connection: HTTPConnection) -> None:
+    """Note that the first byte is about to leave, so that *not sent* is known and not guessed."""
+    call = _current.call
+    call.connection = connection
+    if connection.sock is None:
+        connection.connect()
+    if call.expired:  # looking up a name cannot be cut off; sending late can be left out
+        raise TimeoutError("the deadline passed before the request was sent")
+    call.sent = True
+
+
+class _PlainConnection(HTTPConnection):
+    def send(self, data: Any) -> None:
+        _about_to_send(self)
+        super().send(data)
+
+
+class _TlsConnection(HTTPSConnection):
+    def send(self, data: Any) -> None:
+        _about_to_send(self)
+        super().send(data)
+
+
+class _PlainPool(HTTPConnectionPool):
+    ConnectionCls = _PlainConnection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
+
+
+class _Watchdog:
+    """Cuts off requests that outlive their deadline.
+
+    A socket's own time-out starts anew with every byte, so a body that drips a byte a second would hold a thread for
+    hours; only somebody outside of the reading thread can end that.
+    """
+
+    def __init__(self) -> None:
+        self._calls: set[_Call] = set()
+        self._lock = threading.Condition()
+        threading.Thread(target=self._watch, name="deadline-watchdog", daemon=True).start()
+
+    @contextmanager
+    def limit(self, seconds: float) -> Iterator[_Call]:
+        _current.call = call = _Call(time.monotonic() + seconds)
+        with self._lock:
+            self._calls.add(call)
+            self._lock.notify()
+        try:
+            yield call
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+
+    def _watch(self) -> None:
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._calls)
+                now = time.monotonic()
+                for call in self._calls:
+                    if now >= call.deadline:
+                        call.cut()
+            time.sleep(_WATCH_SECONDS)
+
+
+class TrackstarClient:
+    """Calls Trackstar for one organisation. Safe to share between threads."""
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        *,
+        connect_timeout: float,
+        request_timeout: float,
+        max_response_bytes: int,
+        threads: int,
+    ) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._connect_timeout = connect_timeout
+        self._request_timeout = request_timeout
+        self._max_response_bytes = max_response_bytes
+        self._watchdog = _Watchdog()
+        self._session = requests.Session()
+        # No proxy, netrc or certificate from the environment: a secret goes only where the settings say.
+        self._session.trust_env = False
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._session.headers.clear()
+        self._session.headers.update(
+            {
+                "x-trackstar-api-key": api_key,
+                "User-Agent": "trackstar-cancel-worker",
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",  # the size limit then counts what is kept
+                "Connection": "keep-alive",
+            }
+        )
+        # Zero retries here: the ledger is the only layer that tries again.
+        adapter = _Adapter(pool_connections=4, pool_maxsize=threads, max_retries=0)
+        self._session.mount("https://", adapter)
+        self._session.mount("http://", adapter)
+
+    def cancel(self, order_id: str, *, access_token: str, idempotency_key: str) -> Answer:
+        """`PUT /wms/orders/{order_id}/cancel`, without a body."""
+        return self._send(
+            "PUT",
+            f"/wms/orders/{_segment(order_id)}/cancel",
+            {"x-trackstar-access-token": access_token, "Idempotency-Key": idempotency_key},
+        )
+
+    def read_order(self, order_id: str, *, access_token: str) -> Answer:
+        """`GET /wms/orders/{order_id}`: Trackstar's copy, up to an hour old."""
+        return self._send("GET", f"/wms/orders/{_segment(order_id)}", {"x-trackstar-access-token": access_token})
+
+    def read_orders(self, order_ids: Sequence[str], *, access_token: str) -> Answer:
+        """`GET /wms/orders?ids[in]=a,b,c`, up to 100 ids, none with a comma."""
+        ids = ",".join(quote(order_id, safe="") for order_id in order_ids)
+        return self._send("GET", f"/wms/orders?ids[in]={ids}", {"x-trackstar-access-token": access_token})
+
+    def _send(self, method: str, path: str, headers: dict[str, str]) -> Answer:
+        prepared = self._session.prepare_request(requests.Request(method, self._base_url, headers=headers))
+        # Set after preparing: `requests` would tidy the percent-encoding, and an id must stay one segment.
+        prepared.url = self._base_url + path
+        with self._watchdog.limit(self._request_timeout) as call:
+            try:
+                return self._exchange(prepared, call)
+            except (RequestException, HTTPError, OSError) as error:
+                return NoReply(_why(error, call), call.sent, type(error).__name__)
+
+    def _exchange(self, prepared: requests.PreparedRequest, call: _Call) -> Answer:
+        response = self._session.send(
+            prepared,
+            stream=True,
+            timeout=(self._connect_timeout, self._request_timeout),
+            allow_redirects=False,  # the headers carry secrets
+        )
+        with response:
+            content = self._read_body(response)
+            if content is None:
+                return NoReply("body_too_large", sent=True)
+            if call.expired:
+                return NoReply("read_timeout", sent=True)
+            headers = response.headers
+            return read_reply(
+                response.status_code,
+                content,
+                request_id=_bounded(headers.get("X-Request-Id")),
+                replayed=headers.get("Idempotent-Replayed", "").lower() == "true",
+                retry_after=_seconds(headers.get("Retry-After")),
+            )
+
+    def _read_body(self, response: requests.Response) -> bytes | None:
+        parts: list[bytes] = []
+        size = 0
+        while chunk := response.raw.read(_CHUNK):
+            size += len(chunk)
+            if size > self._max_response_bytes:
+                response.raw.close()  # what is left is not worth reading, so the connection is not worth keeping
+                return None
+            parts.append(chunk)
+        return b"".join(parts)
+
+
+def _segment(order_id: str) -> str:
+    return quote(order_id, safe="")
+
+
+def _why(error: Exception, call: _Call) -> NoReplyReason:
+    if not call.sent:
+        if call.expired or isinstance(error, requests.ConnectTimeout):
+            return "connect_timeout"
+        return "tls_failed" if isinstance(error, requests.exceptions.SSLError) else "connect_failed"
+    if call.expired or isinstance(error, requests.Timeout | ReadTimeoutError):
+        return "read_timeout"
+    if isinstance(error, IncompleteRead) or any(isinstance(arg, IncompleteRead) for arg in error.args):
+        return "cut_body"
+    return "connection_lost"
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Read `retry-after`: seconds as documented, or a date as HTTP allows."""
+    if not retry_after:
+        return None
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return seconds if 0.0 <= seconds < float("inf") else None
+
+
+def _bounded(text: str | None) -> str | None:
+    return "".join(char for char in text[:255] if char.isprintable()) if text else None
