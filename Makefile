@@ -39,6 +39,9 @@ lock: ## renew requirements/*.lock from pyproject.toml (needs uv)
 	  --extra flower pyproject.toml -o requirements/run.lock
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --extra flower --extra embedded --extra dev pyproject.toml -c requirements/run.lock -o requirements/dev.lock
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' | \
+	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  - -c requirements/dev.lock -o requirements/build.lock
 
 clean: ## remove what make made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

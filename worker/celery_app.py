@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery, bootsteps, signals
 
 from worker import observability
+from worker.environment import SettingsError, from_environment
 from worker.machinery import CLAIMING_THREADS, Machinery
-from worker.settings import SettingsError, from_environment, load_settings
+from worker.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -55,7 +55,7 @@ class Doors(msgspec.Struct, frozen=True, kw_only=True):
 class Dispatcher:
     """One thread that hands out what is due, at most `room` rows ahead of the workers."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - one caller, in the assembly
         self, ledger: Engine, owner: str, room: int, lease_seconds: float, policy: Policy, doors: Doors
     ) -> None:
         self._ledger = ledger

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.request import CancelRequest, InvalidRequest, parse_request
 from worker.inbox import GROUP, INBOX, JOB_FIELD
-from worker.ledger.accepting import DeadLetter, accept, bury, find_conflicts
+from worker.ledger.accepting import DeadLetter, accept, bury, find_conflicts, key_conflict
 from worker.ledger.engine import is_unreachable
 from worker.pause import Pause
 
@@ -184,14 +184,6 @@ def _insert(
     return [
         request for request in {r.record_id: r for _, r in reversed(requests)}.values() if request.record_id in new
     ], refused
-
-
-def key_conflict(request: CancelRequest, known_order: str) -> str:
-    """Say that one idempotency key was used for two orders."""
-    return (
-        f"The idempotency key {request.intent_key!r} of connection {request.connection_id!r} already belongs to order "
-        f"{known_order!r}: use another key for order {request.order_id!r}."
-    )
 
 
 def _letter(entry: Entry, reason: str, error: str) -> DeadLetter:

@@ -35,6 +35,7 @@ _NAMES_OF_SECRETS = [
     "sealed_token",
 ]
 REPLACEMENT = "[secret]"
+SHORTEST_SECRET = 6  # a shorter value would stand inside ordinary words, and no real key is that short
 
 
 def set_up_logs(secrets: Iterable[str] = (), *, level: int = logging.INFO) -> None:
@@ -69,7 +70,7 @@ def set_up_logs(secrets: Iterable[str] = (), *, level: int = logging.INFO) -> No
 
 
 def _replacer(secrets: Iterable[str]) -> Callable[[Any, str, Any], Any]:
-    known = [value for value in secrets if value]
+    known = [value for value in secrets if len(value) >= SHORTEST_SECRET]
 
     def replace(_logger: Any, _method: str, event: Any) -> Any:
         return without_secrets(event, known) if known else event
@@ -97,7 +98,7 @@ def set_up_sentry(dsn: str, secrets: list[str], **options: Any) -> None:
     """
 
     def clean(event: Any, _hint: Any) -> Any:
-        return without_secrets(event, secrets)
+        return without_secrets(event, [value for value in secrets if len(value) >= SHORTEST_SECRET])
 
     sentry_sdk.init(
         dsn=dsn or None,

@@ -5,24 +5,19 @@ Each name can also be given as NAME_FILE, a file that holds the value (how orche
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.cancellation.lifecycle import Policy
+from worker.environment import SettingsError, from_environment
 
 # What a request may take on top of its own limit: connecting, recording, a slow scheduler.
 LEASE_MARGIN_SECONDS = 30
 KEY_LIFE_SECONDS = 86_400  # Trackstar keeps an Idempotency-Key for 24 h from the first request
-
-
-class SettingsError(ValueError):
-    """The worker refuses to start; the text says which setting to change, and to what."""
 
 
 def _split(value: Any) -> Any:
@@ -60,7 +55,7 @@ class Settings(BaseSettings):
         if self.lease_seconds < longest + LEASE_MARGIN_SECONDS:
             raise ValueError(
                 f"LEASE_SECONDS is {self.lease_seconds:g}, but a cancel and its read-back may take {longest:g} s: "
-                f"set it to at least {longest + LEASE_MARGIN_SECONDS:g}, or another worker could send the same cancel meanwhile"
+                f"set it to at least {longest + LEASE_MARGIN_SECONDS:g}, or another worker could send the same cancel"
             )
         if self.retry_horizon_seconds > KEY_LIFE_SECONDS:
             raise ValueError(
@@ -97,18 +92,6 @@ class Settings(BaseSettings):
 _HOW_TO_MAKE_A_KEY = (
     "Make one with `python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'`"
 )
-
-
-def from_environment(name: str) -> str | None:
-    """Return NAME, or the content of the file that NAME_FILE names; None when neither is set."""
-    if value := os.environ.get(name):
-        return value
-    if not (path := os.environ.get(f"{name}_FILE")):
-        return None
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeError) as error:
-        raise SettingsError(f"{name}_FILE names {path}, which cannot be read: {error}.") from error
 
 
 @cache

@@ -473,7 +473,8 @@ def test_holds_stand_before_any_answer() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "teapot", "99", "600", "100", "hang", "hang:", "hang:long", "hang:-1", "hang:nan", "slow:x", "huge",
-     "huge:-1", "html:abc", "reset:1", "pause:2", "open:sometimes", "open:shipped", "wrong_id:x", "applied_then:", "ok+503"],
+     "huge:-1", "html:abc", "reset:1", "pause:2", "open:sometimes", "open:shipped", "wrong_id:x", "applied_then:",
+     "ok+503"],
 )  # fmt: skip
 def test_a_word_that_means_nothing_is_refused_in_one_sentence(text: str) -> None:
     with pytest.raises(ValueError, match="is no step"):

@@ -229,6 +229,8 @@ def _keep_refusal(
 
 
 def _set_aside(state: State, outcome: Outcome) -> Move:
+    if state.awaits_read:
+        return _keep_refusal(state, state.remembered_refusal, status=Status.PENDING, hold_connection=True)
     return Move(
         status=Status.PENDING,
         attempts=state.attempts,

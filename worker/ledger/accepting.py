@@ -102,6 +102,14 @@ def find_conflicts(connection: Connection, requests: Sequence[CancelRequest]) ->
     return {str(row.id): row.order_id for row in known}
 
 
+def key_conflict(request: CancelRequest, known_order: str) -> str:
+    """Say that one idempotency key was used for two orders."""
+    return (
+        f"The idempotency key {request.intent_key!r} of connection {request.connection_id!r} already belongs to order "
+        f"{known_order!r}: use another key for order {request.order_id!r}."
+    )
+
+
 def bury(connection: Connection, letters: Sequence[DeadLetter]) -> None:
     """Keep unreadable messages, each once, and announce them."""
     if not letters:

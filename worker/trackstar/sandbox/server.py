@@ -5,6 +5,7 @@ It knows paths, headers and waiting; what is right is for `contract` to say, and
 
 import asyncio
 import signal
+import socket
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -24,7 +25,6 @@ from tornado.httputil import (
     ResponseStartLine,
 )
 from tornado.iostream import StreamClosedError
-from tornado.netutil import bind_sockets
 
 from worker.trackstar.sandbox import control, replies, wire
 from worker.trackstar.sandbox.contract import Caller, Contract
@@ -183,11 +183,13 @@ class Sandbox:
 
     def __enter__(self) -> Self:
         # Bound here and not in the thread: a taken port is the caller's error, and there is no start to wait for.
-        sockets = bind_sockets(self.port, self.host, backlog=BACKLOG)
-        self.port = sockets[0].getsockname()[1]
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        listener = socket.create_server((self.host, self.port), family=family, backlog=BACKLOG)
+        listener.setblocking(False)
+        self.port = listener.getsockname()[1]
         started: Future[None] = Future()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(sockets, started)), name="trackstar-sandbox", daemon=True
+            target=lambda: asyncio.run(self._serve(listener, started)), name="trackstar-sandbox", daemon=True
         )
         self._thread.start()
         started.result(START_SECONDS)
@@ -198,14 +200,15 @@ class Sandbox:
     ) -> None:
         if self._loop is not None and self._stop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
+            self._loop = None
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
 
-    async def _serve(self, sockets: list[Any], started: Future[None]) -> None:
+    async def _serve(self, listener: socket.socket, started: Future[None]) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         front = Front(self.world)
         server = HTTPServer(front, idle_connection_timeout=IDLE_SECONDS)
-        server.add_sockets(sockets)
+        server.add_socket(listener)
         started.set_result(None)
         await self._stop.wait()
         server.stop()

@@ -1,0 +1,54 @@
+"""How Alembic reaches the ledger: the same engine as the worker, under time limits, one transaction per revision."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from alembic import context
+from sqlalchemy import Connection, text
+
+from worker.environment import from_environment
+from worker.ledger import sqltypes
+from worker.ledger.engine import open_ledger
+from worker.ledger.tables import metadata
+
+# A migration that cannot get its lock quickly gives up, rather than hold every worker behind it.
+LOCK_TIMEOUT = "5s"
+STATEMENT_TIMEOUT = "10min"
+MIGRATION_LOCK = 7_263_915_402  # any number that nobody else uses: one migration at a time
+
+
+def render_item(_kind: str, item: Any, autogen: Any) -> str | Literal[False]:
+    """Write our own column types into revisions by their names."""
+    if isinstance(item, sqltypes.Instant):
+        autogen.imports.add("from worker.ledger.sqltypes import Instant")
+        return "Instant()"
+    return False
+
+
+def run(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+        connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'"))
+        connection.execute(text(f"SELECT pg_advisory_lock({MIGRATION_LOCK})"))
+        connection.commit()
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        compare_server_default=True,
+        render_item=render_item,
+        transaction_per_migration=True,
+        render_as_batch=connection.dialect.name == "sqlite",
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+shared = context.config.attributes.get("connection")
+if shared is not None:
+    run(shared)
+else:
+    engine = open_ledger(from_environment("DATABASE_URL") or "sqlite:///cancellations.sqlite3")
+    with engine.connect() as connection:
+        run(connection)
+    engine.dispose()

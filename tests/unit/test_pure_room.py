@@ -1,0 +1,52 @@
+"""The pure room stays pure: whoever imports the rules opens no door to the outside."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import worker.cancellation
+
+RULES = sorted(module.name for module in pkgutil.iter_modules(worker.cancellation.__path__))
+OUTSIDE = {
+    "_socket", "_sqlite3", "_ssl", "alembic", "asyncio", "celery", "http.client", "kombu", "psycopg", "redis",
+    "requests", "sentry_sdk", "socket", "sqlalchemy", "sqlite3", "ssl", "structlog", "tornado", "typer", "urllib3",
+}  # fmt: skip
+
+
+def imported_with(module: str) -> set[str]:
+    # Compared with msgspec alone: what our one dependency loads for itself is not our import.
+    code = (
+        "import sys, json, msgspec.json; before = set(sys.modules); "
+        f"import {module}; print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    return set(json.loads(done.stdout))
+
+
+def test_the_room_holds_the_five_rules() -> None:
+    assert {"answer", "backoff", "lifecycle", "outcome", "request"} <= set(RULES)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_pulls_in_no_network_no_database_and_no_framework(rule: str) -> None:
+    imported = imported_with(f"worker.cancellation.{rule}")
+
+    assert f"worker.cancellation.{rule}" in imported
+    assert set() == imported & OUTSIDE
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_knows_nothing_of_ours_outside_the_room(rule: str) -> None:
+    ours = {name for name in imported_with(f"worker.cancellation.{rule}") if name.split(".")[0] == "worker"}
+
+    assert {"worker", "worker.cancellation"} == {n for n in ours if not n.startswith("worker.cancellation.")}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_has_no_clock_and_no_dice(rule: str) -> None:
+    assert set() == imported_with(f"worker.cancellation.{rule}") & {"random", "secrets", "threading"}

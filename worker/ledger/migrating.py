@@ -1,0 +1,64 @@
+"""The schema's history, applied. Knows where the revisions are; does not know what is in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+
+def _config(connection: Connection | None = None) -> Config:
+    here = Path(__file__).resolve().parents[1]
+    # Beside the package in a checkout, inside it in a wheel.
+    packaged = here / "_migrations"
+    config = Config()
+    config.set_main_option("script_location", str(packaged if packaged.is_dir() else here.parent / "migrations"))
+    config.set_main_option(
+        "file_template", "%%(year)d%%(month).2d%%(day).2d_%%(hour).2d%%(minute).2d_%%(rev)s_%%(slug)s"
+    )
+    if connection is not None:
+        config.attributes["connection"] = connection
+    return config
+
+
+def head() -> str | None:
+    """Return the newest revision this code knows."""
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def current(connection: Connection) -> str | None:
+    """Return the revision of this database; None for an empty one."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def migrate(engine: Engine, revision: str = "head") -> None:
+    """Bring the schema to a revision, forwards."""
+    with engine.connect() as connection:
+        command.upgrade(_config(connection), revision)
+        connection.commit()
+
+
+def roll_back(engine: Engine, revision: str = "base") -> None:
+    """Bring the schema back to a revision. What later revisions held is gone."""
+    with engine.connect() as connection:
+        command.downgrade(_config(connection), revision)
+        connection.commit()
+
+
+def check(engine: Engine) -> None:
+    """Raise where the tables of the code and the newest revision differ."""
+    with engine.connect() as connection:
+        command.check(_config(connection))
+
+
+def write_revision(engine: Engine, sentence: str) -> None:
+    """Write a new revision file from the difference between the code's tables and this database."""
+    with engine.connect() as connection:
+        command.revision(_config(connection), sentence, autogenerate=True)

@@ -1,0 +1,167 @@
+"""What people and producers ask the ledger: one cancellation, its timeline, lists; and taking one back.
+
+Knows rows; shows what is known, never a token.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import Connection, select
+
+from worker.cancellation.lifecycle import FINAL, Policy, SafeToRefund, State, Status, Verdict, safe_to_refund, withdraw
+from worker.ledger.moving import apply_unsent
+from worker.ledger.sqltypes import db_now
+from worker.ledger.tables import attempts, cancellations, connections, events
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Row
+
+c = cancellations.c
+
+
+class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of one intent to cancel one order, as it stands now."""
+
+    id: str
+    connection_id: str
+    order_id: str
+    idempotency_key: str
+    priority: str
+    status: str
+    attempts: int
+    generation: int
+    verdict: str | None
+    evidence: str | None
+    outcome_reason: str | None
+    outcome_message: str | None
+    order_status: str | None
+    order_snapshot: str | None  # JSON as it came; holds personal data
+    unused_fields: str | None
+    requested_by: str | None
+    reason: str | None
+    metadata: dict[str, Any] | None
+    send_by: datetime | None
+    run_at: datetime | None
+    confirm_at: datetime | None
+    requested_at: datetime
+    received_at: datetime
+    first_sent_at: datetime | None
+    ended_at: datetime | None
+    hold_reason: str | None = None  # of its connection
+
+    @property
+    def ended(self) -> bool:
+        return self.status in FINAL
+
+    @property
+    def safe_to_refund(self) -> SafeToRefund:
+        """Yes, no, or not yet: nothing is told before it has ended and is known."""
+        return safe_to_refund(Status(self.status), Verdict(self.verdict) if self.verdict else None)
+
+
+_HOLD = select(connections.c.hold_reason).where(connections.c.id == c.connection_id).scalar_subquery()
+_COLUMNS = (
+    *(c[name] for name in Cancellation.__struct_fields__ if name != "hold_reason"),
+    _HOLD.label("hold_reason"),
+)
+
+
+def get(connection: Connection, record_id: str) -> Cancellation | None:
+    row = connection.execute(select(*_COLUMNS).where(c.id == record_id)).one_or_none()
+    return _as_cancellation(row) if row else None
+
+
+def find(
+    connection: Connection,
+    *,
+    order_id: str | None = None,
+    connection_id: str | None = None,
+    status: Sequence[str] = (),
+    since: datetime | None = None,
+    limit: int = 50,
+) -> list[Cancellation]:
+    """Return the newest cancellations that match all that is given."""
+    query = select(*_COLUMNS).order_by(c.received_at.desc(), c.id).limit(limit)
+    if order_id is not None:
+        query = query.where(c.order_id == order_id)
+    if connection_id is not None:
+        query = query.where(c.connection_id == connection_id)
+    if status:
+        query = query.where(c.status.in_(status))
+    if since is not None:
+        query = query.where(c.received_at >= since)
+    return [_as_cancellation(row) for row in connection.execute(query)]
+
+
+def _as_cancellation(row: Row[Any]) -> Cancellation:
+    return Cancellation(**{**row._mapping, "id": str(row.id)})  # noqa: SLF001 - SQLAlchemy's documented name
+
+
+class Timeline(msgspec.Struct, frozen=True, kw_only=True):
+    """One cancellation with everything that happened to it, in order."""
+
+    cancellation: Cancellation
+    attempts: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+
+
+def timeline(connection: Connection, record_id: str) -> Timeline | None:
+    found = get(connection, record_id)
+    if found is None:
+        return None
+    tried = connection.execute(
+        select(attempts)
+        .where(attempts.c.cancellation_id == record_id)
+        .order_by(attempts.c.started_at, attempts.c.number, attempts.c.kind)
+    )
+    told = connection.execute(
+        select(events.c.type, events.c.payload, events.c.created_at)
+        .where(events.c.cancellation_id == record_id)
+        .order_by(events.c.id)
+    )
+    return Timeline(
+        cancellation=found,
+        attempts=[{**row._mapping, "cancellation_id": record_id} for row in tried],  # noqa: SLF001
+        events=[{**row._mapping, "payload": msgspec.json.decode(row.payload)} for row in told],  # noqa: SLF001
+    )
+
+
+class TooLateError(ValueError):
+    """The cancellation cannot be taken back; the text says why."""
+
+
+class UnknownCancellationError(LookupError):
+    """No cancellation has this id; the text says what to check."""
+
+
+def take_back(connection: Connection, record_id: str, policy: Policy) -> None:
+    """End a cancellation as `withdrawn` that was never sent.
+
+    Raises TooLateError where a request may have reached the warehouse, UnknownCancellationError for an unknown id.
+    """
+    row = connection.execute(
+        select(c.status, c.attempts, c.verdict, c.first_sent_at, db_now().label("now"))
+        .where(c.id == record_id)
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise UnknownCancellationError(
+            f"No cancellation has the id {record_id}. A job that was enqueued a moment ago may still be on the inbox: "
+            "ask again in a second."
+        )
+    state = State(
+        attempts=row.attempts,
+        first_sent_at=row.first_sent_at or row.now,
+        verdict=Verdict(row.verdict) if row.verdict else None,
+    )
+    move = withdraw(state, now=row.now, policy=policy)
+    if move is None or not apply_unsent(connection, [(record_id, move)]):
+        raise TooLateError(
+            f"Cancellation {record_id} cannot be withdrawn: it is {row.status}, so a request may have reached the "
+            "warehouse. Follow it with `show` instead."
+        )
