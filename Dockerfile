@@ -34,6 +34,7 @@ RUN groupadd --gid 10001 cancel-worker \
 WORKDIR /app
 # Owned by root: the process can read its code and cannot change it.
 COPY --from=build /opt/venv /opt/venv
+# For people to read; `cancel-worker migrate` takes the same files from the package, which always fit its code.
 COPY migrations migrations
 # By number: Kubernetes' runAsNonRoot cannot check a name.
 USER 10001:10001

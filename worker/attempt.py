@@ -135,7 +135,7 @@ def batches_of_reads(claims: Sequence[Claim]) -> list[list[Claim]]:
     return [*alone, *(group for groups in batches.values() for group in groups)]
 
 
-def _confirmed(claim: Claim, answer: Answer, began: datetime, took: int, now: datetime, policy: Policy) -> Record:  # noqa: PLR0917
+def _confirmed(claim: Claim, answer: Answer, began: datetime, took: int, now: datetime, policy: Policy) -> Record:
     reading = classify_read(answer, claim.order_id)
     if claim.state.verdict is None or claim.ended_at is None:
         raise ValueError(f"cancellation {claim.fence.id} has not ended, so it has nothing to confirm")

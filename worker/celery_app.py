@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 QUEUE = "cancellations"
+ATTEMPT_BATCH = "worker.attempt_batch"  # by name: the tasks import this module
 
 app = Celery("worker", broker=from_environment("REDIS_URL") or "redis://localhost:6379/0", include=["worker.tasks"])
 app.conf.update(
@@ -55,7 +56,8 @@ app.conf.update(
     broker_connection_retry=True,
     broker_connection_max_retries=None,
     broker_channel_error_retry=True,
-    broker_pool_limit=4,
+    # Flower asks ten things at once on this pool, and waits for ever for a connection that is not there.
+    broker_pool_limit=20,
     broker_transport_options={
         # Longer than any task, which only claims; the ledger's leases do the rest.
         "visibility_timeout": 900,
@@ -79,9 +81,7 @@ def _set_up_logs(**_: Any) -> None:
 
 def _publish(ids: Sequence[str]) -> None:
     """Put one message of ids on the list."""
-    from worker.tasks import attempt_batch  # noqa: PLC0415 - the tasks import this module
-
-    attempt_batch.apply_async((list(ids),), argsrepr=f"{len(ids)} cancellations")
+    app.send_task(ATTEMPT_BATCH, (list(ids),), argsrepr=f"{len(ids)} cancellations")
 
 
 class CancelMachinery(bootsteps.StartStopStep):  # type: ignore[misc]

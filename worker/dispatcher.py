@@ -17,6 +17,7 @@ from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.lifecycle import Move, Policy, expire
+from worker.health import Heartbeat
 from worker.ledger import claims, turns
 from worker.ledger.claims import Claim
 from worker.ledger.engine import reading
@@ -55,7 +56,7 @@ class Doors(msgspec.Struct, frozen=True, kw_only=True):
 class Dispatcher:
     """One thread that hands out what is due, at most `room` rows ahead of the workers."""
 
-    def __init__(  # noqa: PLR0917 - one caller, in the assembly
+    def __init__(
         self, ledger: Engine, owner: str, room: int, lease_seconds: float, policy: Policy, doors: Doors
     ) -> None:
         self._ledger = ledger
@@ -67,6 +68,7 @@ class Dispatcher:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._settled_at = 0.0
+        self._heartbeat = Heartbeat()
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
 
     def start(self) -> None:
@@ -92,6 +94,7 @@ class Dispatcher:
         while not self._stop.is_set():
             self._wake.clear()
             try:
+                self._heartbeat.beat()
                 rest = self.tick()
             except (SQLAlchemyError, RedisError, BrokerError, OSError) as error:
                 pause.wait("dispatcher.part_away", error)

@@ -58,7 +58,10 @@ class EmbeddedRedis:
     def start(self) -> None:
         """Start it and wait until it answers."""
         settings = {"port": self.port, "bind": "127.0.0.1", "dir": self._folder, "appendonly": "yes", "save": ""}
-        command = [find_redis_server(), *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
+        command = [
+            find_redis_server(),
+            *(word for name, value in settings.items() for word in (f"--{name}", str(value))),
+        ]
         with (self._folder / "redis.log").open("ab") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)  # noqa: S603
         deadline = time.monotonic() + START_SECONDS

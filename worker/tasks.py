@@ -9,14 +9,14 @@ import structlog
 from celery.exceptions import Reject
 from redis import RedisError
 
-from worker.celery_app import CancelMachinery, app
+from worker.celery_app import ATTEMPT_BATCH, CancelMachinery, app
 from worker.inbox import connect_redis, put_jobs
 from worker.settings import load_settings
 
 log = structlog.get_logger()
 
 
-@app.task(name="worker.attempt_batch", send_events=False)  # type: ignore[untyped-decorator]
+@app.task(name=ATTEMPT_BATCH, send_events=False)  # type: ignore[untyped-decorator]
 def attempt_batch(ids: list[str]) -> None:
     """Claim these cancellations and hand them to the request threads. Flower follows them, not this message."""
     machinery = CancelMachinery.running

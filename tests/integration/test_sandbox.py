@@ -1,6 +1,5 @@
 """The sandbox over real sockets, seen with the client library that the worker uses."""
 
-import itertools
 import json
 import signal
 import socket
@@ -54,6 +53,11 @@ def cancel(
     headers = HEADERS if key is None else HEADERS | {"Idempotency-Key": key}
     url = f"{path_of(sandbox, order_id)}/cancel"
     return requests.put(url, headers=headers, timeout=timeout, allow_redirects=False)
+
+
+def by_hand(order_id: str) -> bytes:
+    head = [f"PUT /wms/orders/{order_id}/cancel HTTP/1.1", *map(": ".join, HEADERS.items())]
+    return "\r\n".join([*head, "", ""]).encode()
 
 
 def truth_of(sandbox: Sandbox, order_id: str = "order-1") -> Truth:
@@ -180,6 +184,29 @@ def test_a_retry_after_a_timeout_is_no_overlap(sandbox: Sandbox) -> None:
     truth = truth_of(sandbox)
     assert (truth.max_in_flight, truth.in_flight) == (1, 0)
     assert [request.end for request in truth.requests] == ["client_gone", "answered"]
+
+
+@pytest.mark.parametrize("reused", [True, False])
+def test_a_client_that_hangs_up_and_asks_again_at_once_is_no_overlap(sandbox: Sandbox, reused: bool) -> None:
+    place = ("127.0.0.1", sandbox.port)
+    for name in (f"order-{number}" for number in range(50)):
+        add(sandbox, "hang:60", "ok", order_id=name)
+        with socket.create_connection(place) as first, socket.create_connection(place) as spare:
+            first.sendall(by_hand(name))
+            sandbox.world.wait_for_request(SHOP, name)
+            first.close()
+            with spare if reused else socket.create_connection(place) as second:
+                second.sendall(by_hand(name))
+                assert second.recv(12) == b"HTTP/1.1 200"
+        assert truth_of(sandbox, name).max_in_flight == 1
+
+
+def test_a_client_that_does_not_wait_at_all_is_noticed(sandbox: Sandbox) -> None:
+    add(sandbox, "pause")
+    with socket.create_connection(("127.0.0.1", sandbox.port)) as line:
+        line.sendall(by_hand("order-1"))
+    sandbox.world.wait_for_request(SHOP, "order-1")
+    sandbox.world.wait_until(lambda: truth_of(sandbox).requests[0].end == "client_gone")
 
 
 # -- faults of the network
@@ -383,16 +410,11 @@ def test_served_in_the_foreground_it_ends_with_a_signal_and_prints_nothing(by: s
 def test_a_request_without_a_client_library_is_answered_byte_by_byte(sandbox: Sandbox) -> None:
     """One socket, three requests, written by hand: nothing but HTTP/1.1 is relied on."""
     add(sandbox)
-    lines = [
-        "PUT /wms/orders/order-1/cancel HTTP/1.1",
-        "Host: x",
-        *itertools.starmap("{}: {}".format, HEADERS.items()),
-    ]
     with socket.create_connection(("127.0.0.1", sandbox.port), timeout=TIMEOUT) as line:
         reader = line.makefile("rb")
         statuses = []
         for _ in range(3):
-            line.sendall("\r\n".join([*lines, "", ""]).encode())
+            line.sendall(by_hand("order-1"))
             statuses.append(int(reader.readline().split()[1]))
             head = dict(row.decode().strip().split(": ") for row in iter(reader.readline, b"\r\n"))
             assert json.loads(reader.read(int(head["Content-Length"])))

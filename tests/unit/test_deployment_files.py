@@ -9,11 +9,12 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from worker.settings import LEASE_MARGIN_SECONDS, Settings
+
 ROOT = Path(__file__).parents[2]
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 SECRET = re.compile(r"KEY|TOKEN|PASSWORD|AUTH|DATABASE_URL")
 REQUIRED = re.compile(r"\$\{(\w+):\?(?P<message>[^}]+)\}")
-REQUEST_TIMEOUT_DEFAULT_SECONDS = 60
 
 
 class Instruction(NamedTuple):
@@ -85,6 +86,14 @@ def test_the_user_of_the_image_has_a_name_because_celery_takes_a_nameless_group_
 
 def test_the_migrations_are_inside_the_image() -> None:
     assert "migrations migrations" in in_final_image("COPY")
+
+
+def test_the_package_in_the_image_brings_the_migrations_that_fit_its_code() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    copied_before_the_build = [found.rest for found in DOCKERFILE if found.word == "COPY" and found.stage < LAST_STAGE]
+
+    assert wheel["force-include"]["migrations"] == "worker/_migrations"
+    assert "migrations migrations" in copied_before_the_build
 
 
 def test_the_worker_is_process_one_and_gets_the_signal_itself() -> None:
@@ -219,11 +228,18 @@ def test_whatever_others_wait_for_says_when_it_is_healthy() -> None:
         assert SERVICES[name]["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
 
 
-def test_a_worker_that_is_told_to_stop_has_time_to_finish_its_requests() -> None:
+def test_a_worker_that_is_told_to_stop_has_time_to_finish_its_requests_and_to_record_them() -> None:
     grace = seconds(SERVICES["worker"]["stop_grace_period"])
-    timeout = SERVICES["worker"]["environment"].get("REQUEST_TIMEOUT_SECONDS") or REQUEST_TIMEOUT_DEFAULT_SECONDS
+    limits = [Settings.model_fields[f"{part}_timeout_seconds"].default for part in ("connect", "request")]
+    cancel_and_read_back = 2 * sum(limits)
 
-    assert grace > int(timeout)
+    assert grace > cancel_and_read_back + LEASE_MARGIN_SECONDS
+
+
+def test_no_time_limit_of_the_worker_is_set_behind_the_back_of_its_grace() -> None:
+    environment = SERVICES["worker"]["environment"]
+
+    assert not {name: value for name, value in environment.items() if name.endswith("_SECONDS") and value is not None}
 
 
 def test_flower_asks_for_a_password_and_listens_on_this_machine_only() -> None:

@@ -17,6 +17,6 @@ def backoff(spent: int, *, base: float, cap: float, jitter: float, floor: float 
     `jitter` is uniform in [0, 1). Full jitter spreads a thousand orders that failed together over the whole
     interval, also at the cap. `floor` is the server's own word (`retry-after`); callers clamp it.
     """
-    spread = ceiling(spent, base=base, cap=cap) * jitter
+    longest = ceiling(spent, base=base, cap=cap)
     # On top of a floor the jitter stays, or everyone who was told "in 5 s" comes back in the same instant.
-    return floor + min(spread, base) if floor else spread
+    return floor + min(longest, base) * jitter if floor else longest * jitter

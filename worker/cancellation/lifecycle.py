@@ -253,7 +253,7 @@ def withdraw(state: State, *, now: datetime, policy: Policy) -> Move | None:
     return _end_unproven(Status.WITHDRAWN, state, "withdrawn", now, policy)
 
 
-def _end_unproven(  # noqa: PLR0917 - a move has as many parts as it has
+def _end_unproven(
     status: Status, state: State, reason: str, now: datetime, policy: Policy, message: str | None = None
 ) -> Move:
     # Nobody refused it and nothing proves it: either it never got through, or it is in doubt.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import Connection, Engine
 
 
@@ -28,6 +31,14 @@ def _config(connection: Connection | None = None) -> Config:
     return config
 
 
+@contextmanager
+def _own_connection(engine: Engine) -> Iterator[Connection]:
+    with engine.connect() as connection:
+        # Closed for good afterwards: from the pool it would go on holding the migration's lock and time limits.
+        connection.detach()
+        yield connection
+
+
 def head() -> str | None:
     """Return the newest revision this code knows."""
     return ScriptDirectory.from_config(_config()).get_current_head()
@@ -40,25 +51,25 @@ def current(connection: Connection) -> str | None:
 
 def migrate(engine: Engine, revision: str = "head") -> None:
     """Bring the schema to a revision, forwards."""
-    with engine.connect() as connection:
+    with _own_connection(engine) as connection:
         command.upgrade(_config(connection), revision)
         connection.commit()
 
 
 def roll_back(engine: Engine, revision: str = "base") -> None:
     """Bring the schema back to a revision. What later revisions held is gone."""
-    with engine.connect() as connection:
+    with _own_connection(engine) as connection:
         command.downgrade(_config(connection), revision)
         connection.commit()
 
 
 def check(engine: Engine) -> None:
     """Raise where the tables of the code and the newest revision differ."""
-    with engine.connect() as connection:
+    with _own_connection(engine) as connection:
         command.check(_config(connection))
 
 
 def write_revision(engine: Engine, sentence: str) -> None:
     """Write a new revision file from the difference between the code's tables and this database."""
-    with engine.connect() as connection:
+    with _own_connection(engine) as connection:
         command.revision(_config(connection), sentence, autogenerate=True)

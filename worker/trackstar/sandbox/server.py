@@ -7,11 +7,13 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Callable, Coroutine
+from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, Unpack, cast
+from typing import Literal, Self, TypedDict, Unpack, cast
 from urllib.parse import parse_qs, unquote
 
 from tornado.http1connection import HTTP1Connection
@@ -24,7 +26,7 @@ from tornado.httputil import (
     RequestStartLine,
     ResponseStartLine,
 )
-from tornado.iostream import StreamClosedError
+from tornado.iostream import IOStream, StreamClosedError
 
 from worker.trackstar.sandbox import control, replies, wire
 from worker.trackstar.sandbox.contract import Caller, Contract
@@ -55,20 +57,27 @@ class Front(HTTPServerConnectionDelegate):
         self.world = world
         self.contract = Contract(world)
         self._tasks: set[asyncio.Task[None]] = set()
+        # The requests that wait, by their target.
+        self._waiting: defaultdict[str, set[tuple[IOStream, Exchange]]] = defaultdict(set)
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:  # noqa: ARG002
         return Message(self, cast("HTTP1Connection", request_conn))
 
     def take(self, connection: HTTP1Connection, message: "Message") -> None:
+        self._notice_gone(message.target)
         exchange = self._route(message)
         if isinstance(exchange, Reply):
-            wire.send(connection, exchange, self.world.next_request_id(), lambda _end, _status: None)
+            wire.send(connection, exchange, self.world.next_request_id(), lambda *_end: None)
             return
         step = exchange.step
         if not (step.slow or step.pause or step.answer in wire.BROKEN):
-            self._send(connection, exchange)
+            reply = self.contract.answer(exchange)
+            wire.send(connection, reply, exchange.request.id, partial(self.contract.finish, exchange))
             return
-        self._spawn(self._play(connection, exchange))
+        self._waiting[message.target].add((connection.stream, exchange))
+        task = asyncio.get_running_loop().create_task(self._play(connection, message.target, exchange))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -97,46 +106,44 @@ class Front(HTTPServerConnectionDelegate):
                 return control.handle(self.world, method, tuple(filter(None, rest)), fields, bytes(message.body))
         return NO_ENDPOINT
 
-    def _send(self, connection: HTTP1Connection, exchange: Exchange) -> None:
-        reply = self.contract.answer(exchange)
-        wire.send(connection, reply, exchange.request.id, lambda *end: self.contract.finish(exchange, *end))
+    def _notice_gone(self, target: str) -> None:
+        # Who hangs up and asks again at once makes no overlap, but the event loop may hear of the new request first.
+        for stream, exchange in self._waiting.get(target, ()):
+            if wire.hung_up(stream):
+                self.contract.gone(exchange)
 
-    async def _play(self, connection: HTTP1Connection, exchange: Exchange) -> None:
-        step, contract = exchange.step, self.contract
-
-        def gone() -> None:
-            contract.gone(exchange)
-
-        def ended(end: str, status: int | None) -> None:
-            contract.finish(exchange, end, status)
-
+    async def _play(self, connection: HTTP1Connection, target: str, exchange: Exchange) -> None:
+        gone, ended = partial(self.contract.gone, exchange), partial(self.contract.finish, exchange)
+        stream = connection.stream
         connection.set_close_callback(gone)
+        self._notice_gone(target)
         try:
-            await asyncio.sleep(step.slow)
-            if step.pause == "before":
-                await self._stand_still(exchange)
-            contract.act(exchange)
-            if step.pause == "after":
-                await self._stand_still(exchange)
-            if step.answer not in wire.BROKEN:
-                self._send(connection, exchange)
-                return
-            reply = contract.answer(exchange)
-            await wire.send_broken(connection, step, reply, exchange.request.id, ended=ended, gone=gone)
+            reply = await self._reply(exchange)
+            if exchange.step.answer in wire.BROKEN:
+                await wire.send_broken(connection, exchange.step, reply, exchange.request.id, ended=ended, gone=gone)
+            else:
+                wire.send(connection, reply, exchange.request.id, ended)
         except StreamClosedError:
             gone()
         finally:
-            ended("closed", None)
+            ended("closed")
+            self._waiting[target].discard((stream, exchange))
+            if not self._waiting[target]:
+                del self._waiting[target]
+
+    async def _reply(self, exchange: Exchange) -> Reply:
+        await asyncio.sleep(exchange.step.slow)
+        if exchange.step.pause == "before":
+            await self._stand_still(exchange)
+        self.contract.act(exchange)
+        if exchange.step.pause == "after":
+            await self._stand_still(exchange)
+        return self.contract.answer(exchange)
 
     async def _stand_still(self, exchange: Exchange) -> None:
         loop, released = asyncio.get_running_loop(), asyncio.Event()
         if self.contract.hold(exchange, lambda: loop.call_soon_threadsafe(released.set)):
             await released.wait()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 class Message(HTTPMessageDelegate):
@@ -185,7 +192,7 @@ class Sandbox:
         # Bound here and not in the thread: a taken port is the caller's error, and there is no start to wait for.
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         listener = socket.create_server((self.host, self.port), family=family, backlog=BACKLOG)
-        listener.setblocking(False)
+        listener.settimeout(0)
         self.port = listener.getsockname()[1]
         started: Future[None] = Future()
         self._thread = threading.Thread(

@@ -8,6 +8,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable
+from typing import Protocol
 
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import IOStream
@@ -20,13 +21,15 @@ BROKEN = frozenset({"reset", "close", "hang", "cut", "drip", "drip_head"})
 # With this linger a close sends RST instead of FIN.
 ABORT = struct.pack("ii", 1, 0)
 
-Ended = Callable[[str, int | None], None]
+
+class Ended(Protocol):
+    def __call__(self, end: str, status: int | None = None, /) -> None: ...
 
 
 def send(connection: HTTP1Connection, reply: Reply, request_id: str, ended: Ended) -> None:
     """Send a whole answer at once and keep the connection."""
     if closed(connection):
-        ended("client_gone", None)
+        ended("client_gone")
         return
     ended("answered", reply.status)
     connection.write(reply.wire(request_id))
@@ -45,19 +48,19 @@ async def send_broken(
     if step.answer == "hang":
         await asyncio.sleep(step.seconds)
     if closed(connection):
-        ended("client_gone", None)
+        ended("client_gone")
         return
     stream = connection.detach()
     stream.set_close_callback(gone)
     with contextlib.closing(stream):
         match step.answer:
             case "reset":
-                ended("reset", None)
+                ended("reset")
                 stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
             case "close" | "hang":
-                ended("hung" if step.answer == "hang" else "closed", None)
+                ended("hung" if step.answer == "hang" else "closed")
             case "cut":
-                ended("cut", None)
+                ended("cut")
                 await stream.write(reply.head(request_id, "Connection: close") + reply.body[: len(reply.body) // 2])
             case _:
                 await _drip(stream, step, reply, request_id, ended)
@@ -66,6 +69,18 @@ async def send_broken(
 def closed(connection: HTTP1Connection) -> bool:
     # A detached connection has no stream, whatever the annotation says.
     return connection.stream is None or connection.stream.closed()
+
+
+def hung_up(stream: IOStream) -> bool:
+    """Tell whether the client has closed, even if the event loop has not come to hear of it yet."""
+    if stream.closed():
+        return True
+    try:
+        return stream.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 async def _drip(stream: IOStream, step: Step, reply: Reply, request_id: str, ended: Ended) -> None:

@@ -1,0 +1,88 @@
+"""The command `cancel-worker`. Every error is one sentence with what to do; a traceback never reaches a person.
+
+Exit codes: 0 done, 1 not as hoped, 2 wrong input or settings, 3 a part (Redis, the ledger) could not be reached.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import sentry_sdk
+import typer
+from redis import RedisError
+from rich.console import Console
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from worker.cancellation.request import InvalidRequest
+from worker.cli import connections, demo, orders, service
+from worker.client import (
+    InboxUnavailableError,
+    KeyConflictError,
+    LedgerUnavailableError,
+    TooLateError,
+    UnknownCancellationError,
+)
+from worker.embedded import NoRedisServerError
+from worker.environment import SettingsError
+from worker.ledger.credentials import CredentialsError
+
+app = typer.Typer(
+    help="Stops an order before the warehouse ships it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(connections.app, name="connections")
+for command in (
+    demo.demo,
+    service.run,
+    service.migrate,
+    service.sandbox,
+    service.health,
+    orders.enqueue,
+    orders.show,
+    orders.list_,
+    orders.withdraw,
+):
+    app.command(name=command.__name__.rstrip("_"))(command)
+
+WRONG_INPUT = (InvalidRequest, KeyConflictError, UnknownCancellationError, SettingsError, CredentialsError)
+UNREACHABLE = (InboxUnavailableError, LedgerUnavailableError, NoRedisServerError)
+
+
+def main() -> None:
+    """Run the command line and turn every error into a sentence and an exit code."""
+    try:
+        app()
+    except WRONG_INPUT as error:
+        _fail(2, str(error))
+    except UNREACHABLE as error:
+        _fail(3, str(error))
+    except (TooLateError, TimeoutError) as error:
+        _fail(1, str(error))
+    except RedisError as error:
+        _fail(3, f"Redis could not be reached ({type(error).__name__}): check REDIS_URL and that the server runs.")
+    except DBAPIError as error:
+        _fail(3, f"{_ledger_problem(error)} Check DATABASE_URL, and that `cancel-worker migrate` has run.")
+    except SQLAlchemyError as error:
+        _fail(3, f"The ledger could not be used ({type(error).__name__}): check DATABASE_URL.")
+    except ValueError as error:
+        _fail(2, str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - the last stop before a person
+        sentry_sdk.capture_exception(error)
+        _fail(1, f"This is a bug in cancel-worker ({type(error).__name__}): please report what you typed.")
+
+
+def _ledger_problem(error: DBAPIError) -> str:
+    text = str(error.orig)
+    if "no such table" in text or "does not exist" in text:
+        return "The ledger has no tables yet."
+    return f"The ledger could not be reached ({type(error).__name__})."
+
+
+def _fail(code: int, sentence: str) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(sentence, style="red", markup=False, highlight=False)
+    sys.exit(code)

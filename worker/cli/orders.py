@@ -1,0 +1,178 @@
+"""Commands about cancellations: enqueue, show, list, withdraw."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.table import Table
+
+from worker.cancellation.lifecycle import SafeToRefund, Status
+from worker.cli.parts import client, console, ledger, moment, overview, refund
+from worker.client import Cancellation, UnknownCancellationError
+from worker.ledger import reading as questions
+from worker.ledger.engine import reading
+from worker.ledger.reading import Timeline
+
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+Connection = Annotated[str, typer.Option("--connection", "-c", help="The connection's id.")]
+
+
+def enqueue(
+    order_ids: Annotated[list[str], typer.Argument(help="One or more order ids.")],
+    connection: Connection = "default",
+    send_by: Annotated[str | None, typer.Option(help="ISO-8601 instant; after it the cancel is worthless.")] = None,
+    priority: Annotated[str, typer.Option(help="urgent, normal or bulk.")] = "normal",
+    key: Annotated[str | None, typer.Option(help="Idempotency key; default: derived from the order id.")] = None,
+    requested_by: Annotated[str | None, typer.Option(help="Who asks.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why.")] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until each has ended; exits 1 unless all succeeded.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for each at most.")] = 300.0,
+) -> None:
+    """Ask for orders to be cancelled."""
+    if key is not None and len(order_ids) > 1:
+        raise typer.BadParameter("one key means one intent: give --key with one order id only", param_hint="--key")
+    jobs = [
+        {
+            "connection_id": connection,
+            "order_id": order_id,
+            "idempotency_key": key,
+            "send_by": send_by,
+            "priority": priority,
+            "requested_by": requested_by,
+            "reason": reason,
+        }
+        for order_id in order_ids
+    ]
+    producer = client()
+    ids = producer.enqueue_many(jobs)
+    if not wait:
+        for order_id, record_id in zip(order_ids, ids, strict=True):
+            console.print(f"{record_id}  {order_id}", markup=False, highlight=False)
+        return
+    ended = [producer.wait(record_id, timeout) for record_id in ids]
+    console.print(overview(ended))
+    if any(found.status != Status.SUCCEEDED for found in ended):
+        raise typer.Exit(1)
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="A cancellation's id, or an order id.")],
+    connection: Annotated[str | None, typer.Option("--connection", "-c", help="Of this connection only.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs; holds personal data of the order.")] = False,
+) -> None:
+    """Tell what happened to one order's cancel, and whether it is safe to refund."""
+    with reading(ledger()).connect() as opened:
+        if _UUID.fullmatch(name):
+            ids = [name]
+        else:
+            ids = [found.id for found in questions.find(opened, order_id=name, connection_id=connection)]
+        timelines = [found for record_id in ids if (found := questions.timeline(opened, record_id))]
+    if not timelines:
+        raise UnknownCancellationError(
+            f"Nothing in the ledger has the id or the order id {name!r}. A job enqueued a moment ago may still be on "
+            "the inbox; one that could not be read is among the dead letters."
+        )
+    for found in timelines:
+        if as_json:
+            print(msgspec.json.encode(_as_json(found)).decode())  # noqa: T201 - for programs, as it is
+        else:
+            _print_timeline(found)
+
+
+def list_(
+    status: Annotated[list[Status] | None, typer.Option(help="Only these; may be given more than once.")] = None,
+    connection: Annotated[str | None, typer.Option("--connection", "-c", help="Of this connection only.")] = None,
+    since: Annotated[datetime | None, typer.Option(help="Received since then (UTC).")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List cancellations, the newest first."""
+    with reading(ledger()).connect() as opened:
+        found = questions.find(
+            opened,
+            status=status or (),
+            connection_id=connection,
+            since=since.astimezone() if since else None,
+            limit=limit,
+        )
+    if as_json:
+        for row in found:
+            print(msgspec.json.encode(_without_document(row)).decode())  # noqa: T201
+    else:
+        console.print(overview(found))
+
+
+def withdraw(ids: Annotated[list[str], typer.Argument(help="Ids of cancellations that were not sent yet.")]) -> None:
+    """Take back cancels that were not sent yet."""
+    producer = client()
+    for record_id in ids:
+        producer.withdraw(record_id)
+        console.print(f"{record_id}  withdrawn", highlight=False)
+
+
+def _without_document(found: Cancellation) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(found)
+    del fields["order_snapshot"], fields["unused_fields"]
+    return {**fields, "safe_to_refund": found.safe_to_refund}
+
+
+def _as_json(found: Timeline) -> dict[str, Any]:
+    document = found.cancellation.order_snapshot
+    return {
+        **_without_document(found.cancellation),
+        "order_snapshot": msgspec.Raw(document.encode()) if document else None,
+        "attempts_made": found.attempts,
+        "events": found.events,
+    }
+
+
+_ANSWERS = {
+    SafeToRefund.YES: "Safe to refund: yes. The order is cancelled.",
+    SafeToRefund.NO: "Safe to refund: no. The order was not cancelled.",
+    SafeToRefund.NOT_YET: "Safe to refund: not yet.",
+}
+
+
+def _print_timeline(found: Timeline) -> None:
+    row = found.cancellation
+    console.print(f"Order {row.order_id} of connection {row.connection_id}", style="bold", markup=False)
+    console.print(refund(row).style and _ANSWERS[row.safe_to_refund], style=refund(row).style, highlight=False)
+    console.print(_in_words(row), markup=False, highlight=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for when, what in sorted(_lines(found), key=lambda line: line[0]):
+        table.add_row(moment(when), what)
+    console.print(table)
+    console.print(f"id {row.id}, priority {row.priority}, attempts {row.attempts}", style="dim", highlight=False)
+
+
+def _in_words(row: Cancellation) -> str:
+    if row.hold_reason and not row.ended:
+        return f"It waits: its connection is held ({row.hold_reason})."
+    if row.run_at:
+        return f"It is tried again at {moment(row.run_at)}; the last answer was {row.outcome_reason}."
+    if not row.ended:
+        return f"It is {row.status}."
+    proof = f", proven by {row.evidence.replace('_', ' ')}" if row.evidence else ""
+    later = f" It is looked at again at {moment(row.confirm_at)}." if row.confirm_at else ""
+    return f"It {row.status} ({row.outcome_reason}); verdict {row.verdict}{proof}.{later}"
+
+
+def _lines(found: Timeline) -> list[tuple[datetime, str]]:
+    row = found.cancellation
+    asked = f"requested by {row.requested_by}" if row.requested_by else "requested"
+    lines = [(row.requested_at, asked), (row.received_at, "received into the ledger")]
+    for tried in found.attempts:
+        answer = f"HTTP {tried['status']}" if tried["status"] else "no answer"
+        error = f": {tried['error']}" if tried["error"] else ""
+        request = f" (request {tried['request_id']})" if tried["request_id"] else ""
+        verb = "cancel sent" if tried["kind"] == "cancel" else "order read back"
+        lines.append((tried["started_at"], f"{verb}, {answer}, {tried['reason']}{error}{request}"))
+    lines += [(told["created_at"], told["type"].replace(".", " ").replace("_", " ")) for told in found.events]
+    return lines

@@ -1,0 +1,65 @@
+"""What several commands need: the client, the ledger, and how a cancellation looks in a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from worker.cancellation.lifecycle import SafeToRefund
+from worker.client import CancelClient
+from worker.environment import from_environment
+from worker.ledger.engine import open_ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from sqlalchemy import Engine
+
+    from worker.client import Cancellation
+
+console = Console()
+
+# The worker's own default, so that a person who set nothing looks where the worker writes.
+DEFAULT_DATABASE = "sqlite:///cancellations.sqlite3"
+
+
+def client() -> CancelClient:
+    return CancelClient(database_url=from_environment("DATABASE_URL") or DEFAULT_DATABASE)
+
+
+def ledger() -> Engine:
+    return open_ledger(from_environment("DATABASE_URL") or DEFAULT_DATABASE, pool_size=1)
+
+
+_COLOURS = {SafeToRefund.YES: "green", SafeToRefund.NO: "red", SafeToRefund.NOT_YET: "yellow"}
+
+
+def refund(found: Cancellation) -> Text:
+    return Text(found.safe_to_refund, style=_COLOURS[found.safe_to_refund])
+
+
+def moment(when: datetime | None) -> str:
+    return f"{when:%Y-%m-%d %H:%M:%S} UTC" if when else ""
+
+
+def overview(found: Iterable[Cancellation]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("connection", "order", "status", "verdict", "evidence", "attempts", "safe to refund", "reason", "id"):
+        table.add_column(name, overflow="fold")
+    for row in found:
+        table.add_row(
+            row.connection_id,
+            row.order_id,
+            row.status + (f" (held: {row.hold_reason})" if row.hold_reason and not row.ended else ""),
+            row.verdict or "",
+            row.evidence or "",
+            str(row.attempts),
+            refund(row),
+            row.outcome_reason or "",
+            row.id,
+        )
+    return table
