@@ -6,6 +6,7 @@ Knows Celery; the work itself is `machinery`, what Celery runs is `tasks`.
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, bootsteps, signals
@@ -117,3 +118,7 @@ app.steps["worker"].add(CancelMachinery)
 
 # Whoever knows Flower's password should not be able to run tasks; set it to "false" to allow that.
 os.environ.setdefault("FLOWER_READ_ONLY", "true")
+if "flower" in sys.argv[1:] and not (
+    os.environ.get("FLOWER_BASIC_AUTH") or any(word.startswith(("--basic", "--auth")) for word in sys.argv)
+):
+    raise SystemExit("Flower does not start without a password: set FLOWER_BASIC_AUTH to user:password.")

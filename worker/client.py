@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from redis import RedisError
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.lifecycle import Policy, SafeToRefund
@@ -27,7 +28,7 @@ from worker.ledger.reading import Cancellation, TooLateError, UnknownCancellatio
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
 CHUNK = 1_000  # entries in one round trip
@@ -223,9 +224,9 @@ def _request(fields: Mapping[str, Any]) -> CancelRequest:
 
 
 def _insert(session: Session | Connection, request: CancelRequest) -> None:
-    connection = session.connection() if hasattr(session, "connection") and callable(session.connection) else session
-    accepting.accept(connection, [request])  # type: ignore[arg-type]
-    _raise_conflict([request], accepting.find_conflicts(connection, [request]))  # type: ignore[arg-type]
+    connection = session if isinstance(session, Connection) else session.connection()
+    accepting.accept(connection, [request])
+    _raise_conflict([request], accepting.find_conflicts(connection, [request]))
 
 
 def _raise_conflict(requests: Sequence[CancelRequest], conflicts: Mapping[str, str]) -> None:

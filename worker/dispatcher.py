@@ -23,7 +23,8 @@ from worker.ledger.claims import Claim
 from worker.ledger.engine import reading
 from worker.ledger.moving import apply_unsent
 from worker.ledger.turns import Overdue
-from worker.pause import Pause
+from worker.observability import report_bug
+from worker.pause import LONGEST_SECONDS, Pause
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +41,7 @@ MAX_SWEEP = 500  # rows in one maintenance statement
 # A queued row whose message nobody took for this long is offered again: its message was lost.
 QUEUED_LEASE_SECONDS = 30
 # After an outage of the ledger, answers that live workers kept are recorded before claims are taken over.
-SETTLE_SECONDS = 5.0
+SETTLE_SECONDS = 2 * LONGEST_SECONDS
 
 
 class Doors(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,8 +100,8 @@ class Dispatcher:
             except (SQLAlchemyError, RedisError, BrokerError, OSError) as error:
                 pause.wait("dispatcher.part_away", error)
                 continue
-            except Exception as error:  # a bug may not end the dispatcher
-                log.exception("dispatcher.failed")
+            except Exception as error:  # noqa: BLE001 - a bug may not end the dispatcher
+                report_bug("dispatcher.failed")
                 pause.wait("dispatcher.failed", error)
                 continue
             if pause.over("dispatcher.back"):
@@ -111,14 +112,15 @@ class Dispatcher:
         """Do what is due; return the seconds until there may be more."""
         with reading(self._ledger).connect() as connection:
             agenda = turns.look(connection, self._owner)
-        promoted = agenda.is_due(agenda.run_at) and self._promote()
-        self._maintain(agenda)
-        more = (agenda.backlog or promoted) and self._hand_out(self._room - agenda.queued_here)
-        return 0.0 if more else min(POLL_SECONDS, max(agenda.seconds_to_next, 0.01))
+        done = self._promote() if agenda.is_due(agenda.run_at) else 0
+        done += self._maintain(agenda)
+        full = (agenda.backlog or done > 0) and self._hand_out(self._room - agenda.queued_here)
+        # After any progress the agenda is another one. Without it, looking again at once would be a hot loop.
+        return 0.0 if full or done else min(POLL_SECONDS, agenda.seconds_to_next)
 
-    def _promote(self) -> bool:
+    def _promote(self) -> int:
         with self._ledger.begin() as connection:
-            return turns.promote_due(connection, MAX_SWEEP) > 0
+            return turns.promote_due(connection, MAX_SWEEP)
 
     def _hand_out(self, room: int) -> bool:
         # In gulps of half the room: one message for many rows costs as much as one for one.
@@ -142,35 +144,43 @@ class Dispatcher:
                 turns.hand_back(connection, [row.id for row in queued], self._owner)
             raise
 
-    def _maintain(self, agenda: Agenda) -> None:
+    def _maintain(self, agenda: Agenda) -> int:
+        done = 0
         if agenda.is_due(agenda.send_by):
-            self._expire()
+            done += self._expire()
         if agenda.is_due(agenda.lease_end):
-            self._take_back()
+            done += self._take_back()
         if agenda.is_due(agenda.confirm_at):
-            with self._ledger.begin() as connection:
-                due = claims.claim_read_backs(connection, self._lease_seconds, MAX_SWEEP)
-            if due:
-                self._doors.read_back(due)
+            done += self._look_again()
         if agenda.is_due(agenda.publish_at):
             self._doors.publish_events()
+        return done
 
-    def _expire(self) -> None:
+    def _expire(self) -> int:
         with self._ledger.begin() as connection:
             found = turns.overdue(connection, MAX_SWEEP)
             moves = [(row, expire(row.state, now=row.now, policy=self._policy)) for row in found]
             ended = apply_unsent(connection, [(row.id, move) for row, move in moves])
         self._doors.expired([(row, move) for row, move in moves if row.id in ended])
+        return len(ended)
 
-    def _take_back(self) -> None:
+    def _take_back(self) -> int:
         with self._ledger.begin() as connection:
-            turns.take_back_lost_messages(connection, MAX_SWEEP)
+            returned = turns.take_back_lost_messages(connection, MAX_SWEEP)
         if time.monotonic() < self._settled_at:
-            return
+            return returned
         with self._ledger.begin() as connection:
             lost = claims.take_over(connection, self._owner, self._lease_seconds, MAX_SWEEP)
         if lost:
             self._doors.rescue(lost)
+        return returned + len(lost)
+
+    def _look_again(self) -> int:
+        with self._ledger.begin() as connection:
+            due = claims.claim_read_backs(connection, self._lease_seconds, MAX_SWEEP)
+        if due:
+            self._doors.read_back(due)
+        return len(due)
 
 
 def share_out(whose_turn: Mapping[str, bool], room: int) -> dict[str, int]:

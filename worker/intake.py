@@ -16,6 +16,7 @@ from worker.cancellation.request import CancelRequest, InvalidRequest, parse_req
 from worker.inbox import GROUP, INBOX, JOB_FIELD
 from worker.ledger.accepting import DeadLetter, accept, bury, find_conflicts, key_conflict
 from worker.ledger.engine import is_unreachable
+from worker.observability import report_bug
 from worker.pause import Pause
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class Intake:
                 pause.wait("intake.redis_away", error)
             except SQLAlchemyError as error:
                 pause.wait("intake.ledger_away", error)
-            except Exception as error:  # a bug may not end the intake: the entries stay on the inbox
-                log.exception("intake.failed")
+            except Exception as error:  # noqa: BLE001 - a bug may not end the intake: the entries stay on the inbox
+                report_bug("intake.failed")
                 pause.wait("intake.failed", error)
 
     def take(self) -> int:

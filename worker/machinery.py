@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import observability
 from worker.attempt import LedgerClock, Tools, attempt, batches_of_reads, read_back, rescue
 from worker.dispatcher import Dispatcher, Doors
 from worker.flower import FlowerReporter
@@ -25,9 +23,11 @@ from worker.ledger import claims
 from worker.ledger.connections import ensure_default
 from worker.ledger.credentials import TokenVault
 from worker.ledger.engine import open_ledger
+from worker.observability import report_bug
 from worker.pause import Pause
 from worker.publisher import Publisher
 from worker.recorder import Recorder
+from worker.report import tell
 from worker.settings import LEASE_MARGIN_SECONDS, Settings
 from worker.slots import Slots
 from worker.trackstar.client import TrackstarClient
@@ -109,7 +109,7 @@ class Machinery:
         self._stopping.set()
         self._intake.stop()
         self._dispatcher.stop()
-        self._slots.close()
+        self._slots.close()  # waits for what is in flight
         self._requests.shutdown(wait=True)
         if not self._recorder.stop(grace=LEASE_MARGIN_SECONDS):
             log.warning("worker.answers_not_recorded")  # their claims end by themselves; the rescue goes on
@@ -148,9 +148,9 @@ class Machinery:
             record = attempt(claim, clock, self._tools)
             if record is not None:
                 self._recorder.put(record)
-        except Exception:
+        except Exception:  # noqa: BLE001
             # A bug: the claim's lease ends, and the rescue takes it from there as in doubt.
-            log.exception("cancellation.attempt_failed", id=claim.fence.id)
+            report_bug("cancellation.attempt_failed", id=claim.fence.id)
         finally:
             self._slots.give_back(1)
 
@@ -168,19 +168,17 @@ class Machinery:
         try:
             for record in read_back(batch, clock, self._tools):
                 self._recorder.put(record)
-        except Exception:
-            log.exception("cancellation.read_back_failed", ids=[claim.fence.id for claim in batch])
+        except Exception:  # noqa: BLE001 - a bug: its next time stands in the ledger already
+            report_bug("cancellation.read_back_failed", ids=[claim.fence.id for claim in batch])
 
     def _on_recorded(self, records: list[Record], recorded: Recorded) -> None:
-        now = time.monotonic()
-        observability.tell(records, recorded)
+        tell(records, recorded)
         for record in records:
             if record.move is not None and record.claim.fence.id in recorded.applied:
                 runtime = sum(row.duration_ms or 0 for row in record.attempts) / 1000
                 self._flower.moved(record.claim.fence.id, record.move, runtime=runtime)
         self._publisher.wake()
-        if any(record.move and record.move.run_at for record in records) or now:
-            self._dispatcher.wake()
+        self._dispatcher.wake()  # a retry may be due before the next poll, and there is room again
 
     def _on_expired(self, ended: list[tuple[Overdue, Move]]) -> None:
         for row, move in ended:

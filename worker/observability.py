@@ -1,6 +1,6 @@
-"""Logs and Sentry: one structured line per attempt, and an alert only for what a person must act on.
+"""Logs and Sentry: how a line is written, how a person is called, and that no secret gets into either.
 
-Knows what may be said: ids, statuses, reasons. Never a token, a header, a document or an error's text from outside.
+Does not know what is worth saying; that is `report`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,9 @@ from sentry_sdk.integrations.celery import CeleryIntegration
 from sentry_sdk.integrations.logging import LoggingIntegration, ignore_logger
 from sentry_sdk.scrubber import DEFAULT_DENYLIST, EventScrubber
 
-from worker.cancellation.lifecycle import Status
-from worker.cancellation.outcome import ALARMING_REASONS
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from worker.ledger.claims import Record, Recorded
 
 log = structlog.get_logger()
 
@@ -115,52 +111,6 @@ def set_up_sentry(dsn: str, secrets: list[str], **options: Any) -> None:
     ignore_logger("celery.worker.consumer")
 
 
-def tell(records: list[Record], recorded: Recorded) -> None:
-    """Log one line per attempt, and alert a person where only a person can help."""
-    for record in records:
-        _log_attempts(record, applied=record.claim.fence.id in recorded.applied)
-        if record.claim.fence.id in recorded.applied:
-            _alert(record)
-    for connection_id in sorted(recorded.held):
-        alert("connection.held", connection_id=connection_id, reason="credentials")
-    for connection_id in sorted(recorded.resumed):
-        log.info("connection.resumed", connection_id=connection_id)
-
-
-def _log_attempts(record: Record, *, applied: bool) -> None:
-    claim, move, found = record.claim, record.move, record.confirmation
-    for row in record.attempts:
-        log.info(
-            "cancellation.attempted",
-            id=claim.fence.id,
-            connection_id=claim.connection_id,
-            order_id=claim.order_id,
-            kind=row.kind,
-            attempt=claim.fence.claim,
-            http_status=row.status,
-            origin=row.origin,
-            reason=row.reason,
-            duration_ms=row.duration_ms,
-            request_id=row.request_id,
-            status=move.status if move else None,
-            verdict=move.verdict if move else (found.verdict if found else None),
-            run_at=move.run_at.isoformat() if move and move.run_at else None,
-            applied=applied,
-        )
-
-
-def _alert(record: Record) -> None:
-    claim, move = record.claim, record.move
-    who = {"id": claim.fence.id, "connection_id": claim.connection_id, "order_id": claim.order_id}
-    if move is not None and move.status is Status.EXHAUSTED:
-        alert("cancellation.exhausted", reason=move.reason, verdict=move.verdict, **who)
-    if record.confirmation is not None and record.confirmation.contradicted:
-        alert("cancellation.contradicted", **who)
-    for row in record.attempts:
-        if row.reason in ALARMING_REASONS:
-            alert(f"cancellation.{row.reason}", **who)
-
-
 def alert(event: str, **fields: Any) -> None:
     """Tell a person, once per kind of event and connection: Sentry groups by that fingerprint."""
     log.error(event, **fields)
@@ -169,3 +119,9 @@ def alert(event: str, **fields: Any) -> None:
         for name, value in fields.items():
             scope.set_tag(name, str(value))
         sentry_sdk.capture_message(event, level="error")
+
+
+def report_bug(event: str, **fields: Any) -> None:
+    """Log the exception at hand and send it to Sentry: it is our own mistake."""
+    log.error(event, exc_info=True, **fields)
+    sentry_sdk.capture_exception()

@@ -8,19 +8,17 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-import structlog
 from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.inbox import EVENTS, EVENTS_KEPT
 from worker.ledger.outbox import Event, mark_published, take_unpublished
+from worker.observability import report_bug
 from worker.pause import Pause
 
 if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Engine
-
-log = structlog.get_logger()
 
 BATCH = 500
 
@@ -60,8 +58,8 @@ class Publisher:
             except (RedisError, SQLAlchemyError, OSError) as error:
                 pause.wait("publisher.part_away", error)
                 self._wake.set()
-            except Exception as error:  # a bug may not end the publisher: the events stay in the outbox
-                log.exception("publisher.failed")
+            except Exception as error:  # noqa: BLE001 - a bug may not end it: the events stay in the outbox
+                report_bug("publisher.failed")
                 pause.wait("publisher.failed", error)
             if last_round:
                 return

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.ledger import claims
 from worker.ledger.engine import is_unreachable
+from worker.observability import report_bug
 from worker.pause import Pause
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ class Recorder:
             recorded = claims.record(connection, group)
         try:
             self._on_recorded(group, recorded)
-        except Exception:  # what was only to be told must not undo what was written
-            log.exception("recorder.report_failed")
+        except Exception:  # noqa: BLE001 - what was only to be told must not undo what was written
+            report_bug("recorder.report_failed")
 
     def _write_one_by_one(self, group: list[Record]) -> None:
         # One row that the ledger refuses may not keep the others from being written.

@@ -9,7 +9,7 @@ class Slots:
     """Counts what is free; a taker waits for at least one and gets as many as there are."""
 
     def __init__(self, size: int) -> None:
-        self._free = size
+        self._size = self._free = size
         self._closed = False
         self._changed = threading.Condition()
 
@@ -24,10 +24,11 @@ class Slots:
     def give_back(self, count: int) -> None:
         with self._changed:
             self._free += count
-            self._changed.notify()
+            self._changed.notify_all()
 
     def close(self) -> None:
-        """Let nobody take any more."""
+        """Let nobody take any more, and wait until everything that was taken is back."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            self._changed.wait_for(lambda: self._free == self._size)

@@ -22,7 +22,7 @@ anything_goes = settings(deadline=None)
 @pytest.mark.parametrize(
     ("expected", "spent"),
     [(1, 1), (2, 2), (4, 3), (8, 4), (512, 10), (900, 11), (900, 12), (900, 1000), (900, 10**12)],
-    ids=lambda value: str(value),
+    ids=str,
 )
 def test_the_ceiling_doubles_from_the_base_up_to_the_cap(expected: float, spent: int) -> None:
     assert expected == ceiling(spent, base=BASE, cap=CAP)

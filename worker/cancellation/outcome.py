@@ -128,7 +128,7 @@ def _client_error(reply: Reply) -> Outcome:
             return _outcome(Kind.NO_ACCESS, _access_reason(reply), reply)
         return _outcome(Kind.REFUSED, "refused_by_warehouse", reply, read_first=True)
     if status == HTTPStatus.CONFLICT:
-        return _outcome(Kind.STILL_RUNNING, "still_running", reply, obey=True)
+        return _outcome(Kind.STILL_RUNNING, "still_running", reply)
     if status == HTTPStatus.REQUEST_TIMEOUT:
         return _outcome(Kind.IN_DOUBT, "http_408", reply)
     reason = _TRACKSTAR_REFUSALS.get(status)

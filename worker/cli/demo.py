@@ -90,7 +90,7 @@ STORY = (
 
 
 def demo() -> None:
-    """Show the whole thing in a minute: Redis, SQLite, a local Trackstar, the worker and Flower. KEEP=1 leaves it up."""
+    """Show it all in a minute: Redis, SQLite, a local Trackstar, the worker, Flower. KEEP=1 leaves it up."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cancel-worker-demo-")))

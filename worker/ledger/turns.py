@@ -48,9 +48,12 @@ class Agenda(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def seconds_to_next(self) -> float:
-        """Seconds until the next thing is due; infinite when nothing is."""
-        times = [t for t in (self.run_at, self.lease_end, self.send_by, self.confirm_at) if t is not None]
-        return max(0.0, (min(times) - self.now).total_seconds()) if times else float("inf")
+        """Seconds until the next thing is due; infinite when nothing is.
+
+        What is due by now and could not be done (another worker has it, its connection is held) waits for a poll.
+        """
+        times = [t for t in (self.run_at, self.lease_end, self.send_by, self.confirm_at) if t and t > self.now]
+        return (min(times) - self.now).total_seconds() if times else float("inf")
 
 
 def look(connection: Connection, owner: str) -> Agenda:
