@@ -14,7 +14,7 @@ from celery import Celery, bootsteps, signals
 from worker import observability
 from worker.environment import SettingsError, from_environment
 from worker.machinery import CLAIMING_THREADS, Machinery
-from worker.settings import load_settings
+from worker.settings import load_settings, load_worker_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,7 +109,7 @@ class CancelMachinery(bootsteps.StartStopStep):  # type: ignore[misc]
 
 def _settings_or_exit() -> Any:
     try:
-        return load_settings()
+        return load_worker_settings()
     except SettingsError as error:
         raise SystemExit(f"The worker does not start: {error}") from error
 

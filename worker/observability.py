@@ -123,5 +123,5 @@ def alert(event: str, **fields: Any) -> None:
 
 def report_bug(event: str, **fields: Any) -> None:
     """Log the exception at hand and send it to Sentry: it is our own mistake."""
-    log.error(event, exc_info=True, **fields)
+    log.error(event, exc_info=True, **fields)  # noqa: LOG014 - it is called from exception handlers
     sentry_sdk.capture_exception()

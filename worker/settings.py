@@ -104,6 +104,14 @@ def load_settings() -> Settings:
         raise SettingsError(_sentence(error)) from error
 
 
+def load_worker_settings() -> Settings:
+    """Read the environment for a process that calls Trackstar. Raises SettingsError as `load_settings` does."""
+    settings = load_settings()
+    if not settings.trackstar_api_key.get_secret_value():
+        raise SettingsError("TRACKSTAR_API_KEY is missing: set it to your organisation's Trackstar API key.")
+    return settings
+
+
 def _sentence(error: ValidationError) -> str:
     first = error.errors(include_input=False, include_url=False)[0]
     problem = first["msg"].removeprefix("Value error, ").removesuffix(".")

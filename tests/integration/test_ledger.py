@@ -270,7 +270,9 @@ def test_urgent_goes_first_then_what_is_wanted_soonest_then_first_come(ledger: E
         job("urgent", shop, priority="urgent", requested_at=day),
     )
 
-    assert ["urgent", "sooner", "soon", "first", "second", "bulk"] == [order for _ in range(6) for order in queue(ledger, 1)]
+    assert ["urgent", "sooner", "soon", "first", "second", "bulk"] == [
+        order for _ in range(6) for order in queue(ledger, 1)
+    ]
     assert [] == queue(ledger, 1)
 
 
@@ -532,9 +534,9 @@ def test_the_guess_that_a_worker_was_lost_replaces_no_answer(ledger: Engine, sho
     claimed = accepted_and_claimed(ledger, connection_id=shop, lease=OVER)
     with ledger.begin() as connection:
         (lost,) = claims.take_over(connection, "w-2", LEASE, 10)
-    write(ledger, answered(claimed, yes()))
-    write(ledger, rescue(lost, POLICY))
 
+    assert frozenset() == write(ledger, answered(claimed, yes())).applied
+    write(ledger, rescue(lost, POLICY))
     assert ["accepted"] == reasons(ledger, claimed.fence.id)
 
 

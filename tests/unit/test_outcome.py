@@ -46,7 +46,7 @@ class Row(msgspec.Struct, frozen=True):
         return status in self.statuses and origin in self.origins and body in self.bodies
 
 
-# The table of errors in Trackstar's facts, section 6, written out; its rows do not overlap, so their order says nothing.
+# The table of errors in Trackstar's facts, section 6, written out. No two rows overlap: their order says nothing.
 CANCEL_TABLE = [
     Row(SUCCESS, ANYONE, {"object"}, "accepted", "accepted"),
     Row(SUCCESS, ANYONE, {"not_json"}, "in_doubt", "not_json"),

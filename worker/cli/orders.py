@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -16,8 +15,6 @@ from worker.client import Cancellation, UnknownCancellationError
 from worker.ledger import reading as questions
 from worker.ledger.engine import reading
 from worker.ledger.reading import Timeline
-
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 Connection = Annotated[str, typer.Option("--connection", "-c", help="The connection's id.")]
 
@@ -69,7 +66,7 @@ def show(
 ) -> None:
     """Tell what happened to one order's cancel, and whether it is safe to refund."""
     with reading(ledger()).connect() as opened:
-        if _UUID.fullmatch(name):
+        if questions.RECORD_ID.fullmatch(name):
             ids = [name]
         else:
             ids = [found.id for found in questions.find(opened, order_id=name, connection_id=connection)]
@@ -99,7 +96,7 @@ def list_(
             opened,
             status=status or (),
             connection_id=connection,
-            since=since.astimezone() if since else None,
+            since=since.replace(tzinfo=UTC) if since else None,
             limit=limit,
         )
     if as_json:
@@ -140,6 +137,15 @@ _ANSWERS = {
 }
 
 
+_ENDS = {
+    Status.SUCCEEDED: "The cancel succeeded",
+    Status.REJECTED: "The cancel was refused for good",
+    Status.EXHAUSTED: "The cancel was given up after the last try",
+    Status.EXPIRED: "The cancel ran out of time (send_by)",
+    Status.WITHDRAWN: "The cancel was taken back before it was sent",
+}
+
+
 def _print_timeline(found: Timeline) -> None:
     row = found.cancellation
     console.print(f"Order {row.order_id} of connection {row.connection_id}", style="bold", markup=False)
@@ -159,9 +165,9 @@ def _in_words(row: Cancellation) -> str:
         return f"It is tried again at {moment(row.run_at)}; the last answer was {row.outcome_reason}."
     if not row.ended:
         return f"It is {row.status}."
-    proof = f", proven by {row.evidence.replace('_', ' ')}" if row.evidence else ""
-    later = f" It is looked at again at {moment(row.confirm_at)}." if row.confirm_at else ""
-    return f"It {row.status} ({row.outcome_reason}); verdict {row.verdict}{proof}.{later}"
+    evidence = f", by {row.evidence.replace('_', ' ')}" if row.evidence else ""
+    later = f" The order is looked at again at {moment(row.confirm_at)}." if row.confirm_at else ""
+    return f"{_ENDS[Status(row.status)]} ({row.outcome_reason}). What we know of the order: {row.verdict}{evidence}.{later}"
 
 
 def _lines(found: Timeline) -> list[tuple[datetime, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     from worker.client import Cancellation
 
-console = Console()
+# Piped into a file or a program, lines keep their length.
+console = Console(width=None if sys.stdout.isatty() else 160)
 
 # The worker's own default, so that a person who set nothing looks where the worker writes.
 DEFAULT_DATABASE = "sqlite:///cancellations.sqlite3"
@@ -48,8 +50,8 @@ def moment(when: datetime | None) -> str:
 
 def overview(found: Iterable[Cancellation]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("connection", "order", "status", "verdict", "evidence", "attempts", "safe to refund", "reason", "id"):
-        table.add_column(name, overflow="fold")
+    for name in ("connection", "order", "status", "verdict", "evidence", "tries", "refund", "reason", "id"):
+        table.add_column(name, overflow="fold", no_wrap=name in {"status", "verdict", "refund"})
     for row in found:
         table.add_row(
             row.connection_id,

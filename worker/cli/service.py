@@ -10,7 +10,7 @@ import typer
 
 from worker.cli.parts import console, ledger
 from worker.ledger import migrating
-from worker.settings import load_settings
+from worker.settings import load_worker_settings
 
 
 def run(
@@ -20,7 +20,7 @@ def run(
     """Run the worker until it is told to stop (SIGTERM finishes what is in flight)."""
     if concurrency is not None:
         os.environ["CONCURRENCY"] = str(concurrency)
-    load_settings()  # refuses to start in one sentence, before anything runs
+    load_worker_settings()  # refuses to start in one sentence, before anything runs
     with ledger().connect() as opened:
         found, wanted = migrating.current(opened), migrating.head()
     if found != wanted:
@@ -59,7 +59,8 @@ def sandbox(
         running.world.connect("default", access_token=token)
         for order_id, steps in scripts.items():
             running.world.add_order("default", order_id, script=steps)
-        console.print(f"TRACKSTAR_BASE_URL={running.url} TRACKSTAR_API_KEY={api_key} TRACKSTAR_ACCESS_TOKEN={token}")
+        for name, value in (("BASE_URL", running.url), ("API_KEY", api_key), ("ACCESS_TOKEN", token)):
+            console.print(f"export TRACKSTAR_{name}={value}", soft_wrap=True, highlight=False)
 
     try:
         serve(host, port, api_key=api_key, sync_seconds=sync_seconds, unknown_orders="open", ready=prepare)

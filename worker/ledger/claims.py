@@ -25,6 +25,7 @@ from worker.ledger.sqltypes import (
     instant_or_none,
     instant_text,
     now_plus,
+    picked,
 )
 from worker.ledger.tables import attempts, cancellations, connections
 
@@ -154,7 +155,7 @@ def take_over(connection: Connection, owner: str, lease_seconds: float, limit: i
     )
     rows = connection.execute(
         update(cancellations)
-        .where(c.id.in_(lost.scalar_subquery()), c.status == "in_flight")
+        .where(c.id.in_(picked(lost)), c.status == "in_flight")
         .values(lease_owner=owner, lease_expires_at=now_plus(lease_seconds))
         .returning(*_CLAIM_COLUMNS)
     )
@@ -173,7 +174,7 @@ def claim_read_backs(connection: Connection, lease_seconds: float, limit: int) -
     )
     rows = connection.execute(
         update(cancellations)
-        .where(c.id.in_(due.scalar_subquery()), c.confirm_at.is_not(None))
+        .where(c.id.in_(picked(due)), c.confirm_at.is_not(None))
         .values(confirm_at=now_plus(lease_seconds), claims=c.claims + 1)
         .returning(*_CLAIM_COLUMNS)
     )

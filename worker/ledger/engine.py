@@ -30,6 +30,7 @@ def open_ledger(url: str, *, pool_size: int = 8) -> Engine:
         parsed.set(drivername="postgresql+psycopg"),
         pool_size=pool_size,
         max_overflow=4,
+        hide_parameters=True,  # an error may be logged; a row may not
         pool_timeout=10,
         connect_args={
             "connect_timeout": 5,
@@ -46,7 +47,9 @@ def open_ledger(url: str, *, pool_size: int = 8) -> Engine:
 
 
 def _open_sqlite(url: str) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False})
+    engine = create_engine(
+        url, hide_parameters=True, connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False}
+    )
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:

@@ -5,11 +5,12 @@ Knows rows; shows what is known, never a token.
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, false, select
 
 from worker.cancellation.lifecycle import FINAL, Policy, SafeToRefund, State, Status, Verdict, safe_to_refund, withdraw
 from worker.ledger.moving import apply_unsent
@@ -71,7 +72,13 @@ _COLUMNS = (
 )
 
 
+# What PostgreSQL takes for an id; anything else is an unknown one, and no error of the database.
+RECORD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
 def get(connection: Connection, record_id: str) -> Cancellation | None:
+    if not RECORD_ID.fullmatch(record_id):
+        return None
     row = connection.execute(select(*_COLUMNS).where(c.id == record_id)).one_or_none()
     return _as_cancellation(row) if row else None
 
@@ -144,9 +151,10 @@ def take_back(connection: Connection, record_id: str, policy: Policy) -> None:
 
     Raises TooLateError where a request may have reached the warehouse, UnknownCancellationError for an unknown id.
     """
+    known = RECORD_ID.fullmatch(record_id) is not None
     row = connection.execute(
         select(c.status, c.attempts, c.verdict, c.first_sent_at, db_now().label("now"))
-        .where(c.id == record_id)
+        .where(c.id == record_id if known else false())
         .with_for_update()
     ).one_or_none()
     if row is None:

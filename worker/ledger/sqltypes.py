@@ -33,7 +33,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from sqlalchemy import Connection, Dialect
+    from sqlalchemy import Connection, Dialect, Select
 
 # As text of one width, so that SQLite compares instants as it compares words.
 _SQLITE_FORMAT = "%Y-%m-%d %H:%M:%f000+00:00"
@@ -113,6 +113,11 @@ def given(connection: Connection, columns: Mapping[str, Any]) -> FromClause:
     )
 
 
+def picked(rows: Select[Any]) -> Select[Any]:
+    """Choose rows for an UPDATE once: a plain subquery is run again per row, and then its LIMIT limits nothing."""
+    return select(rows.cte("picked").c.id)
+
+
 def as_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Bind a list of rows to `given`."""
     return {"rows": msgspec.json.encode(list(rows), enc_hook=str).decode()}
@@ -133,4 +138,5 @@ __all__ = [
     "instant_or_none",
     "instant_text",
     "now_plus",
+    "picked",
 ]

@@ -13,11 +13,13 @@ from sqlalchemy import Connection, func, literal, null, or_, select, update
 
 from worker.cancellation.lifecycle import State, Verdict
 from worker.ledger.claims import PROBE_SECONDS
-from worker.ledger.sqltypes import RecordId, as_rows, db_now, given, now_plus
+from worker.ledger.sqltypes import RecordId, as_rows, db_now, given, now_plus, picked
 from worker.ledger.tables import cancellations, connections, events
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from sqlalchemy import Update
 
 c = cancellations.c
 
@@ -93,11 +95,12 @@ def promote_due(connection: Connection, limit: int) -> int:
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    return connection.execute(
+    return _count(
+        connection,
         update(cancellations)
-        .where(c.id.in_(due.scalar_subquery()), c.status == "waiting")
-        .values(status="pending", run_at=null())
-    ).rowcount
+        .where(c.id.in_(picked(due)), c.status == "waiting")
+        .values(status="pending", run_at=null()),
+    )
 
 
 def whose_turn(connection: Connection) -> dict[str, bool]:
@@ -130,7 +133,7 @@ def queue(connection: Connection, shares: Mapping[str, int], owner: str, lease_s
         )
         rows = connection.execute(
             update(cancellations)
-            .where(c.id.in_(turn.scalar_subquery()), c.status == "pending")
+            .where(c.id.in_(picked(turn)), c.status == "pending")
             .values(status="queued", lease_owner=owner, lease_expires_at=now_plus(lease_seconds))
             .returning(c.id, c.connection_id, c.order_id, c.attempts)
         )
@@ -173,11 +176,17 @@ def take_back_lost_messages(connection: Connection, limit: int) -> int:
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    return connection.execute(
+    return _count(
+        connection,
         update(cancellations)
-        .where(c.id.in_(lost.scalar_subquery()), c.status == "queued")
-        .values(status="pending", lease_owner=null(), lease_expires_at=null())
-    ).rowcount
+        .where(c.id.in_(picked(lost)), c.status == "queued")
+        .values(status="pending", lease_owner=null(), lease_expires_at=null()),
+    )
+
+
+def _count(connection: Connection, change: Update) -> int:
+    # SQLite's driver does not count the rows of a statement that begins with WITH.
+    return len(connection.execute(change.returning(c.id)).all())
 
 
 class Overdue(msgspec.Struct, frozen=True):
