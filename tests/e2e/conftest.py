@@ -39,7 +39,7 @@ class Worker:
         self._log = folder / "worker.log"
         celery = Path(sys.executable).with_name("celery")
         with self._log.open("ab") as output:
-            self.process = subprocess.Popen(  # noqa: S603
+            self.process = subprocess.Popen(
                 [celery, "-A", "worker", "worker"], env=env, cwd=folder, stdout=output, stderr=output
             )
 

@@ -118,7 +118,7 @@ MIGRATE = "import sys; from worker.ledger import engine, migrating; migrating.mi
 def test_two_processes_that_migrate_at_once_leave_one_schema(postgres: Any) -> None:
     url = postgres.empty()
     command = [sys.executable, "-c", MIGRATE, url]
-    both = [subprocess.Popen(command, env=dict(os.environ)) for _ in range(2)]  # noqa: S603
+    both = [subprocess.Popen(command, env=dict(os.environ)) for _ in range(2)]
 
     assert [0, 0] == [each.wait(30) for each in both]
     engine = open_ledger(url)

@@ -395,7 +395,7 @@ def test_served_in_the_foreground_it_ends_with_a_signal_and_prints_nothing(by: s
         "serve('127.0.0.1', 0, api_key='k', ready=lambda sandbox: print(sandbox.url, flush=True))"
     )
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:  # noqa: S603 - our own words
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         made = requests.post(

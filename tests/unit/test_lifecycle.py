@@ -194,7 +194,7 @@ def test_a_plain_refusal_without_doubt_is_recorded_at_once() -> None:
     ]
     + [
         pytest.param(False, state, outcome(kind), id=f"{kind}, {'in doubt' if state.in_doubt else 'fresh'}")
-        for kind, state in product(set(Kind) - {Kind.REFUSED}, [FRESH, DOUBT])
+        for kind, state in product(sorted(set(Kind) - {Kind.REFUSED}), [FRESH, DOUBT])
     ],
 )
 def test_a_refusal_after_doubt_is_never_recorded_unread(expected: bool, state: State, meant: Outcome) -> None:

@@ -167,7 +167,8 @@ def _in_words(row: Cancellation) -> str:
         return f"It is {row.status}."
     evidence = f", by {row.evidence.replace('_', ' ')}" if row.evidence else ""
     later = f" The order is looked at again at {moment(row.confirm_at)}." if row.confirm_at else ""
-    return f"{_ENDS[Status(row.status)]} ({row.outcome_reason}). What we know of the order: {row.verdict}{evidence}.{later}"
+    known = f"What we know of the order: {row.verdict}{evidence}."
+    return f"{_ENDS[Status(row.status)]} ({row.outcome_reason}). {known}{later}"
 
 
 def _lines(found: Timeline) -> list[tuple[datetime, str]]:
