@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker.cancellation.request import CancelRequest, InvalidRequest, parse_request
 from worker.inbox import GROUP, INBOX, JOB_FIELD
 from worker.ledger.accepting import DeadLetter, accept, bury, find_conflicts, key_conflict
-from worker.ledger.engine import is_unreachable
+from worker.ledger.engine import refuses_the_row
 from worker.observability import report_bug
 from worker.pause import Pause
 
@@ -33,6 +33,7 @@ BLOCK_MS = 2_000  # an idle intake asks this often; a new entry wakes it at once
 TAKE_OVER_AFTER_MS = 10_000
 
 Entry = tuple[bytes, dict[bytes, bytes]]
+Candidate = tuple[Entry, CancelRequest]
 
 
 class Intake:
@@ -122,24 +123,28 @@ class Intake:
         if accepted:
             self._on_accepted()
 
-    def _store(self, requests: list[tuple[Entry, CancelRequest]], letters: list[DeadLetter]) -> int:
+    def _store(self, requests: list[Candidate], letters: list[DeadLetter]) -> int:
         try:
-            with self._ledger.begin() as connection:
-                accepted, refused = _insert(connection, requests, letters)
+            return self._commit(requests, letters)
         except SQLAlchemyError as error:
-            if is_unreachable(error) or len(requests) <= 1:
-                if is_unreachable(error) or not requests:
-                    raise
-                # The ledger refuses this one job for good, whatever we thought of it: it may not stop the others.
-                (entry, _) = requests[0]
-                letters = [
-                    *letters,
-                    _letter(entry, "refused_by_ledger", f"The ledger refused it: {type(error).__name__}."),
-                ]
-                return self._store([], letters)
-            half = len(requests) // 2
-            return self._store(requests[:half], letters) + self._store(requests[half:], [])
-        for request in accepted:
+            if not refuses_the_row(error):
+                raise
+        # One job that the ledger refuses for good, whatever we thought of it, may not stop the others.
+        return self._commit([], letters) + sum(self._store_alone(candidate) for candidate in requests)
+
+    def _store_alone(self, candidate: Candidate) -> int:
+        try:
+            return self._commit([candidate], [])
+        except SQLAlchemyError as error:
+            if not refuses_the_row(error):
+                raise
+            sentence = f"The ledger refused it: {type(error).__name__}."
+        return self._commit([], [_letter(candidate[0], "refused_by_ledger", sentence)])
+
+    def _commit(self, requests: list[Candidate], letters: list[DeadLetter]) -> int:
+        with self._ledger.begin() as connection:
+            new, refused = _insert(connection, requests, letters)
+        for request in new:
             log.info(
                 "cancellation.requested",
                 id=request.record_id,
@@ -148,12 +153,12 @@ class Intake:
             )
         for letter in refused:
             log.warning("dead_letter.kept", entry_id=letter.entry_id, reason=letter.reason, error=letter.error)
-        return len(accepted)
+        return len(new)
 
 
-def sort_out(entries: list[Entry]) -> tuple[list[tuple[Entry, CancelRequest]], list[DeadLetter]]:
+def sort_out(entries: list[Entry]) -> tuple[list[Candidate], list[DeadLetter]]:
     """Validate entries: what can become a cancellation, and what is kept as a dead letter."""
-    requests: list[tuple[Entry, CancelRequest]] = []
+    requests: list[Candidate] = []
     letters: list[DeadLetter] = []
     for entry in entries:
         job = entry[1].get(JOB_FIELD)
@@ -168,23 +173,25 @@ def sort_out(entries: list[Entry]) -> tuple[list[tuple[Entry, CancelRequest]], l
 
 
 def _insert(
-    connection: Connection, requests: list[tuple[Entry, CancelRequest]], letters: list[DeadLetter]
+    connection: Connection, candidates: list[Candidate], letters: list[DeadLetter]
 ) -> tuple[list[CancelRequest], list[DeadLetter]]:
-    new = accept(connection, [request for _, request in requests])
+    requests = [request for _, request in candidates]
+    new_ids = accept(connection, requests)
     # A record that was there already, or came twice in this batch, may be for another order.
-    conflicts = find_conflicts(connection, [request for _, request in requests])
-    refused = [
-        *letters,
-        *(
-            _letter(entry, "key_conflict", key_conflict(request, conflicts[request.record_id]))
-            for entry, request in requests
-            if conflicts.get(request.record_id, request.order_id) != request.order_id
-        ),
-    ]
+    conflicts = find_conflicts(connection, requests)
+    clashing = [(entry, request) for entry, request in candidates if _differs(request, conflicts)]
+    refused = [*letters, *(_conflict(entry, request, conflicts) for entry, request in clashing)]
     bury(connection, refused)
-    return [
-        request for request in {r.record_id: r for _, r in reversed(requests)}.values() if request.record_id in new
-    ], refused
+    first_of_each = {request.record_id: request for request in reversed(requests)}
+    return [request for record_id, request in first_of_each.items() if record_id in new_ids], refused
+
+
+def _differs(request: CancelRequest, conflicts: dict[str, str]) -> bool:
+    return conflicts.get(request.record_id, request.order_id) != request.order_id
+
+
+def _conflict(entry: Entry, request: CancelRequest, conflicts: dict[str, str]) -> DeadLetter:
+    return _letter(entry, "key_conflict", key_conflict(request, conflicts[request.record_id]))
 
 
 def _letter(entry: Entry, reason: str, error: str) -> DeadLetter:

@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.ledger import claims
-from worker.ledger.engine import is_unreachable
+from worker.ledger.engine import refuses_the_row
 from worker.observability import report_bug
 from worker.pause import Pause
 
@@ -75,7 +75,7 @@ class Recorder:
             try:
                 self._write(group)
             except SQLAlchemyError as error:
-                if not is_unreachable(error):
+                if refuses_the_row(error):
                     self._write_one_by_one(group)
                     return
                 pause.wait("recorder.ledger_away", error, answers_kept=len(group))
@@ -98,4 +98,4 @@ class Recorder:
                 self._write([record])
             except SQLAlchemyError as error:
                 # Its lease ends and the rescue decides anew; the error's text may hold the row, so only its kind.
-                log.error("recorder.record_refused", id=record.claim.fence.id, error=type(error).__name__)  # noqa: TRY400
+                log.error("recorder.record_failed", id=record.claim.fence.id, error=type(error).__name__)  # noqa: TRY400

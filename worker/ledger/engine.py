@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError
 
 # Far above any statement of ours; a query or a lock that takes longer is a fault, and its error frees the thread.
 STATEMENT_TIMEOUT_MS = 30_000
@@ -72,8 +72,6 @@ def reading(engine: Engine) -> Engine:
     return engine.execution_options(ledger_readonly=True)
 
 
-def is_unreachable(error: BaseException) -> bool:
-    """Whether the database, not the statement, was at fault: worth trying again unchanged."""
-    if isinstance(error, OperationalError | InterfaceError):
-        return True
-    return isinstance(error, DBAPIError) and error.connection_invalidated
+def refuses_the_row(error: BaseException) -> bool:
+    """Whether a row itself was at fault. Anything else is the database's state, and worth trying again unchanged."""
+    return isinstance(error, DataError | IntegrityError)
