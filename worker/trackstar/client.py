@@ -38,12 +38,13 @@ class _Call:
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.connection: HTTPConnection | None = None
+        self.sock: Any = None  # kept here too: a connection lets go of it once "Connection: close" is read
         self.sent = False
         self.expired = False
 
     def cut(self) -> None:
         self.expired = True
-        sock = getattr(self.connection, "sock", None)
+        sock = self.sock or getattr(self.connection, "sock", None)
         if isinstance(sock, socket.socket):
             # Of the plain socket: an SSLSocket's own shutdown pulls the state from under the reading thread.
             with suppress(OSError):  # it ended by itself
@@ -63,6 +64,7 @@ def _about_to_send(connection: HTTPConnection) -> None:
     call.connection = connection
     if connection.sock is None:
         connection.connect()
+    call.sock = connection.sock
     if call.expired:  # looking up a name cannot be cut off; sending late can be left out
         raise TimeoutError("the deadline passed before the request was sent")
     call.sent = True
