@@ -1,8 +1,8 @@
 """The Trackstar cancel worker: stops an order before the warehouse ships it.
 
 Follow one job through five files: `client` puts it on the inbox, `intake` brings it into the ledger, `dispatcher`
-chooses when it is sent, `attempt` makes the call, `ledger/claims` records what came of it. The rules they all obey are
-in `cancellation/`: what a job may hold, what an answer means, which move is legal.
+chooses when it is sent, `attempt` makes the call, `ledger/recording` keeps what came of it. The rules they all obey
+are in `cancellation/`: what a job may hold, what an answer means, which move is legal.
 
 For producers: `from worker import CancelClient`. For Celery: `celery -A worker worker` finds `app`.
 """

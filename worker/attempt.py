@@ -17,12 +17,14 @@ import structlog
 from worker.cancellation.answer import Answer, NoReply
 from worker.cancellation.lifecycle import Policy, confirm, decide, must_read
 from worker.cancellation.outcome import Kind, Outcome, Reading, Sight, classify, classify_read
-from worker.ledger.claims import AttemptRow, Claim, Record
 from worker.ledger.credentials import CredentialsError
+from worker.ledger.recording import AttemptRow, Record
 from worker.trackstar.client import TrackstarClient
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from worker.ledger.claims import Claim
 
 
 log = structlog.get_logger()

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from worker.cancellation.lifecycle import Move
-    from worker.ledger.claims import Claim, Record, Recorded
+    from worker.ledger.claims import Claim
+    from worker.ledger.recording import Record, Recorded
     from worker.ledger.turns import Overdue
 
 log = structlog.get_logger()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.ledger import claims
+from worker.ledger import recording
 from worker.ledger.engine import refuses_the_row
 from worker.observability import report_bug
 from worker.pause import Pause
@@ -22,7 +22,7 @@ from worker.pause import Pause
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from worker.ledger.claims import Record, Recorded
+    from worker.ledger.recording import Record, Recorded
 
 log = structlog.get_logger()
 
@@ -85,7 +85,7 @@ class Recorder:
 
     def _write(self, group: list[Record]) -> None:
         with self._ledger.begin() as connection:
-            recorded = claims.record(connection, group)
+            recorded = recording.record(connection, group)
         try:
             self._on_recorded(group, recorded)
         except Exception:  # noqa: BLE001 - what was only to be told must not undo what was written

@@ -14,7 +14,7 @@ from worker.cancellation.outcome import ALARMING_REASONS
 from worker.observability import alert
 
 if TYPE_CHECKING:
-    from worker.ledger.claims import Record, Recorded
+    from worker.ledger.recording import Record, Recorded
 
 log = structlog.get_logger()
 

@@ -17,10 +17,11 @@ from worker.cancellation.answer import Answer, NoReply, Reply, read_reply
 from worker.cancellation.lifecycle import Policy, SafeToRefund, confirm, decide, expire
 from worker.cancellation.outcome import Reading, classify, classify_read
 from worker.cancellation.request import CancelRequest
-from worker.ledger import accepting, claims, connections, outbox, reading, turns
+from worker.ledger import accepting, claims, connections, outbox, reading, recording, turns
 from worker.ledger.accepting import DeadLetter
-from worker.ledger.claims import AttemptRow, Claim, Record, Recorded
+from worker.ledger.claims import Claim
 from worker.ledger.moving import apply_unsent
+from worker.ledger.recording import AttemptRow, Record, Recorded
 from worker.ledger.tables import attempts, cancellations, dead_letters, events
 from worker.ledger.tables import connections as connection_rows
 
@@ -89,7 +90,7 @@ def answered(claimed: Claim, answer: Answer, seen: Reading | None = None) -> Rec
 
 def write(ledger: Engine, *records: Record) -> Recorded:
     with ledger.begin() as connection:
-        return claims.record(connection, records)
+        return recording.record(connection, records)
 
 
 def reply(status: int = 200, **body: Any) -> Reply:

@@ -11,8 +11,9 @@ import sentry_sdk
 from sentry_sdk.transport import Transport
 
 from worker.cancellation.lifecycle import Confirmation, Evidence, Move, State, Status, Verdict
-from worker.ledger.claims import AttemptRow, Claim, Record, Recorded
+from worker.ledger.claims import Claim
 from worker.ledger.moving import Fence
+from worker.ledger.recording import AttemptRow, Record, Recorded
 from worker.observability import report_bug, set_up_sentry, without_secrets
 from worker.report import tell
 
