@@ -14,7 +14,7 @@ from celery import Celery, bootsteps, signals
 from worker import observability
 from worker.environment import SettingsError, from_environment
 from worker.machinery import CLAIMING_THREADS, Machinery
-from worker.settings import load_settings, load_worker_settings
+from worker.settings import load_worker_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +76,7 @@ app.conf.update(
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
 def _set_up_logs(**_: Any) -> None:
-    settings = load_settings()
+    settings = _settings_or_exit()
     observability.set_up_logs(settings.secrets())
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -13,7 +14,15 @@ from worker.celery_app import ATTEMPT_BATCH, CancelMachinery, app
 from worker.inbox import connect_redis, put_jobs
 from worker.settings import load_settings
 
+if TYPE_CHECKING:
+    from redis import Redis
+
 log = structlog.get_logger()
+
+
+@cache
+def _redis() -> Redis:
+    return connect_redis(load_settings().redis_url)
 
 
 @app.task(name=ATTEMPT_BATCH, send_events=False)  # type: ignore[untyped-decorator]
@@ -28,7 +37,7 @@ def attempt_batch(ids: list[str]) -> None:
 def cancel_order(**job: Any) -> None:
     """Put one job on the inbox, where every job is judged alike. Fields as in the inbox's JSON object."""
     try:
-        put_jobs(connect_redis(load_settings().redis_url), [msgspec.json.encode(job)])
+        put_jobs(_redis(), [msgspec.json.encode(job)])
     except RedisError as error:
         log.warning("cancel_order.redis_away", error=type(error).__name__)
         raise Reject(requeue=True) from error  # back on the list, and no text of the job in any log

@@ -19,13 +19,13 @@ from worker.cancellation.outcome import Reading, classify, classify_read
 from worker.cancellation.request import CancelRequest
 from worker.ledger import accepting, claims, connections, outbox, reading, recording, turns
 from worker.ledger.accepting import DeadLetter
-from worker.ledger.claims import Claim
 from worker.ledger.moving import apply_unsent
 from worker.ledger.recording import AttemptRow, Record, Recorded
 from worker.ledger.tables import attempts, cancellations, dead_letters, events
 from worker.ledger.tables import connections as connection_rows
 
 if TYPE_CHECKING:
+    from worker.ledger.claims import Claim
     from worker.ledger.credentials import TokenVault
     from worker.ledger.reading import Cancellation
 
