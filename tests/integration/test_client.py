@@ -1,4 +1,4 @@
-"""What an OMS gets from `from worker import CancelClient`: one record per intent, and a true answer to each question."""
+"""What an OMS gets from `from worker import CancelClient`: one record per intent, a true answer to each question."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_waiting_in_vain_says_where_it_stands(client: CancelClient, intake: Inta
     with pytest.raises(TimeoutError, match="not in the ledger yet"):
         client.wait(record_id, 0.1)
     intake.take()
-    with pytest.raises(TimeoutError, match="is pending after 0.1 s"):
+    with pytest.raises(TimeoutError, match=r"is pending after 0\.1 s"):
         client.wait(record_id, 0.1)
 
     assert time.monotonic() - started < 5
