@@ -22,7 +22,7 @@ from worker.intake import Intake
 from worker.ledger import claims
 from worker.ledger.connections import ensure_default
 from worker.ledger.credentials import TokenVault
-from worker.ledger.engine import open_ledger
+from worker.ledger.engine import open_ledger, refuses_the_row
 from worker.observability import report_bug
 from worker.pause import Pause
 from worker.publisher import Publisher
@@ -141,6 +141,10 @@ class Machinery:
                 with self._ledger.begin() as connection:
                     return claims.claim(connection, ids, self.owner, self._settings.lease_seconds)
             except SQLAlchemyError as error:
+                if refuses_the_row(error):
+                    # Not ids of ours, so a message of a stranger's. Ours among them come back when their lease ends.
+                    report_bug("claim.message_refused", error=type(error).__name__)
+                    return []
                 pause.wait("claim.ledger_away", error, ids=len(ids))
         return []
 

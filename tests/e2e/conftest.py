@@ -70,7 +70,7 @@ class Deployment:
 
     def __init__(self, redis: EmbeddedRedis, sandbox: Sandbox, database_url: str, folder: Path, key: str) -> None:
         self.redis_url = redis.url
-        self.redis = Redis.from_url(redis.url)
+        self.redis = Redis.from_url(redis.url, socket_timeout=60)  # above the longest wait for an event
         self.database_url = database_url
         self.trackstar = sandbox.world
         self.api_key = API_KEY

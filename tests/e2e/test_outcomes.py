@@ -136,7 +136,7 @@ CASES = [
     accepted("reset", "reset", trail=("connection_lost",)),
     accepted("closed", "close", trail=("connection_lost",)),
     # The key is busy until Trackstar notices that nobody listens any more.
-    accepted("hang", "hang:2.5", trail=("read_timeout", "still_running"), attempts=2),
+    accepted("hang", "hang:6", trail=("read_timeout", "still_running"), attempts=2),
     accepted("three faults", "503", "reset", "502", trail=("http_503", "connection_lost", "http_502")),
     accepted("503, come later", "503:trackstar:1", trail=("http_503",)),
     # Patience spends no attempt.
@@ -169,7 +169,7 @@ CASES = [
     found("done, reset", "applied_then:reset", reads=("fresh",), attempts=2, trail=("connection_lost", REFUSED)),
     found("done, cut body", "applied_then:cut", reads=("fresh",), attempts=2, trail=("cut_body", REFUSED)),
     found("done, html", "applied_then:html", reads=("fresh",), attempts=2, trail=("http_502", REFUSED)),
-    found("done, hang", "applied_then:hang:2", reads=("fresh",), attempts=2,
+    found("done, hang", "applied_then:hang:6", reads=("fresh",), attempts=2,
           trail=("read_timeout", "still_running", REFUSED)),
     found("done, read at last", "applied_then:500", reads=("429:none:1", "503", "fresh"), attempts=3,
           trail=("http_500", REFUSED, "rate_limited", "http_503")),
@@ -183,9 +183,9 @@ CASES = [
             **SHIPPED | {"trail": ("http_500", REFUSED, "read_shipped")}),
     # Too late to be sent.
     refused("too late", send_by_in=-1, status="expired", evidence="never_sent", attempts=0, trail=()),
-    refused("too late by patience", *["429"] * 50, send_by_in=1.5, status="expired", evidence="never_sent",
+    refused("too late by patience", *["429"] * 50, send_by_in=8, status="expired", evidence="never_sent",
             attempts=0, trail=("rate_limited",)),
-    refused("too late in doubt", *["503"] * 50, send_by_in=1.5, status="expired", evidence=None,
+    refused("too late in doubt", *["503"] * 50, send_by_in=8, status="expired", evidence=None,
             trail=("http_503", "read_open"), **IN_DOUBT | {"attempts": None}),
     # Connections of their own.
     *(accepted(f"wrong token {n}", connection="wrong-token", trail=("unauthorized",), attempts=1) for n in range(3)),
