@@ -193,13 +193,14 @@ class TrackstarClient:
         return self._send("GET", f"/wms/orders?ids[in]={ids}", {"x-trackstar-access-token": access_token})
 
     def _send(self, method: str, path: str, headers: dict[str, str]) -> Answer:
-        prepared = self._session.prepare_request(requests.Request(method, self._base_url, headers=headers))
-        # Set after preparing: `requests` would tidy the percent-encoding, and an id must stay one segment.
-        prepared.url = self._base_url + path
         with self._watchdog.limit(self._request_timeout) as call:
             try:
+                prepared = self._session.prepare_request(requests.Request(method, self._base_url, headers=headers))
+                # Set after preparing: `requests` would tidy the percent-encoding, and an id must stay one segment.
+                prepared.url = self._base_url + path
                 return self._exchange(prepared, call)
             except (RequestException, HTTPError, OSError) as error:
+                # Its kind only: the text may hold a header.
                 return NoReply(_why(error, call), call.sent, type(error).__name__)
 
     def _exchange(self, prepared: requests.PreparedRequest, call: _Call) -> Answer:
