@@ -10,9 +10,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis import Redis, RedisError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 START_SECONDS = 10.0
+PORTS_TRIED = 3  # before it is clear that the port is not what is wrong
 
 
 class NoRedisServerError(RuntimeError):
@@ -67,13 +68,16 @@ class EmbeddedRedis:
         deadline = time.monotonic() + START_SECONDS
         with Redis(port=self.port, socket_timeout=1) as client:
             while time.monotonic() < deadline and self.process.poll() is None:
-                try:
-                    client.ping()
-                except RedisError:
-                    time.sleep(0.02)
-                else:
-                    return
+                with suppress(RedisError):
+                    if self._is_ours(client):
+                        return
+                time.sleep(0.02)
+        self.process.terminate()
         raise NoRedisServerError(f"The embedded Redis did not start: see {self._folder / 'redis.log'}.")
+
+    def _is_ours(self, client: Any) -> bool:
+        # Between finding a free port and taking it another server may have come, and that one answers too.
+        return Path(client.config_get("dir")["dir"]) == self._folder.resolve()
 
     def stop(self) -> None:
         if self.process is not None:
@@ -86,9 +90,19 @@ class EmbeddedRedis:
 def embedded_redis() -> Iterator[EmbeddedRedis]:
     """Run a Redis server in a folder of its own; both are gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="cancel-worker-redis-") as folder:
-        server = EmbeddedRedis(Path(folder))
-        server.start()
+        server = _started(Path(folder))
         try:
             yield server
         finally:
             server.stop()
+
+
+def _started(folder: Path) -> EmbeddedRedis:
+    for _ in range(PORTS_TRIED):
+        server = EmbeddedRedis(folder)
+        with suppress(NoRedisServerError):
+            server.start()
+            return server
+    server = EmbeddedRedis(folder)
+    server.start()
+    return server
