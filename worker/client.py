@@ -20,10 +20,11 @@ from worker.cancellation.lifecycle import Policy, SafeToRefund
 from worker.cancellation.request import CancelRequest, InvalidRequest, Priority, make_request
 from worker.environment import from_environment
 from worker.inbox import connect_redis, put_jobs
-from worker.ledger import accepting
+from worker.ledger import accepting, by_hand
 from worker.ledger import reading as questions
+from worker.ledger.by_hand import TooLateError, UnknownCancellationError
 from worker.ledger.engine import open_ledger, reading
-from worker.ledger.reading import Cancellation, TooLateError, UnknownCancellationError
+from worker.ledger.reading import Cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -152,7 +153,7 @@ class CancelClient:
         """Take back a cancel that was not sent yet. Raises TooLateError or UnknownCancellationError."""
         try:
             with self._ledger.begin() as connection:
-                questions.take_back(connection, cancellation_id, Policy())
+                by_hand.take_back(connection, cancellation_id, Policy())
         except SQLAlchemyError as error:
             raise _ledger_unavailable(error) from error
 

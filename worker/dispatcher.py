@@ -39,7 +39,7 @@ POLL_SECONDS = 1.0  # how late a row of another process' transaction may be noti
 MAX_BATCH = 64  # ids in one Celery message: its cost is then small beside theirs
 MAX_SWEEP = 500  # rows in one maintenance statement
 # A queued row whose message nobody took for this long is offered again: its message was lost.
-QUEUED_LEASE_SECONDS = 30
+QUEUED_LEASE_SECONDS = 10
 # After an outage of the ledger, answers that live workers kept are recorded before claims are taken over.
 SETTLE_SECONDS = 2 * LONGEST_SECONDS
 

@@ -6,6 +6,7 @@ Knows the stream and the ledger's door; does not know what happens to a job afte
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -30,7 +31,8 @@ log = structlog.get_logger()
 BATCH = 500
 BLOCK_MS = 2_000  # an idle intake asks this often; a new entry wakes it at once
 # An entry that its reader has not settled for this long is taken over: its reader is dead or cut off.
-TAKE_OVER_AFTER_MS = 10_000
+TAKE_OVER_AFTER_MS = 5_000
+TAKE_OVER_EVERY_SECONDS = 2.0
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 Candidate = tuple[Entry, CancelRequest]
@@ -46,7 +48,7 @@ class Intake:
         self._on_accepted = on_accepted
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
-        self._takes = 0
+        self._looked_at = -TAKE_OVER_EVERY_SECONDS
 
     def start(self) -> None:
         self._thread.start()
@@ -96,9 +98,9 @@ class Intake:
         ]
 
     def _left_by_others(self) -> list[Entry]:
-        self._takes += 1
-        if self._takes % 8 != 1:  # every few batches is soon enough for what a dead worker left
+        if time.monotonic() - self._looked_at < TAKE_OVER_EVERY_SECONDS:
             return []
+        self._looked_at = time.monotonic()
         answer = self._redis.xautoclaim(INBOX, GROUP, self._name, TAKE_OVER_AFTER_MS, "0-0", count=BATCH)
         return [entry for entry in answer[1] if entry and entry[1] is not None]
 

@@ -28,7 +28,6 @@ from worker.pause import Pause
 from worker.publisher import Publisher
 from worker.recorder import Recorder
 from worker.report import tell
-from worker.settings import LEASE_MARGIN_SECONDS, Settings
 from worker.slots import Slots
 from worker.trackstar.client import TrackstarClient
 
@@ -41,12 +40,15 @@ if TYPE_CHECKING:
     from worker.ledger.claims import Claim
     from worker.ledger.recording import Record, Recorded
     from worker.ledger.turns import Overdue
+    from worker.settings import Settings
 
 log = structlog.get_logger()
 
 # The threads that hold a database connection: intake, dispatcher, recorder, publisher and the claiming ones.
 CLAIMING_THREADS = 4
 LEDGER_CONNECTIONS = CLAIMING_THREADS + 4
+# What an ending worker gives a ledger that is away, for answers that are in hand.
+LEAST_GRACE_SECONDS = 10.0
 
 
 class Machinery:
@@ -71,7 +73,7 @@ class Machinery:
             ),
             unseal=self._vault.open,
             policy=settings.policy,
-            start_within=LEASE_MARGIN_SECONDS / 2,
+            start_within=settings.lease_margin_seconds / 2,
         )
         self._slots = Slots(settings.concurrency)
         self._requests = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="request")
@@ -112,7 +114,7 @@ class Machinery:
         self._dispatcher.stop()
         self._slots.close()  # waits for what is in flight
         self._requests.shutdown(wait=True)
-        if not self._recorder.stop(grace=LEASE_MARGIN_SECONDS):
+        if not self._recorder.stop(grace=max(self._settings.lease_margin_seconds, LEAST_GRACE_SECONDS)):
             log.warning("worker.answers_not_recorded")  # their claims end by themselves; the rescue goes on
         self._publisher.stop()
         self._flower.stop()

@@ -15,8 +15,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from worker.cancellation.lifecycle import Policy
 from worker.environment import SettingsError, from_environment
 
-# What a request may take on top of its own limit: connecting, recording, a slow scheduler.
-LEASE_MARGIN_SECONDS = 30
+# What a lease holds on top of its requests: a late start, a recording that waits, a slow scheduler.
+LEASE_MARGIN = 0.2  # of the longest attempt
+LEASE_MARGIN_SECONDS = 2.0  # and this
 KEY_LIFE_SECONDS = 86_400  # Trackstar keeps an Idempotency-Key for 24 h from the first request
 
 
@@ -51,11 +52,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
-        longest = 2 * (self.connect_timeout_seconds + self.request_timeout_seconds)
-        if self.lease_seconds < longest + LEASE_MARGIN_SECONDS:
+        least = self.longest_attempt_seconds * (1 + LEASE_MARGIN) + LEASE_MARGIN_SECONDS
+        if self.lease_seconds < least:
             raise ValueError(
-                f"LEASE_SECONDS is {self.lease_seconds:g}, but a cancel and its read-back may take {longest:g} s: "
-                f"set it to at least {longest + LEASE_MARGIN_SECONDS:g}, or another worker could send the same cancel"
+                f"LEASE_SECONDS is {self.lease_seconds:g}, but a cancel and its read-back may take "
+                f"{self.longest_attempt_seconds:g} s: set it to at least {least:g}, or another worker could send the "
+                "same cancel"
             )
         if self.retry_horizon_seconds > KEY_LIFE_SECONDS:
             raise ValueError(
@@ -69,6 +71,16 @@ class Settings(BaseSettings):
         if self.trackstar_access_token.get_secret_value() and not self.credential_keys:
             raise ValueError("TRACKSTAR_ACCESS_TOKEN is set, but CREDENTIAL_KEYS is missing. " + _HOW_TO_MAKE_A_KEY)
         return self
+
+    @property
+    def longest_attempt_seconds(self) -> float:
+        """A cancel and its read-back, each to its very limit."""
+        return 2 * (self.connect_timeout_seconds + self.request_timeout_seconds)
+
+    @property
+    def lease_margin_seconds(self) -> float:
+        """What is left of a lease after the longest attempt: half for a late start, half for the recording."""
+        return self.lease_seconds - self.longest_attempt_seconds
 
     @property
     def policy(self) -> Policy:

@@ -17,7 +17,7 @@ from worker.cancellation.answer import Answer, NoReply, Reply, read_reply
 from worker.cancellation.lifecycle import Policy, SafeToRefund, confirm, decide, expire
 from worker.cancellation.outcome import Reading, classify, classify_read
 from worker.cancellation.request import CancelRequest
-from worker.ledger import accepting, claims, connections, outbox, reading, recording, turns
+from worker.ledger import accepting, by_hand, claims, connections, outbox, reading, recording, turns
 from worker.ledger.accepting import DeadLetter
 from worker.ledger.moving import apply_unsent
 from worker.ledger.recording import AttemptRow, Record, Recorded
@@ -652,7 +652,7 @@ def test_what_was_not_sent_can_be_withdrawn(ledger: Engine, shop: str, queued: b
     if queued:
         queue(ledger)
     with ledger.begin() as connection:
-        reading.take_back(connection, request.record_id, POLICY)
+        by_hand.take_back(connection, request.record_id, POLICY)
 
     found = get(ledger, request.record_id)
     assert ("withdrawn", "not_cancelled", "never_sent") == (found.status, found.verdict, found.evidence)
@@ -667,8 +667,8 @@ def test_what_may_have_landed_can_not_be_withdrawn(ledger: Engine, shop: str, an
         write(ledger, answered(claimed, answer))
     before = get(ledger, claimed.fence.id)
 
-    with pytest.raises(reading.TooLateError, match=claimed.fence.id), ledger.begin() as connection:
-        reading.take_back(connection, claimed.fence.id, POLICY)
+    with pytest.raises(by_hand.TooLateError, match=claimed.fence.id), ledger.begin() as connection:
+        by_hand.take_back(connection, claimed.fence.id, POLICY)
     assert before == get(ledger, claimed.fence.id)
 
 
@@ -676,14 +676,14 @@ def test_what_could_not_be_sent_can_be_withdrawn(ledger: Engine, shop: str) -> N
     claimed = accepted_and_claimed(ledger, connection_id=shop)
     write(ledger, answered(claimed, NoReply("connect_failed", sent=False)))
     with ledger.begin() as connection:
-        reading.take_back(connection, claimed.fence.id, POLICY)
+        by_hand.take_back(connection, claimed.fence.id, POLICY)
 
     assert "withdrawn" == get(ledger, claimed.fence.id).status
 
 
 def test_an_unknown_id_can_not_be_withdrawn(ledger: Engine) -> None:
-    with pytest.raises(reading.UnknownCancellationError), ledger.begin() as connection:
-        reading.take_back(connection, "00000000-0000-5000-8000-000000000000", POLICY)
+    with pytest.raises(by_hand.UnknownCancellationError), ledger.begin() as connection:
+        by_hand.take_back(connection, "00000000-0000-5000-8000-000000000000", POLICY)
 
 
 # -- confirming

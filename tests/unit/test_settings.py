@@ -53,7 +53,7 @@ def test_a_file_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        pytest.param({"LEASE_SECONDS": "60"}, "set it to at least 160", id="lease below the longest request"),
+        pytest.param({"LEASE_SECONDS": "60"}, "set it to at least 158", id="lease below the longest request"),
         pytest.param({"RETRY_HORIZON_SECONDS": "90000"}, "at most 86400", id="horizon beyond the key's life"),
         pytest.param({"RETRY_CAP_SECONDS": "0.5"}, "RETRY_CAP_SECONDS is below", id="cap below base"),
         pytest.param({"READ_BACK_SECONDS": "900,120"}, "READ_BACK_SECONDS must rise", id="read-backs not rising"),

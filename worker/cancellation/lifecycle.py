@@ -268,6 +268,20 @@ def _end_unproven(
     )
 
 
+def why_not_replay(status: Status, verdict: Verdict | None) -> str | None:
+    """Say why an operator may not run this one again, as a clause; None when it may be."""
+    if S.PENDING not in LEGAL[status] or status not in FINAL:
+        return f"it has not ended: it is {status}"
+    if verdict is Verdict.CANCELLED:
+        return "its order is proven cancelled, so there is nothing left to do"
+    return None
+
+
+def doubt_kept(verdict: Verdict | None) -> Verdict | None:
+    """Return what a replay still has to fear: a request of an earlier generation that may have landed."""
+    return Verdict.UNKNOWN if verdict in {Verdict.UNKNOWN, Verdict.ACCEPTED} else None
+
+
 _SPENDS_ATTEMPT = frozenset({Kind.IN_DOUBT, Kind.NOT_SENT})
 _LEAVES_DOUBT = frozenset({Kind.IN_DOUBT, Kind.STILL_RUNNING})
 

@@ -1,4 +1,4 @@
-"""What people and producers ask the ledger: one cancellation, its timeline, lists; and taking one back.
+"""What people and producers ask the ledger: one cancellation, its timeline, lists.
 
 Knows rows; shows what is known, never a token.
 """
@@ -10,11 +10,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import Connection, false, select
+from sqlalchemy import Connection, select
 
-from worker.cancellation.lifecycle import FINAL, Policy, SafeToRefund, State, Status, Verdict, safe_to_refund, withdraw
-from worker.ledger.moving import apply_unsent
-from worker.ledger.sqltypes import db_now
+from worker.cancellation.lifecycle import FINAL, SafeToRefund, Status, Verdict, safe_to_refund
 from worker.ledger.tables import attempts, cancellations, connections, events
 
 if TYPE_CHECKING:
@@ -136,40 +134,3 @@ def timeline(connection: Connection, record_id: str) -> Timeline | None:
         attempts=[{**row._mapping, "cancellation_id": record_id} for row in tried],  # noqa: SLF001
         events=[{**row._mapping, "payload": msgspec.json.decode(row.payload)} for row in told],  # noqa: SLF001
     )
-
-
-class TooLateError(ValueError):
-    """The cancellation cannot be taken back; the text says why."""
-
-
-class UnknownCancellationError(LookupError):
-    """No cancellation has this id; the text says what to check."""
-
-
-def take_back(connection: Connection, record_id: str, policy: Policy) -> None:
-    """End a cancellation as `withdrawn` that was never sent.
-
-    Raises TooLateError where a request may have reached the warehouse, UnknownCancellationError for an unknown id.
-    """
-    known = RECORD_ID.fullmatch(record_id) is not None
-    row = connection.execute(
-        select(c.status, c.attempts, c.verdict, c.first_sent_at, db_now().label("now"))
-        .where(c.id == record_id if known else false())
-        .with_for_update()
-    ).one_or_none()
-    if row is None:
-        raise UnknownCancellationError(
-            f"No cancellation has the id {record_id}. A job that was enqueued a moment ago may still be on the inbox: "
-            "ask again in a second."
-        )
-    state = State(
-        attempts=row.attempts,
-        first_sent_at=row.first_sent_at or row.now,
-        verdict=Verdict(row.verdict) if row.verdict else None,
-    )
-    move = withdraw(state, now=row.now, policy=policy)
-    if move is None or not apply_unsent(connection, [(record_id, move)]):
-        raise TooLateError(
-            f"Cancellation {record_id} cannot be withdrawn: it is {row.status}, so a request may have reached the "
-            "warehouse. Follow it with `show` instead."
-        )

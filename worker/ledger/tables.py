@@ -181,5 +181,6 @@ dead_letters = Table(
     Column("reason", String(64), nullable=False),
     Column("error", Text, nullable=False),
     Column("received_at", Instant, nullable=False),
+    Column("requeued_at", Instant),  # when a person sent it again
     UniqueConstraint("source", "entry_id"),
 )

@@ -1,0 +1,149 @@
+"""A whole deployment with real processes: Redis, a ledger, a local Trackstar, and `celery -A worker worker`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redis import Redis
+
+from worker.client import CancelClient
+from worker.ledger import connections, reading
+from worker.ledger.engine import open_ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy import Engine
+
+    from worker.ledger.credentials import TokenVault
+    from worker.ledger.reading import Cancellation, Timeline
+    from worker.trackstar.sandbox import World
+
+API_KEY = "api-key-0815-very-secret"
+START_SECONDS = 30.0
+STOP_SECONDS = 30.0
+
+CELERY = (str(Path(sys.executable).with_name("celery")), "-A", "worker", "worker")
+
+
+class Worker:
+    """One worker process and all that it says."""
+
+    def __init__(self, command: Sequence[str], env: dict[str, str], folder: Path) -> None:
+        self.log = folder / "worker.log"
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(command, env=env, cwd=folder, stdout=output, stderr=output)
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def wait_for_line(self, words: str, timeout: float = START_SECONDS) -> None:
+        """Wait until the worker has said this; it must stay alive meanwhile."""
+        deadline = time.monotonic() + timeout
+        while words not in self.output:
+            assert self.alive, self.output
+            assert time.monotonic() < deadline, f"Waited {timeout:g} s for {words!r}, in vain:\n{self.output}"
+            time.sleep(0.02)
+
+    def wait_until_ready(self) -> None:
+        self.wait_for_line("worker.started")
+
+    def wait_until_dead(self, timeout: float = STOP_SECONDS) -> int:
+        return self.process.wait(timeout)
+
+    def stop(self) -> int:
+        """Ask it to end as an orchestrator does; return its exit status."""
+        self.process.terminate()
+        return self.process.wait(STOP_SECONDS)
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        if self.alive:
+            self.send(signal.SIGCONT)  # a stopped process does not end
+            self.kill()
+
+
+class Deployment:
+    """Everything but the workers; `start_worker` adds those."""
+
+    def __init__(
+        self, redis_url: str, database_url: str, trackstar: World, trackstar_url: str, folder: Path, key: str
+    ) -> None:
+        self.redis_url = redis_url
+        self.redis: Any = Redis.from_url(redis_url, socket_timeout=60)  # above the longest wait for an event
+        self.database_url = database_url
+        self.trackstar = trackstar
+        self.api_key = API_KEY
+        self.credential_key = key
+        self.ledger: Engine = open_ledger(database_url)
+        self.client = CancelClient(redis_url, database_url)
+        self.workers: list[Worker] = []
+        self._folder = folder
+        self.env = {
+            **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
+            "REDIS_URL": redis_url,
+            "DATABASE_URL": database_url,
+            "TRACKSTAR_API_KEY": API_KEY,
+            "TRACKSTAR_BASE_URL": trackstar_url,
+            "CREDENTIAL_KEYS": key,
+            "RETRY_BASE_SECONDS": "0.2",
+        }
+
+    def start_worker(self, *, command: Sequence[str] = CELERY, **settings: str) -> Worker:
+        """Start one more worker process; `settings` lie over the deployment's environment."""
+        folder = self._folder / f"worker-{len(self.workers)}"
+        folder.mkdir()
+        worker = Worker(command, self.env | settings, folder)
+        self.workers.append(worker)
+        return worker
+
+    def add_connection(self, vault: TokenVault, name: str, token: str) -> None:
+        """Let the ledger know a connection and its token."""
+        with self.ledger.begin() as connection:
+            connections.add(connection, name, vault.seal(token))
+
+    def hold_of(self, name: str) -> str | None:
+        with self.ledger.connect() as connection:
+            return next(row.hold_reason for row in connections.list_all(connection) if row.id == name)
+
+    def all(self, limit: int = 1000) -> list[Cancellation]:
+        with self.ledger.connect() as connection:
+            return reading.find(connection, limit=limit)
+
+    def timeline(self, record_id: str) -> Timeline:
+        with self.ledger.connect() as connection:
+            found = reading.timeline(connection, record_id)
+        assert found is not None
+        return found
+
+    def wait_until(self, fact: Callable[[], Any], what: str, timeout: float = 30.0) -> None:
+        """Look at the ledger or at Redis until it is as it should be; neither tells a test by itself."""
+        deadline = time.monotonic() + timeout
+        while not fact():
+            alive = [worker.alive for worker in self.workers]
+            assert time.monotonic() < deadline, f"Waited {timeout:g} s for {what}, in vain; workers alive: {alive}"
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.close()
+        self.client.close()
+        self.ledger.dispose()
+        self.redis.close()
