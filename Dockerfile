@@ -27,7 +27,8 @@ FROM python:3.12-slim
 # Unbuffered: the last lines before a crash are the ones that matter.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    HEALTH_PORT=8080
 # Celery takes a process whose group has no name for root, and warns; so the ids get names.
 RUN groupadd --gid 10001 cancel-worker \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin cancel-worker

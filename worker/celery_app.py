@@ -6,23 +6,23 @@ Knows Celery; the work itself is `machinery`, what Celery runs is `tasks`.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery, bootsteps, signals
+from celery import bootsteps, signals
 
 from worker import observability
+from worker.envelope import ATTEMPT_BATCH, QUEUE
 from worker.environment import SettingsError, from_environment
 from worker.machinery import CLAIMING_THREADS, Machinery
 from worker.settings import load_worker_settings
+from worker.transport import CancelApp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-QUEUE = "cancellations"
-ATTEMPT_BATCH = "worker.attempt_batch"  # by name: the tasks import this module
-
-app = Celery("worker", broker=from_environment("REDIS_URL") or "redis://localhost:6379/0", include=["worker.tasks"])
+app = CancelApp("worker", broker=from_environment("REDIS_URL") or "redis://localhost:6379/0", include=["worker.tasks"])
 app.conf.update(
     # The ledger is the record of what happened; a result backend would be a second, weaker one.
     result_backend=None,
@@ -95,9 +95,13 @@ class CancelMachinery(bootsteps.StartStopStep):  # type: ignore[misc]
         super().__init__(worker, **kwargs)
         settings = _settings_or_exit()
         observability.set_up_sentry(settings.sentry_dsn.get_secret_value(), settings.secrets())
-        self._machinery = Machinery(settings, app, worker.hostname, _publish)
+        try:
+            self._machinery = Machinery(settings, app, worker.hostname, _publish)
+        except SettingsError as error:
+            raise SystemExit(f"The worker does not start: {error}") from error
 
     def start(self, worker: Any) -> None:  # noqa: ARG002 - Celery's shape
+        signal.signal(signal.SIGQUIT, _end_at_once)
         self._machinery.start()
         CancelMachinery.running = self._machinery
 
@@ -105,6 +109,18 @@ class CancelMachinery(bootsteps.StartStopStep):  # type: ignore[misc]
         if CancelMachinery.running is not None:
             CancelMachinery.running = None
             self._machinery.stop()
+
+
+@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _end_at_once_next_time(**_: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, _end_at_once)
+
+
+def _end_at_once(*_: Any) -> None:
+    """End now. Nothing is lost: it is what a crash would be, and the leases bring back what was under way."""
+    os.write(2, b"The worker ends at once; what was in flight is taken over when its lease ends.\n")
+    os._exit(1)
 
 
 def _settings_or_exit() -> Any:

@@ -17,7 +17,6 @@ from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.lifecycle import Move, Policy, expire
-from worker.health import Heartbeat
 from worker.ledger import claims, turns
 from worker.ledger.claims import Claim
 from worker.ledger.engine import reading
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from worker.health import Vitals
     from worker.ledger.turns import Agenda, Queued
 
 log = structlog.get_logger()
@@ -47,6 +47,7 @@ SETTLE_SECONDS = 2 * LONGEST_SECONDS
 class Doors(msgspec.Struct, frozen=True, kw_only=True):
     """Where what is due goes to."""
 
+    prepare: Callable[[], None]  # once, as soon as the ledger answers
     publish: Callable[[Sequence[str]], None]  # one Celery message of ids
     rescue: Callable[[list[Claim]], None]  # claims of lost workers
     read_back: Callable[[list[Claim]], None]  # ended cancellations to look at again
@@ -58,7 +59,7 @@ class Dispatcher:
     """One thread that hands out what is due, at most `room` rows ahead of the workers."""
 
     def __init__(
-        self, ledger: Engine, owner: str, room: int, lease_seconds: float, policy: Policy, doors: Doors
+        self, ledger: Engine, owner: str, room: int, lease_seconds: float, policy: Policy, doors: Doors, vitals: Vitals
     ) -> None:
         self._ledger = ledger
         self._owner = owner
@@ -66,14 +67,14 @@ class Dispatcher:
         self._lease_seconds = lease_seconds
         self._policy = policy
         self._doors = doors
+        self._vitals = vitals
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._settled_at = 0.0
-        self._heartbeat = Heartbeat()
-        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
 
     def wake(self) -> None:
         """Something may be due or there may be room: look now."""
@@ -83,7 +84,7 @@ class Dispatcher:
         """Hand out nothing more, and give back what nobody has claimed."""
         self._stop.set()
         self._wake.set()
-        self._thread.join(10)
+        self.thread.join(10)
         try:
             with self._ledger.begin() as connection:
                 turns.hand_back_all(connection, self._owner)
@@ -92,10 +93,13 @@ class Dispatcher:
 
     def _run(self) -> None:
         pause = Pause(self._stop)
+        prepared = False
         while not self._stop.is_set():
             self._wake.clear()
             try:
-                self._heartbeat.beat()
+                if not prepared:
+                    self._doors.prepare()
+                    prepared = True
                 rest = self.tick()
             except (SQLAlchemyError, RedisError, BrokerError, OSError) as error:
                 pause.wait("dispatcher.part_away", error)
@@ -112,6 +116,8 @@ class Dispatcher:
         """Do what is due; return the seconds until there may be more."""
         with reading(self._ledger).connect() as connection:
             agenda = turns.look(connection, self._owner)
+        self._vitals.answered("ledger")
+        self._vitals.saw(work_due=bool(agenda.backlog or agenda.queued_here))
         done = self._promote() if agenda.is_due(agenda.run_at) else 0
         done += self._maintain(agenda)
         full = (agenda.backlog or done > 0) and self._hand_out(self._room - agenda.queued_here)

@@ -40,15 +40,15 @@ class FlowerReporter:
         self._hostname = hostname
         self._events: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue(MOST_WAITING)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="flower", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="flower", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
 
     def stop(self) -> None:
         """Publish what is left, for a few seconds at most."""
         self._stop.set()
-        self._thread.join(5)
+        self.thread.join(5)
 
     def claimed(self, claims: Iterable[Claim]) -> None:
         for claim in claims:

@@ -1,39 +1,116 @@
-"""A sign of life that costs nothing to read: a file that the dispatcher's loop touches at every turn.
+"""What a worker says of itself: `/livez`, its threads run; `/readyz`, it takes what is due.
 
-It depends on no other part: a worker that waits for its Redis is alive, and restarting it would help nobody.
+Liveness depends on no other part: restarting a worker because Redis, the ledger or Trackstar is away helps nobody.
+Readiness is proven by consumption: a worker that is connected and takes nothing while work is due is not ready.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
+import threading
 import time
-from pathlib import Path
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
 
-TOUCH_SECONDS = 1.0
+import msgspec
+import structlog
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
-def _path() -> Path:
-    return Path(os.environ.get("HEARTBEAT_FILE") or Path(tempfile.gettempdir()) / "cancel-worker.heartbeat")
+log = structlog.get_logger()
 
-
-class Heartbeat:
-    """Touches the file, at most once a second."""
-
-    def __init__(self) -> None:
-        self._path = _path()
-        self._last = 0.0
-
-    def beat(self) -> None:
-        now = time.monotonic()
-        if now - self._last >= TOUCH_SECONDS:
-            self._path.touch()
-            self._last = now
+SILENT_SECONDS = 20.0  # a part that has not answered for this long is away; each is asked every few seconds
+STALLED_SECONDS = 30.0  # above the short lease that brings a lost message back, with time to take it then
 
 
-def heartbeat_age() -> float | None:
-    """Return the seconds since the last beat; None where no worker ever started."""
-    try:
-        return time.time() - _path().stat().st_mtime
-    except FileNotFoundError:
-        return None
+class Vitals:
+    """When each part answered last, and whether work that is due is being taken. Times are monotonic seconds."""
+
+    def __init__(self, busy: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
+        self._busy = busy
+        self._clock = clock
+        self._answered = dict.fromkeys(("redis", "ledger"), clock())
+        self._idle_since: float | None = None
+
+    def answered(self, part: str) -> None:
+        """Note that Redis or the ledger has just done what was asked of it."""
+        self._answered[part] = self._clock()
+
+    def saw(self, *, work_due: bool) -> None:
+        """Note whether something is due. From the first yes on, time counts against a worker that has free threads."""
+        if not work_due or self._busy():
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = self._clock()
+
+    def took(self) -> None:
+        """Note that something due was taken."""
+        self._idle_since = None
+
+    def problems(self) -> list[str]:
+        """Say in sentences why this worker is not ready; empty when it is."""
+        now = self._clock()
+        silent = [
+            f"The {'ledger' if part == 'ledger' else 'Redis'} has not answered for {now - at:.0f} s."
+            for part, at in self._answered.items()
+            if now - at > SILENT_SECONDS
+        ]
+        if self._idle_since is not None and now - self._idle_since > STALLED_SECONDS:
+            silent.append(
+                f"Work has been due for {now - self._idle_since:.0f} s and this worker has taken none of it: it does "
+                "not consume the Celery list."
+            )
+        return silent
+
+
+class HealthServer:
+    """Answers `/livez` and `/readyz` with 200 or 503 and the reasons, in a thread of its own."""
+
+    def __init__(self, port: int, threads: Iterable[threading.Thread], vitals: Vitals) -> None:
+        self._threads = list(threads)
+        self._vitals = vitals
+        health = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                health.answer(self)
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing: a probe every few seconds is no news."""
+
+        # On every address: an orchestrator asks from outside. What it hears are parts and seconds.
+        self._server = ThreadingHTTPServer(("", port), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    def start(self) -> None:
+        self._thread.start()
+        log.info("health.listening", port=self.port)
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        """Answer one probe."""
+        checks: dict[str, Callable[[], list[str]]] = {
+            "/livez": self._dead_threads,
+            "/readyz": lambda: self._dead_threads() + self._vitals.problems(),
+        }
+        check = checks.get(request.path)
+        problems = check() if check else ["Ask for /livez or /readyz."]
+        status = HTTPStatus.OK if not problems else HTTPStatus.SERVICE_UNAVAILABLE
+        body = msgspec.json.encode({"ok": not problems, "problems": problems})
+        request.send_response(status if check else HTTPStatus.NOT_FOUND)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
+
+    def _dead_threads(self) -> list[str]:
+        return [f"The thread {each.name} has died: this is a bug." for each in self._threads if not each.is_alive()]

@@ -14,6 +14,9 @@ EVENTS = "cancellations:events"
 JOB_FIELD = b"job"
 GROUP = "ledger"
 
+# An entry with this field is no job but a message from elsewhere that could not be read: it becomes a dead letter.
+UNREADABLE_FIELD = b"unreadable"
+
 # The events stream keeps about this many: a reader that is further behind asks the ledger.
 EVENTS_KEPT = 100_000
 
@@ -30,9 +33,33 @@ def connect_redis(url: str, *, socket_timeout: float = 10.0) -> Redis:
     )
 
 
+# Every restart brings a reader of a new name. One that was not heard of for an hour and left nothing is forgotten;
+# asked and done in one step, or an entry taken in between would be lost with its reader.
+_FORGET_READERS = """
+for _, reader in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local about = {}
+  for i = 1, #reader, 2 do about[reader[i]] = reader[i + 1] end
+  if about.pending == 0 and about.idle > 3600000 then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], about.name)
+  end
+end
+"""
+
+
+def forget_readers(redis: Redis) -> None:
+    """Drop the names of readers that are gone."""
+    redis.eval(_FORGET_READERS, 1, INBOX, GROUP)
+
+
 def put_jobs(redis: Redis, jobs: Iterable[bytes]) -> None:
     """Add one entry per job, in one round trip."""
     pipeline = redis.pipeline(transaction=False)
     for job in jobs:
         pipeline.xadd(INBOX, {JOB_FIELD: job})
     pipeline.execute()
+
+
+def unreadable(raw: bytes, *, source: str, reason: str, error: str) -> dict[str, bytes]:
+    """Return the fields of an entry that brings a message into the dead letters, with its bytes."""
+    told = {"source": source.encode(), "reason": reason.encode(), "error": error.encode()}
+    return {UNREADABLE_FIELD.decode(): raw, **told}

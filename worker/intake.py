@@ -13,8 +13,9 @@ import structlog
 from redis import RedisError, ResponseError
 from sqlalchemy.exc import SQLAlchemyError
 
+from worker.cancellation.answer import printable
 from worker.cancellation.request import CancelRequest, InvalidRequest, parse_request
-from worker.inbox import GROUP, INBOX, JOB_FIELD
+from worker.inbox import GROUP, INBOX, JOB_FIELD, UNREADABLE_FIELD, forget_readers
 from worker.ledger.accepting import DeadLetter, accept, bury, find_conflicts, key_conflict
 from worker.ledger.engine import refuses_the_row
 from worker.observability import report_bug
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Connection, Engine
 
+    from worker.health import Vitals
+
 log = structlog.get_logger()
 
 BATCH = 500
@@ -34,6 +37,8 @@ BLOCK_MS = 2_000  # an idle intake asks this often; a new entry wakes it at once
 TAKE_OVER_AFTER_MS = 5_000
 TAKE_OVER_EVERY_SECONDS = 2.0
 
+_TOLD = (b"source", b"reason", b"error")  # of a message that another door set aside
+
 Entry = tuple[bytes, dict[bytes, bytes]]
 Candidate = tuple[Entry, CancelRequest]
 
@@ -41,22 +46,25 @@ Candidate = tuple[Entry, CancelRequest]
 class Intake:
     """One thread that empties the inbox into the ledger."""
 
-    def __init__(self, redis: Redis, ledger: Engine, name: str, on_accepted: Callable[[], None]) -> None:
+    def __init__(
+        self, redis: Redis, ledger: Engine, name: str, on_accepted: Callable[[], None], vitals: Vitals
+    ) -> None:
         self._redis: Any = redis  # redis-py's own types promise an awaitable everywhere
         self._ledger = ledger
         self._name = name
         self._on_accepted = on_accepted
+        self._vitals = vitals
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="intake", daemon=True)
         self._looked_at = -TAKE_OVER_EVERY_SECONDS
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
 
     def stop(self) -> None:
         """Take nothing new, and wait until what was taken is settled or left for another worker."""
         self._stop.set()
-        self._thread.join(BLOCK_MS / 1000 + 5)
+        self.thread.join(BLOCK_MS / 1000 + 5)
 
     def _run(self) -> None:
         pause = Pause(self._stop)
@@ -80,6 +88,7 @@ class Intake:
     def take(self) -> int:
         """Take one batch: what a lost reader left first, then what is new. Return how many entries were settled."""
         entries = self._left_by_others() or self._new_entries()
+        self._vitals.answered("redis")
         if entries:
             self._settle(entries)
         return len(entries)
@@ -102,6 +111,7 @@ class Intake:
             return []
         self._looked_at = time.monotonic()
         answer = self._redis.xautoclaim(INBOX, GROUP, self._name, TAKE_OVER_AFTER_MS, "0-0", count=BATCH)
+        forget_readers(self._redis)
         return [entry for entry in answer[1] if entry and entry[1] is not None]
 
     def _make_group(self, pause: Pause) -> None:
@@ -164,6 +174,9 @@ def sort_out(entries: list[Entry]) -> tuple[list[Candidate], list[DeadLetter]]:
     letters: list[DeadLetter] = []
     for entry in entries:
         job = entry[1].get(JOB_FIELD)
+        if UNREADABLE_FIELD in entry[1]:
+            letters.append(_brought(entry))
+            continue
         if job is None:
             letters.append(_letter(entry, "no_job_field", "The entry has no field `job`."))
             continue
@@ -194,6 +207,19 @@ def _differs(request: CancelRequest, conflicts: dict[str, str]) -> bool:
 
 def _conflict(entry: Entry, request: CancelRequest, conflicts: dict[str, str]) -> DeadLetter:
     return _letter(entry, "key_conflict", key_conflict(request, conflicts[request.record_id]))
+
+
+def _brought(entry: Entry) -> DeadLetter:
+    entry_id, fields = entry
+    # Anybody may write such an entry, so nothing is believed of it.
+    source, reason, error = (printable(fields.get(name, b"").decode(errors="replace")) for name in _TOLD)
+    return DeadLetter(
+        source=source[:64] or INBOX,
+        entry_id=entry_id.decode(),
+        raw=fields[UNREADABLE_FIELD],
+        reason=reason[:64] or "unreadable",
+        error=error,
+    )
 
 
 def _letter(entry: Entry, reason: str, error: str) -> DeadLetter:

@@ -16,13 +16,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.attempt import LedgerClock, Tools, attempt, batches_of_reads, read_back, rescue
 from worker.dispatcher import Dispatcher, Doors
+from worker.environment import SettingsError
 from worker.flower import FlowerReporter
+from worker.health import HealthServer, Vitals
 from worker.inbox import connect_redis
 from worker.intake import Intake
 from worker.ledger import claims
 from worker.ledger.connections import ensure_default
 from worker.ledger.credentials import TokenVault
-from worker.ledger.engine import open_ledger, refuses_the_row
+from worker.ledger.engine import open_ledger
 from worker.observability import report_bug
 from worker.pause import Pause
 from worker.publisher import Publisher
@@ -78,6 +80,7 @@ class Machinery:
         self._slots = Slots(settings.concurrency)
         self._requests = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="request")
         self._stopping = threading.Event()
+        self._vitals = Vitals(busy=lambda: self._slots.all_taken)
         self._flower = FlowerReporter(app, hostname)
         self._recorder = Recorder(self._ledger, self._on_recorded)
         self._publisher = Publisher(self._redis, self._ledger)
@@ -88,23 +91,35 @@ class Machinery:
             settings.lease_seconds,
             settings.policy,
             Doors(
+                prepare=self._keep_default_connection,
                 publish=publish,
                 rescue=self._rescue,
                 read_back=self._read_back,
                 publish_events=self._publisher.wake,
                 expired=self._on_expired,
             ),
+            self._vitals,
         )
-        self._intake = Intake(self._redis, self._ledger, self.owner, self._dispatcher.wake)
+        self._intake = Intake(self._redis, self._ledger, self.owner, self._dispatcher.wake, self._vitals)
+        self._parts = (self._flower, self._recorder, self._publisher, self._dispatcher, self._intake)
+        self._health = self._health_server(settings.health_port)
+
+    def _health_server(self, port: int | None) -> HealthServer | None:
+        if port is None:
+            return None
+        try:
+            return HealthServer(port, [part.thread for part in self._parts], self._vitals)
+        except OSError as error:
+            raise SettingsError(
+                f"HEALTH_PORT is {port}, which cannot be used ({error.strerror}): choose another."
+            ) from error
 
     def start(self) -> None:
         """Start every part; each waits by itself for a Redis or a ledger that is not there yet."""
-        if token := self._settings.trackstar_access_token.get_secret_value():
-            sealed = self._vault.seal(token)
-            with self._ledger.begin() as connection:
-                ensure_default(connection, sealed, self._vault.open, token)
-        for part in (self._flower, self._recorder, self._publisher, self._dispatcher, self._intake):
+        for part in self._parts:
             part.start()
+        if self._health is not None:
+            self._health.start()
         log.info("worker.started", owner=self.owner, host=socket.gethostname(), concurrency=self._settings.concurrency)
 
     def stop(self) -> None:
@@ -119,7 +134,15 @@ class Machinery:
         self._publisher.stop()
         self._flower.stop()
         self._ledger.dispose()
+        if self._health is not None:
+            self._health.stop()
         log.info("worker.stopped", owner=self.owner)
+
+    def _keep_default_connection(self) -> None:
+        if token := self._settings.trackstar_access_token.get_secret_value():
+            sealed = self._vault.seal(token)
+            with self._ledger.begin() as connection:
+                ensure_default(connection, sealed, self._vault.open, token)
 
     def attempt_all(self, ids: Sequence[str]) -> None:
         """Claim these and hand each to a request thread; returns as soon as all are handed over.
@@ -130,6 +153,7 @@ class Machinery:
         while rest and (taken := self._slots.take(len(rest))):
             batch, rest = rest[:taken], rest[taken:]
             claimed = self._claim(batch)
+            self._vitals.took()
             self._slots.give_back(taken - len(claimed))
             self._dispatcher.wake()
             self._flower.claimed(claimed)
@@ -143,10 +167,6 @@ class Machinery:
                 with self._ledger.begin() as connection:
                     return claims.claim(connection, ids, self.owner, self._settings.lease_seconds)
             except SQLAlchemyError as error:
-                if refuses_the_row(error):
-                    # Not ids of ours, so a message of a stranger's. Ours among them come back when their lease ends.
-                    report_bug("claim.message_refused", error=type(error).__name__)
-                    return []
                 pause.wait("claim.ledger_away", error, ids=len(ids))
         return []
 

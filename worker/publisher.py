@@ -31,10 +31,10 @@ class Publisher:
         self._ledger = ledger
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="publisher", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
 
     def wake(self) -> None:
         self._wake.set()
@@ -43,7 +43,7 @@ class Publisher:
         """Publish what is there, once more, and end. What is left stays in the outbox."""
         self._stop.set()
         self._wake.set()
-        self._thread.join(10)
+        self.thread.join(10)
 
     def _run(self) -> None:
         pause = Pause(self._stop)

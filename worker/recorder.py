@@ -39,10 +39,10 @@ class Recorder:
         self._on_recorded = on_recorded
         self._answers: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self._giving_up = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="recorder", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
 
     def put(self, record: Record) -> None:
         """Hand an answer over; returns at once."""
@@ -51,9 +51,9 @@ class Recorder:
     def stop(self, grace: float) -> bool:
         """Write what is left, for at most `grace` seconds; return whether all of it was written."""
         self._answers.put(None)
-        self._thread.join(grace)
+        self.thread.join(grace)
         self._giving_up.set()
-        return not self._thread.is_alive()
+        return not self.thread.is_alive()
 
     def _run(self) -> None:
         stopping = False

@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     reads_per_second: float = Field(default=10.0, gt=0)
     read_back_seconds: Annotated[tuple[float, ...], NoDecode, BeforeValidator(_split)] = (120.0, 900.0, 4200.0)
     concurrency: int = Field(default=32, ge=1, le=2000)
+    health_port: int | None = Field(default=None, ge=0, le=65_535)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:

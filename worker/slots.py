@@ -26,6 +26,10 @@ class Slots:
             self._free += count
             self._changed.notify_all()
 
+    @property
+    def all_taken(self) -> bool:
+        return self._free == 0
+
     def close(self) -> None:
         """Let nobody take any more, and wait until everything that was taken is back."""
         with self._changed:

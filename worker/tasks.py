@@ -10,7 +10,8 @@ import structlog
 from celery.exceptions import Reject
 from redis import RedisError
 
-from worker.celery_app import ATTEMPT_BATCH, CancelMachinery, app
+from worker.celery_app import CancelMachinery, app
+from worker.envelope import ATTEMPT_BATCH, CANCEL_ORDER
 from worker.inbox import connect_redis, put_jobs
 from worker.settings import load_settings
 
@@ -33,7 +34,7 @@ def attempt_batch(ids: list[str]) -> None:
         machinery.attempt_all(ids)
 
 
-@app.task(name="worker.cancel_order", send_events=False)  # type: ignore[untyped-decorator]
+@app.task(name=CANCEL_ORDER, send_events=False)  # type: ignore[untyped-decorator]
 def cancel_order(**job: Any) -> None:
     """Put one job on the inbox, where every job is judged alike. Fields as in the inbox's JSON object."""
     try:

@@ -26,6 +26,7 @@ from worker.client import (
     UnknownCancellationError,
 )
 from worker.embedded import free_port
+from worker.health import Vitals
 from worker.inbox import GROUP, INBOX
 from worker.intake import Intake
 from worker.ledger.tables import cancellations
@@ -49,7 +50,7 @@ def client(redis_url: str, database_url: str) -> Iterator[CancelClient]:
 @pytest.fixture
 def intake(redis: Redis, ledger: Engine) -> Intake:
     redis.xgroup_create(INBOX, GROUP, id="0", mkstream=True)
-    return Intake(redis, ledger, "w-1", lambda: None)
+    return Intake(redis, ledger, "w-1", lambda: None, Vitals(busy=lambda: False))
 
 
 def end(ledger: Engine, record_id: str, **known: Any) -> None:

@@ -5,6 +5,7 @@ The client asks it before sending and the intake after receiving. It does not kn
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from math import isfinite
 from typing import Annotated, Any, Literal, NoReturn
@@ -24,6 +25,14 @@ MAX_TEXT_LENGTH = 1000  # requested_by and reason
 
 Priority = Literal["urgent", "normal", "bulk"]
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+_RECORD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def is_record_id(text: str) -> bool:
+    """Whether this is written as a record's id is. Anything else is an unknown id, and no error of the database."""
+    return _RECORD_ID.fullmatch(text) is not None
 
 
 class InvalidRequest(ValueError):  # noqa: N818 - the field's word for it

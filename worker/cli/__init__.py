@@ -15,7 +15,7 @@ from rich.console import Console
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker.cancellation.request import InvalidRequest
-from worker.cli import connections, demo, orders, service
+from worker.cli import connections, dead_letters, demo, orders, repair, service
 from worker.client import (
     InboxUnavailableError,
     KeyConflictError,
@@ -26,6 +26,7 @@ from worker.client import (
 from worker.embedded import NoRedisServerError
 from worker.environment import SettingsError
 from worker.ledger.credentials import CredentialsError
+from worker.ledger.dead_letters import UnknownLetterError
 
 app = typer.Typer(
     help="Stops an order before the warehouse ships it.",
@@ -34,6 +35,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(connections.app, name="connections")
+app.add_typer(dead_letters.app, name="dead-letters")
 for command in (
     demo.demo,
     service.run,
@@ -43,11 +45,19 @@ for command in (
     orders.enqueue,
     orders.show,
     orders.list_,
-    orders.withdraw,
+    repair.replay,
+    repair.withdraw,
 ):
     app.command(name=command.__name__.rstrip("_"))(command)
 
-WRONG_INPUT = (InvalidRequest, KeyConflictError, UnknownCancellationError, SettingsError, CredentialsError)
+WRONG_INPUT = (
+    InvalidRequest,
+    KeyConflictError,
+    UnknownCancellationError,
+    UnknownLetterError,
+    SettingsError,
+    CredentialsError,
+)
 UNREACHABLE = (InboxUnavailableError, LedgerUnavailableError, NoRedisServerError)
 
 

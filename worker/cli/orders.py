@@ -1,4 +1,4 @@
-"""Commands about cancellations: enqueue, show, list, withdraw."""
+"""Commands about cancellations: enqueue, show, list."""
 
 from __future__ import annotations
 
@@ -66,11 +66,12 @@ def show(
 ) -> None:
     """Tell what happened to one order's cancel, and whether it is safe to refund."""
     with reading(ledger()).connect() as opened:
-        if questions.RECORD_ID.fullmatch(name):
-            ids = [name]
-        else:
-            ids = [found.id for found in questions.find(opened, order_id=name, connection_id=connection)]
-        timelines = [found for record_id in ids if (found := questions.timeline(opened, record_id))]
+        of_order = questions.find(opened, order_id=name, connection_id=connection)
+        timelines = [
+            found
+            for record_id in (name, *(each.id for each in of_order))
+            if (found := questions.timeline(opened, record_id))
+        ]
     if not timelines:
         raise UnknownCancellationError(
             f"Nothing in the ledger has the id or the order id {name!r}. A job enqueued a moment ago may still be on "
@@ -104,14 +105,6 @@ def list_(
             print(msgspec.json.encode(_without_document(row)).decode())  # noqa: T201
     else:
         console.print(overview(found))
-
-
-def withdraw(ids: Annotated[list[str], typer.Argument(help="Ids of cancellations that were not sent yet.")]) -> None:
-    """Take back cancels that were not sent yet."""
-    producer = client()
-    for record_id in ids:
-        producer.withdraw(record_id)
-        console.print(f"{record_id}  withdrawn", highlight=False)
 
 
 def _without_document(found: Cancellation) -> dict[str, Any]:
@@ -180,6 +173,7 @@ def _lines(found: Timeline) -> list[tuple[datetime, str]]:
         error = f": {tried['error']}" if tried["error"] else ""
         request = f" (request {tried['request_id']})" if tried["request_id"] else ""
         verb = "cancel sent" if tried["kind"] == "cancel" else "order read back"
-        lines.append((tried["started_at"], f"{verb}, {answer}, {tried['reason']}{error}{request}"))
+        again = f" (generation {tried['generation']})" if tried["generation"] > 1 else ""
+        lines.append((tried["started_at"], f"{verb}{again}, {answer}, {tried['reason']}{error}{request}"))
     lines += [(told["created_at"], told["type"].replace(".", " ").replace("_", " ")) for told in found.events]
     return lines

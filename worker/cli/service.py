@@ -77,11 +77,20 @@ def _script(text: str) -> tuple[str, list[str]]:
     return order_id, re.split(r"\s*,\s*", steps)
 
 
-def health() -> None:
-    """Exit 0 while the worker on this machine turns its loop. For a container's health check."""
-    from worker.health import heartbeat_age  # noqa: PLC0415
+def health(
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Ask whether it takes what is due, not only whether it runs.")
+    ] = False,
+    port: Annotated[int, typer.Option(envvar="HEALTH_PORT", help="Where the worker answers.")] = 8080,
+) -> None:
+    """Exit 0 while the worker on this machine is alive (or ready). For a container's health check."""
+    import requests  # noqa: PLC0415 - a check runs every few seconds and needs little else
 
-    age = heartbeat_age()
-    if age is None or age > 30:  # noqa: PLR2004 - the loop turns every second, or every five while a part is away
-        console.print("The worker's loop does not turn." if age else "No worker has started here.")
-        raise typer.Exit(1)
+    try:
+        answer = requests.get(f"http://127.0.0.1:{port}/{'readyz' if ready else 'livez'}", timeout=5)
+        problems = answer.json()["problems"]
+    except (requests.RequestException, ValueError, KeyError):
+        problems = [f"No worker answers on port {port}: start it with HEALTH_PORT={port}."]
+    for problem in problems:
+        console.print(problem, highlight=False)
+    raise typer.Exit(1 if problems else 0)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, Text, case, false, literal, null, select, update
 
 from worker.cancellation.lifecycle import Policy, State, Verdict, doubt_kept, withdraw
+from worker.cancellation.request import is_record_id
 from worker.ledger.moving import apply_unsent
 from worker.ledger.outbox import announce
-from worker.ledger.reading import RECORD_ID
 from worker.ledger.sqltypes import Instant, RecordId, as_rows, db_now, given
 from worker.ledger.tables import cancellations
 
@@ -36,10 +36,9 @@ def take_back(connection: Connection, record_id: str, policy: Policy) -> None:
 
     Raises TooLateError where a request may have reached the warehouse, UnknownCancellationError for an unknown id.
     """
-    known = RECORD_ID.fullmatch(record_id) is not None
     row = connection.execute(
         select(c.status, c.attempts, c.verdict, c.first_sent_at, db_now().label("now"))
-        .where(c.id == record_id if known else false())
+        .where(c.id == record_id if is_record_id(record_id) else false())
         .with_for_update()
     ).one_or_none()
     if row is None:
@@ -93,7 +92,7 @@ def replay(connection: Connection, ids: Iterable[str], *, send_by: datetime | No
             outcome_message=null(),
         )
         .returning(c.id, c.connection_id, c.order_id, c.generation),
-        as_rows({"id": record_id} for record_id in ids if RECORD_ID.fullmatch(record_id)),
+        as_rows({"id": record_id} for record_id in ids if is_record_id(record_id)),
     ).all()
     announce(
         connection,

@@ -5,7 +5,6 @@ Knows rows; shows what is known, never a token.
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import msgspec
 from sqlalchemy import Connection, select
 
 from worker.cancellation.lifecycle import FINAL, SafeToRefund, Status, Verdict, safe_to_refund
+from worker.cancellation.request import is_record_id
 from worker.ledger.tables import attempts, cancellations, connections, events
 
 if TYPE_CHECKING:
@@ -70,12 +70,8 @@ _COLUMNS = (
 )
 
 
-# What PostgreSQL takes for an id; anything else is an unknown one, and no error of the database.
-RECORD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
 def get(connection: Connection, record_id: str) -> Cancellation | None:
-    if not RECORD_ID.fullmatch(record_id):
+    if not is_record_id(record_id):
         return None
     row = connection.execute(select(*_COLUMNS).where(c.id == record_id)).one_or_none()
     return _as_cancellation(row) if row else None
@@ -87,6 +83,7 @@ def find(
     order_id: str | None = None,
     connection_id: str | None = None,
     status: Sequence[str] = (),
+    reason: str | None = None,
     since: datetime | None = None,
     limit: int = 50,
 ) -> list[Cancellation]:
@@ -98,6 +95,8 @@ def find(
         query = query.where(c.connection_id == connection_id)
     if status:
         query = query.where(c.status.in_(status))
+    if reason is not None:
+        query = query.where(c.outcome_reason == reason)
     if since is not None:
         query = query.where(c.received_at >= since)
     return [_as_cancellation(row) for row in connection.execute(query)]

@@ -1,0 +1,189 @@
+"""SIGKILL at every named point: whatever died where, each cancellation ends once, truthfully, and is told of.
+
+A row of the matrix is a point in the way of a job, and what Trackstar is told to answer so that the point is reached.
+A process dies there; a healthy one goes on; then the ledger is compared with what really happened to the orders.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from harness import killable
+from harness.truth import leftovers, record_id, untruths, wait_for_ends
+
+from worker.inbox import INBOX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker.ledger.credentials import TokenVault
+
+SETTINGS = {
+    "CONNECT_TIMEOUT_SECONDS": "0.5",
+    "REQUEST_TIMEOUT_SECONDS": "1",
+    "LEASE_SECONDS": "5.7",
+    "RETRY_CAP_SECONDS": "1",
+    "READ_BACK_SECONDS": "1,2,3",
+}
+ORDERS = ("o-1", "o-2", "o-3")
+RECOVERED_SECONDS = 60.0
+
+KILLABLE = str(Path(killable.__file__))
+PRODUCER = """
+from worker import CancelClient
+CancelClient().enqueue_many([{"connection_id": "shop-1", "order_id": each} for each in ("o-1", "o-2", "o-3")])
+"""
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """One point, and the scripts of the first order that lead there."""
+
+    point: str
+    script: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+
+
+WORKER_CELLS = [
+    Cell("inbox read"),
+    Cell("in the ledger, not committed"),
+    Cell("committed, inbox not acknowledged"),
+    Cell("during the inbox acknowledgement"),
+    Cell("marked queued, not committed"),
+    Cell("queued, before the publish"),
+    Cell("during the publish"),
+    Cell("after the publish"),
+    Cell("message taken"),
+    Cell("before the claim"),
+    Cell("claimed, not committed"),
+    Cell("after the claim"),
+    Cell("before the Celery acknowledgement"),
+    Cell("answer in hand"),
+    Cell("answer in hand", script=("applied_then:500",)),
+    Cell("during the record"),
+    Cell("during the record", script=("applied_then:500",)),
+    Cell("recorded, not committed"),
+    Cell("after the record"),
+    Cell("after the record", script=("503",)),
+    Cell("outcome committed, event not published"),
+    Cell("event published, not noted"),
+    Cell("retry due, not committed", script=("applied_then:reset",)),
+    Cell("read-back answered, not recorded", script=("open:0.1",), reads=("fresh",) * 3),
+]
+
+
+def the_id(cell: Cell) -> str:
+    return f"{cell.point} {' '.join(cell.script)}".strip()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def deployment(request: pytest.FixtureRequest, make_deployment: Any) -> Iterator[Any]:
+    """A deployment whose Trackstar renews its copy often, so that what was in doubt is proven within the test."""
+    with make_deployment(request.param, sync_seconds=0.5) as made:
+        yield made
+
+
+@pytest.fixture
+def shop(deployment: Any, vault: TokenVault) -> str:
+    deployment.trackstar.connect("shop-1", "token-of-shop-1")
+    deployment.add_connection(vault, "shop-1", "token-of-shop-1")
+    return "shop-1"
+
+
+def arrange(deployment: Any, shop: str, script: tuple[str, ...] = (), reads: tuple[str, ...] = ()) -> None:
+    """Three orders: the scripted one, one whose answer gets lost after it was applied, one without trouble."""
+    deployment.trackstar.add_order(shop, "o-1", script=script, reads=reads)
+    deployment.trackstar.add_order(shop, "o-2", script=("applied_then:502",))
+    deployment.trackstar.add_order(shop, "o-3")
+
+
+def enqueue(deployment: Any, shop: str) -> None:
+    deployment.client.enqueue_many([{"connection_id": shop, "order_id": order_id} for order_id in ORDERS])
+
+
+def all_is_well(deployment: Any, shop: str) -> None:
+    """Wait for a healthy end, and compare it with the truth."""
+    ids = [record_id(order_id) for order_id in ORDERS]
+    wait_for_ends(deployment, ids, RECOVERED_SECONDS)
+    for each in ids:
+        deployment.wait_until(lambda each=each: deployment.client.safe_to_refund(each) == "yes", "proof")
+    deployment.wait_until(lambda: not leftovers(deployment), "Redis to be empty")
+
+    assert [] == untruths(deployment, ORDERS, shop)
+
+
+def dying_worker(deployment: Any, point: str) -> Any:
+    return deployment.start_worker(
+        command=(sys.executable, KILLABLE, point, "celery", "-A", "worker", "worker"), **SETTINGS
+    )
+
+
+@pytest.mark.parametrize("cell", WORKER_CELLS, ids=the_id)
+def test_a_worker_killed_at_this_point_loses_and_doubles_nothing(deployment: Any, shop: str, cell: Cell) -> None:
+    arrange(deployment, shop, cell.script, cell.reads)
+    victim = dying_worker(deployment, cell.point)
+    enqueue(deployment, shop)
+
+    assert -signal.SIGKILL == victim.wait_until_dead(), victim.output
+
+    deployment.start_worker(**SETTINGS)
+    all_is_well(deployment, shop)
+
+
+@pytest.mark.parametrize(
+    ("script", "reads"),
+    [
+        pytest.param(("pause",), (), id="before Trackstar applied it"),
+        pytest.param(("pause_applied",), (), id="after Trackstar applied it"),
+        pytest.param(("applied_then:500",), ("pause",), id="during a read-back"),
+    ],
+)
+def test_a_worker_killed_during_a_request_leaves_no_second_one_beside_it(
+    deployment: Any, shop: str, script: tuple[str, ...], reads: tuple[str, ...]
+) -> None:
+    arrange(deployment, shop, script, reads)
+    victim = deployment.start_worker(**SETTINGS)
+    enqueue(deployment, shop)
+    deployment.trackstar.wait_for_pause(shop, "o-1", timeout=20)
+    victim.kill()
+    deployment.trackstar.release(shop, "o-1")  # Trackstar does not notice, and goes on with the request
+    deployment.start_worker(**SETTINGS)
+
+    all_is_well(deployment, shop)
+
+
+def test_a_rescuer_killed_during_the_rescue_is_rescued_itself(deployment: Any, shop: str) -> None:
+    arrange(deployment, shop)
+    victim = dying_worker(deployment, "after the claim")
+    enqueue(deployment, shop)
+    victim.wait_until_dead()
+    rescuer = dying_worker(deployment, "claim of a dead worker taken over")
+
+    assert -signal.SIGKILL == rescuer.wait_until_dead(), rescuer.output
+
+    deployment.start_worker(**SETTINGS)
+    all_is_well(deployment, shop)
+
+
+@pytest.mark.parametrize(("point", "arrived"), [("during XADD", {0, 1, 2}), ("after XADD", {3})])
+def test_a_producer_killed_at_this_point_may_simply_ask_again(
+    deployment: Any, shop: str, tmp_path: Path, point: str, arrived: set[int]
+) -> None:
+    arrange(deployment, shop)
+    program = tmp_path / "producer.py"
+    program.write_text(PRODUCER)
+    env = {name: deployment.env[name] for name in ("PATH", "REDIS_URL")} | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    died = subprocess.run([sys.executable, KILLABLE, point, str(program)], env=env, check=False)
+
+    assert -signal.SIGKILL == died.returncode
+    assert deployment.redis.xlen(INBOX) in arrived
+
+    subprocess.run([sys.executable, str(program)], env=env, check=True)
+    deployment.start_worker(**SETTINGS)
+    all_is_well(deployment, shop)

@@ -1,0 +1,99 @@
+"""Commands about messages that could not be read: look at them, send them again, corrected where that is needed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.table import Table
+
+from worker.cancellation.request import parse_request
+from worker.cli.parts import client, console, ledger, moment
+from worker.inbox import INBOX
+from worker.ledger import dead_letters
+from worker.ledger.engine import reading
+
+app = typer.Typer(help="See and requeue messages that could not be read.", no_args_is_help=True)
+
+Number = Annotated[int, typer.Argument(metavar="ID", help="Its number in `dead-letters list`.")]
+
+
+@app.command(name="list")
+def list_(
+    everything: Annotated[bool, typer.Option("--all", help="Also those that were requeued.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
+) -> None:
+    """List dead letters, the newest first."""
+    with reading(ledger()).connect() as opened:
+        letters = dead_letters.find(opened, requeued=everything, limit=limit)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("id", "received", "from", "reason", "error", "bytes", "requeued"):
+        table.add_column(column, overflow="fold")
+    for letter in letters:
+        table.add_row(
+            str(letter.id),
+            moment(letter.received_at),
+            letter.source,
+            letter.reason,
+            letter.error,
+            str(len(letter.raw)),
+            moment(letter.requeued_at),
+        )
+    console.print(table)
+
+
+@app.command()
+def show(
+    number: Number,
+    raw: Annotated[bool, typer.Option("--raw", help="Only its bytes, to be corrected in a file.")] = False,
+) -> None:
+    """Show one dead letter. Its bytes may hold anything, also personal data."""
+    with reading(ledger()).connect() as opened:
+        letter = dead_letters.get(opened, number)
+    if raw:
+        sys.stdout.buffer.write(letter.raw)
+        return
+    console.print(f"Dead letter {letter.id}, from {letter.source}", style="bold", markup=False, highlight=False)
+    console.print(f"{letter.reason}: {letter.error}", markup=False, highlight=False)
+    console.print(f"received {moment(letter.received_at)}", highlight=False)
+    if letter.requeued_at:
+        console.print(f"requeued {moment(letter.requeued_at)}", highlight=False)
+    # As Python writes bytes: nothing in it can play with the terminal.
+    console.print(repr(letter.raw), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def requeue(
+    number: Number,
+    job: Annotated[
+        Path | None, typer.Option(help="A file with the corrected job, one JSON object; - reads standard input.")
+    ] = None,
+) -> None:
+    """Put the job of a dead letter on the inbox again, as it came or corrected."""
+    with reading(ledger()).connect() as opened:
+        letter = dead_letters.get(opened, number)
+    text = _job_of(letter) if job is None else _read(job)
+    request = parse_request(text)  # the same judgement as the intake's, before anything is sent
+    client().enqueue_many([msgspec.structs.asdict(request)])
+    with ledger().begin() as opened:
+        dead_letters.note_requeued(opened, number)
+    console.print(f"{request.record_id}  {request.order_id}", markup=False, highlight=False)
+
+
+def _job_of(letter: dead_letters.KeptLetter) -> bytes:
+    if letter.source == INBOX:
+        return letter.raw
+    raise ValueError(
+        f"Dead letter {letter.id} came from {letter.source} and is no job that could be sent again as it is: write "
+        "the job into a file and give it with --job."
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error

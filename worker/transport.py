@@ -1,0 +1,79 @@
+"""The door of the Celery list: every message is read before Celery sees it, and what no worker can run is set aside.
+
+Without it one malformed message makes Celery lose it, reconnect for ever, or end, again and again, on every worker.
+Knows Redis and kombu's Redis transport; what a good message is, `envelope` knows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from celery import Celery
+from kombu.transport import redis as kombu_redis
+from redis import Redis, RedisError
+
+from worker.envelope import QUEUE, UnacceptableMessage, read_call, write_call
+from worker.inbox import INBOX, unreadable
+
+if TYPE_CHECKING:
+    from kombu.connection import Connection
+
+log = structlog.get_logger()
+
+
+class Door(Redis):
+    """A Redis client whose BRPOP answers hold good messages only. Bad ones go on to the inbox, as dead letters.
+
+    They are written to the inbox and not to the ledger: Redis has just answered, so they are safe at once.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._aside: deque[dict[str, bytes]] = deque()  # more than one only while Redis fails between two commands
+
+    def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
+        """Read one answer; None, as if nothing had come, in place of a message that was set aside."""
+        answer = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call]
+        if command_name != "BRPOP":
+            return answer
+        good = self._vet(answer) if answer else None
+        self._put_aside()
+        return good
+
+    def _vet(self, answer: Any) -> Any:
+        name, raw = answer
+        try:
+            return name, write_call(read_call(raw))
+        except UnacceptableMessage as problem:
+            self._aside.append(unreadable(raw, source=QUEUE, reason=problem.reason, error=str(problem)))
+            return None
+
+    def _put_aside(self) -> None:
+        while self._aside:
+            try:
+                self.xadd(INBOX, self._aside[0])  # type: ignore[arg-type]
+            except RedisError as error:
+                log.warning("celery_message.not_set_aside_yet", error=type(error).__name__, kept=len(self._aside))
+                return
+            self._aside.popleft()
+
+
+class Channel(kombu_redis.Channel):
+    def _get_client(self) -> type[Redis]:
+        return Door
+
+
+class Transport(kombu_redis.Transport):
+    Channel = Channel
+
+
+class CancelApp(Celery):  # type: ignore[misc]
+    """A Celery app whose workers read through the door. Producers and Flower connect as usual."""
+
+    def connection_for_read(self, *args: Any, **kwargs: Any) -> Connection:
+        connection: Connection = super().connection_for_read(*args, **kwargs)
+        if connection.transport_cls in {"redis", "rediss"}:
+            connection.transport_cls = Transport
+        return connection
