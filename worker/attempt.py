@@ -48,10 +48,6 @@ class LedgerClock(msgspec.Struct, frozen=True):
     at: datetime
     monotonic: float
 
-    @classmethod
-    def read(cls, at: datetime) -> LedgerClock:
-        return cls(at, time.monotonic())
-
     def now(self) -> datetime:
         return self.at + timedelta(seconds=self.elapsed())
 

@@ -17,6 +17,7 @@ from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.lifecycle import Move, Policy, expire
+from worker.health import LEDGER
 from worker.ledger import claims, turns
 from worker.ledger.claims import Claim
 from worker.ledger.engine import reading
@@ -116,7 +117,7 @@ class Dispatcher:
         """Do what is due; return the seconds until there may be more."""
         with reading(self._ledger).connect() as connection:
             agenda = turns.look(connection, self._owner)
-        self._vitals.answered("ledger")
+        self._vitals.answered(LEDGER)
         self._vitals.saw(work_due=bool(agenda.backlog or agenda.queued_here))
         done = self._promote() if agenda.is_due(agenda.run_at) else 0
         done += self._maintain(agenda)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+REDIS, LEDGER = "Redis", "The ledger"  # as they stand in a sentence
+
 SILENT_SECONDS = 20.0  # a part that has not answered for this long is away; each is asked every few seconds
 STALLED_SECONDS = 30.0  # above the short lease that brings a lost message back, with time to take it then
 
@@ -30,7 +32,7 @@ class Vitals:
     def __init__(self, busy: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
         self._busy = busy
         self._clock = clock
-        self._answered = dict.fromkeys(("redis", "ledger"), clock())
+        self._answered = dict.fromkeys((REDIS, LEDGER), clock())
         self._idle_since: float | None = None
 
     def answered(self, part: str) -> None:
@@ -52,7 +54,7 @@ class Vitals:
         """Say in sentences why this worker is not ready; empty when it is."""
         now = self._clock()
         silent = [
-            f"The {'ledger' if part == 'ledger' else 'Redis'} has not answered for {now - at:.0f} s."
+            f"{part} has not answered for {now - at:.0f} s."
             for part, at in self._answered.items()
             if now - at > SILENT_SECONDS
         ]

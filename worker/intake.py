@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.answer import printable
 from worker.cancellation.request import CancelRequest, InvalidRequest, parse_request
+from worker.health import REDIS
 from worker.inbox import GROUP, INBOX, JOB_FIELD, UNREADABLE_FIELD, forget_readers
 from worker.ledger.accepting import DeadLetter, accept, bury, find_conflicts, key_conflict
 from worker.ledger.engine import refuses_the_row
@@ -88,7 +89,7 @@ class Intake:
     def take(self) -> int:
         """Take one batch: what a lost reader left first, then what is new. Return how many entries were settled."""
         entries = self._left_by_others() or self._new_entries()
-        self._vitals.answered("redis")
+        self._vitals.answered(REDIS)
         if entries:
             self._settle(entries)
         return len(entries)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -152,23 +153,25 @@ class Machinery:
         rest = list(ids)
         while rest and (taken := self._slots.take(len(rest))):
             batch, rest = rest[:taken], rest[taken:]
-            claimed = self._claim(batch)
+            claimed, asked = self._claim(batch)
             self._vitals.took()
             self._slots.give_back(taken - len(claimed))
             self._dispatcher.wake()
             self._flower.claimed(claimed)
             for claim in claimed:
-                self._requests.submit(self._attempt, claim, LedgerClock.read(claim.claimed_at))
+                self._requests.submit(self._attempt, claim, LedgerClock(claim.claimed_at, asked))
 
-    def _claim(self, ids: Sequence[str]) -> list[Claim]:
+    def _claim(self, ids: Sequence[str]) -> tuple[list[Claim], float]:
+        """Return what was claimed, and a monotonic time before its lease began: a pause since then counts."""
         pause = Pause(self._stopping)
         while not self._stopping.is_set():
+            asked = time.monotonic()
             try:
                 with self._ledger.begin() as connection:
-                    return claims.claim(connection, ids, self.owner, self._settings.lease_seconds)
+                    return claims.claim(connection, ids, self.owner, self._settings.lease_seconds), asked
             except SQLAlchemyError as error:
                 pause.wait("claim.ledger_away", error, ids=len(ids))
-        return []
+        return [], 0.0
 
     def _attempt(self, claim: Claim, clock: LedgerClock) -> None:
         try:
@@ -187,7 +190,7 @@ class Machinery:
             self._recorder.put(rescue(claim, self._tools.policy))
 
     def _read_back(self, due: list[Claim]) -> None:
-        clock = LedgerClock.read(due[0].claimed_at)
+        clock = LedgerClock(due[0].claimed_at, time.monotonic())
         for batch in batches_of_reads(due):
             self._requests.submit(self._read_batch, batch, clock)
 

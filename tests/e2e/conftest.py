@@ -30,6 +30,7 @@ def make_deployment(
             folder = tmp_path_factory.mktemp("deployment")
             database_url = make_database(kind)
             deployment = Deployment(redis.url, database_url, sandbox.world, sandbox.url, folder, credential_key)
+            deployment.server = redis
             stack.callback(deployment.close)
             yield deployment
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from redis import Redis
 
 from worker.client import CancelClient
@@ -47,6 +48,11 @@ class Worker:
     @property
     def alive(self) -> bool:
         return self.process.poll() is None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it is stopped (SIGSTOP), all of it."""
+        return psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
 
     def wait_for_line(self, words: str, timeout: float = START_SECONDS) -> None:
         """Wait until the worker has said this; it must stay alive meanwhile."""
@@ -94,6 +100,7 @@ class Deployment:
         self.credential_key = key
         self.ledger: Engine = open_ledger(database_url)
         self.client = CancelClient(redis_url, database_url)
+        self.server: Any = None  # the Redis, where it is ours to stop
         self.workers: list[Worker] = []
         self._folder = folder
         self.env = {

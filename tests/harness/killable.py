@@ -38,7 +38,7 @@ POINTS = {
     "message taken": Point("before", "worker.machinery:Machinery.attempt_all"),
     "before the claim": Point("before", "worker.ledger.claims:claim"),
     "claimed, not committed": Point("after", "worker.ledger.claims:claim"),
-    "after the claim": Point("after", "worker.machinery:Machinery._claim"),
+    "after the claim": Point("before", "worker.flower:FlowerReporter.claimed"),
     "before the Celery acknowledgement": Point("before", "kombu.transport.redis:QoS.ack"),
     "answer in hand": Point("before", "worker.recorder:Recorder.put"),
     "during the record": Point("after", "worker.ledger.recording:_keep_attempts"),

@@ -66,7 +66,9 @@ def _about_to_send(connection: HTTPConnection) -> None:
     if connection.sock is None:
         connection.connect()
     call.sock = connection.sock
-    if call.expired:  # looking up a name cannot be cut off; sending late can be left out
+    # Looking up a name cannot be cut off, and this process may have been paused; sending late can be left out.
+    if call.expired or time.monotonic() >= call.deadline:
+        call.expired = True
         raise TimeoutError("the deadline passed before the request was sent")
     call.sent = True
 

@@ -1,0 +1,90 @@
+"""What an orchestrator hears: alive while its threads run, ready while it takes what is due."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+from celery import Celery
+from harness.truth import record_id
+from sqlalchemy import make_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker.ledger.credentials import TokenVault
+
+FREE = {"HEALTH_PORT": "0"}
+
+
+@pytest.fixture
+def deployment(make_deployment: Any) -> Iterator[Any]:
+    """What a worker says of itself does not depend on the kind of its ledger."""
+    with make_deployment("sqlite") as made:
+        yield made
+
+
+@pytest.fixture
+def shop(deployment: Any, vault: TokenVault) -> str:
+    deployment.trackstar.connect("shop-1", "token-of-shop-1")
+    deployment.add_connection(vault, "shop-1", "token-of-shop-1")
+    return "shop-1"
+
+
+def ask(worker: Any, probe: str) -> tuple[int, list[str]]:
+    worker.wait_for_line("health.listening")
+    (port,) = re.findall(r'"port": (\d+), "event": "health.listening"', worker.output)
+    answer = requests.get(f"http://127.0.0.1:{port}/{probe}", timeout=5)
+    return answer.status_code, answer.json()["problems"]
+
+
+def test_a_worker_that_takes_its_jobs_is_alive_and_ready(deployment: Any, shop: str) -> None:
+    worker = deployment.start_worker(**FREE)
+    deployment.trackstar.add_order(shop, "o-1")
+    deployment.client.wait(deployment.client.enqueue(shop, "o-1"), 30)
+
+    assert (200, []) == ask(worker, "livez")
+    assert (200, []) == ask(worker, "readyz")
+
+
+def test_a_worker_without_redis_is_alive_and_unready_until_it_is_back(deployment: Any) -> None:
+    worker = deployment.start_worker(**FREE)
+    worker.wait_until_ready()
+    deployment.server.stop()
+    deployment.wait_until(lambda: ask(worker, "readyz")[0] == 503, "the worker to turn unready", 60)
+
+    assert (200, []) == ask(worker, "livez")
+    assert ask(worker, "readyz")[1][0].startswith("Redis has not answered for")
+
+    deployment.server.start()
+    deployment.wait_until(lambda: ask(worker, "readyz")[0] == 200, "the worker to be ready again")
+
+
+def test_a_worker_that_is_connected_but_consumes_nothing_turns_unready_and_says_so(deployment: Any, shop: str) -> None:
+    worker = deployment.start_worker(**FREE)
+    worker.wait_until_ready()
+    with Celery("operator", broker=deployment.redis_url, set_as_current=False) as app:
+        # What a wedged consumer looks like from outside: connected, answering, taking nothing.
+        deployment.wait_until(lambda: app.control.ping(timeout=0.5), "the worker to answer")
+        app.control.cancel_consumer("cancellations", reply=True)
+        deployment.trackstar.add_order(shop, "o-1")
+        deployment.client.enqueue(shop, "o-1")
+        deployment.wait_until(lambda: ask(worker, "readyz")[0] == 503, "the worker to turn unready", 60)
+
+        assert "has taken none of it" in ask(worker, "readyz")[1][0]
+        assert (200, []) == ask(worker, "livez")
+
+        app.control.add_consumer("cancellations", reply=True)
+        deployment.client.wait(record_id("o-1"), 30)
+        deployment.wait_until(lambda: ask(worker, "readyz")[0] == 200, "the worker to be ready again")
+
+
+def test_a_port_that_is_taken_is_told_in_one_sentence(deployment: Any) -> None:
+    taken = make_url(deployment.redis_url).port
+    worker = deployment.start_worker(HEALTH_PORT=str(taken))
+
+    assert 1 == worker.wait_until_dead()
+    assert f"HEALTH_PORT is {taken}, which cannot be used" in worker.output
+    assert "Traceback" not in worker.output
