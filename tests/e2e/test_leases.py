@@ -94,3 +94,20 @@ def test_a_clock_that_is_an_hour_off_changes_nothing(deployment: Any, shop: str,
     assert [] == untruths(deployment, orders, shop)
     assert {1, 2} == {len(deployment.trackstar.order(shop, each).truth.cancels) for each in orders}
     assert all("cancellation.rescued" not in worker.output for worker in workers)
+
+
+def test_what_a_killed_worker_had_claimed_goes_on_soon_after_its_lease(deployment: Any, shop: str) -> None:
+    deployment.trackstar.add_order(shop, "o-1", script=["pause"])
+    killed = deployment.start_worker(**SETTINGS)
+    deployment.client.enqueue(shop, "o-1")
+    deployment.trackstar.wait_for_pause(shop, "o-1", timeout=20)
+    killed.kill()
+    deployment.trackstar.release(shop, "o-1")
+    deployment.start_worker(**SETTINGS)  # up long before the lease ends
+    deployment.client.wait(record_id("o-1"), 60)
+    attempts = deployment.timeline(record_id("o-1")).attempts
+
+    assert ["worker_lost", "accepted"] == [row["reason"] for row in attempts]
+    # By the ledger's clock: the lease, the poll that sees its end, the first backoff, and a slow machine.
+    passed = (attempts[1]["started_at"] - attempts[0]["started_at"]).total_seconds()
+    assert float(SETTINGS["LEASE_SECONDS"]) <= passed < float(SETTINGS["LEASE_SECONDS"]) + 10

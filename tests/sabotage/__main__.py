@@ -1,0 +1,292 @@
+"""`make sabotage`: break the product on purpose, promise by promise, and see that the suite turns red.
+
+A test that cannot fail proves nothing. Each entry below is a small wrong change and the tests that must notice it. The
+changes are made in a copy; one that no longer fits the code is an error here too, so the list cannot rot.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = (
+    "worker",
+    "migrations",
+    "tests",
+    "pyproject.toml",
+    "README.md",
+    "Makefile",
+    "Dockerfile",
+    "ops",
+    "requirements",
+)
+FAILED = 1  # pytest: some tests failed; anything else is not what we are looking for
+
+
+class Sabotage(msgspec.Struct, frozen=True):
+    """One wrong change: (file below `worker`, what stands there, what is put there), and who must notice."""
+
+    promise: str
+    changes: tuple[tuple[str, str, str], ...]
+    tests: tuple[str, ...]
+
+
+LEDGER = ("tests/integration/test_ledger.py",)
+
+LIST = [
+    Sabotage(
+        "a claim is made only once (P2)",
+        (
+            (
+                "ledger/claims.py",
+                '            c.status == "queued",\n            # A cancel',
+                "            # A cancel",
+            ),
+            (
+                "ledger/claims.py",
+                '.where(c.id.in_(ours.scalar_subquery()), c.status == "queued")',
+                ".where(c.id.in_(ours.scalar_subquery()))",
+            ),
+        ),
+        LEDGER,
+    ),
+    Sabotage(
+        "a record counts only while its claim is ours (P2)",
+        (
+            (
+                "ledger/moving.py",
+                '(c.status == "in_flight") & (c.lease_owner == source.c.owner) & (c.claims == source.c.claim)',
+                "c.ended_at.is_(None) | c.ended_at.is_not(None)",
+            ),
+        ),
+        LEDGER,
+    ),
+    Sabotage(
+        "the inbox is acknowledged after the commit (P1)",
+        (
+            ("intake.py", "        accepted = self._store(requests, letters)\n", ""),
+            (
+                "intake.py",
+                "        pipeline.execute()\n",
+                "        pipeline.execute()\n        accepted = self._store(requests, letters)\n",
+            ),
+        ),
+        ("tests/integration/test_intake.py",),
+    ),
+    Sabotage(
+        "one key per intent (P2)",
+        (
+            (
+                "ledger/claims.py",
+                "return self.fence.id if self.generation == 1 else",
+                'return f"{self.fence.id}-{self.fence.claim}" if self.generation == 1 else',
+            ),
+        ),
+        ("tests/integration/test_state_machine.py",),
+    ),
+    Sabotage(
+        "a replay has a key of its own (P2)",
+        (("ledger/by_hand.py", "generation=c.generation + 1,", "generation=c.generation,"),),
+        ("tests/integration/test_by_hand.py",),
+    ),
+    Sabotage(
+        "a replay shakes off the answers of the generation before (P3)",
+        (("ledger/by_hand.py", "claims=c.claims + 1,", "claims=c.claims,"),),
+        ("tests/integration/test_state_machine.py", "tests/integration/test_by_hand.py"),
+    ),
+    Sabotage(
+        "a refusal after doubt is read back (P3)",
+        (
+            (
+                "cancellation/lifecycle.py",
+                "return outcome.kind is Kind.REFUSED and (state.in_doubt or outcome.read_first)",
+                "return False",
+            ),
+        ),
+        ("tests/unit/test_lifecycle.py",),
+    ),
+    Sabotage(
+        "a time-out is in doubt (P3)",
+        (
+            (
+                "cancellation/outcome.py",
+                "kind = Kind.IN_DOUBT if answer.sent else Kind.NOT_SENT",
+                "kind = Kind.NOT_SENT",
+            ),
+        ),
+        ("tests/unit/test_outcome.py",),
+    ),
+    Sabotage(
+        "a 200 proves only what it shows (P3)",
+        (
+            (
+                "cancellation/lifecycle.py",
+                'proven = outcome.order is not None and outcome.order.status == "cancelled"',
+                "proven = True",
+            ),
+        ),
+        ("tests/unit/test_lifecycle.py",),
+    ),
+    Sabotage(
+        "a lost worker's request may have landed (P3)",
+        (
+            (
+                "attempt.py",
+                'Outcome(kind=Kind.IN_DOUBT, reason="worker_lost")',
+                'Outcome(kind=Kind.NOT_SENT, reason="worker_lost")',
+            ),
+        ),
+        ("tests/integration/test_state_machine.py", *LEDGER),
+    ),
+    Sabotage(
+        "a redirect is not followed (P6)",
+        (
+            (
+                "trackstar/client.py",
+                "    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 - the base's shape\n",
+                "    def unused(self, resp: requests.Response) -> None:  # noqa: ARG002\n",
+            ),
+            ("trackstar/client.py", "allow_redirects=False,", "allow_redirects=True,"),
+        ),
+        ("tests/integration/test_trackstar_client.py",),
+    ),
+    Sabotage(
+        "the text of an error stays inside (P6)",
+        (("trackstar/client.py", "call.sent, type(error).__name__)", "call.sent, str(error))"),),
+        ("tests/integration/test_trackstar_client.py",),
+    ),
+    Sabotage(
+        "what was sent cannot be withdrawn (P3)",
+        (
+            (
+                "cancellation/lifecycle.py",
+                "    if state.verdict is not None:\n        return None\n    return _end_unproven(Status.WITHDRAWN",
+                "    return _end_unproven(Status.WITHDRAWN",
+            ),
+        ),
+        ("tests/unit/test_lifecycle.py",),
+    ),
+    Sabotage(
+        "an event is noted as published after it was (P1)",
+        (
+            ("publisher.py", "        self._add_to_stream(events)\n", ""),
+            (
+                "publisher.py",
+                "        return len(events)\n",
+                "        self._add_to_stream(events)\n        return len(events)\n",
+            ),
+        ),
+        ("tests/e2e/test_crash_matrix.py -k event",),
+    ),
+    Sabotage(
+        "a malformed Celery message stops nobody (P1)",
+        (("transport.py", 'if command_name != "BRPOP":', "if command_name:"),),
+        ("tests/e2e/test_celery_messages.py -k sqlite",),
+    ),
+    Sabotage(
+        "a claim is measured from before its lease began (P2)",
+        (
+            (
+                "machinery.py",
+                "            asked = time.monotonic()\n            try:",
+                "            asked = time.monotonic() + 3600\n            try:",
+            ),
+        ),
+        ("tests/e2e/test_leases.py -k paused_between",),
+    ),
+    Sabotage(
+        "a lost worker's claim is taken over (P1)",
+        (
+            (
+                "ledger/claims.py",
+                'c.lease_expires_at <= db_now(), c.status == "in_flight")',
+                'c.lease_expires_at <= now_plus(-86400), c.status == "in_flight")',
+            ),
+        ),
+        LEDGER,
+    ),
+    Sabotage(
+        "an ending worker hands back what is queued (P1)",
+        (("dispatcher.py", "turns.hand_back_all(connection, self._owner)", "pass"),),
+        ("tests/e2e/test_shutdown.py -k finishes_what",),
+    ),
+    Sabotage(
+        "a second SIGTERM ends at once",
+        (("celery_app.py", "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):", "for number in ():"),),
+        ("tests/e2e/test_shutdown.py -k impatient",),
+    ),
+    Sabotage(
+        "readiness is consumption",
+        (
+            (
+                "health.py",
+                "        elif self._idle_since is None:\n            self._idle_since = self._clock()",
+                "        else:\n            self._idle_since = None",
+            ),
+        ),
+        ("tests/unit/test_health.py",),
+    ),
+]
+
+
+def copy() -> Path:
+    """Copy what the tests need into a folder of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="cancel-worker-sabotage-"))
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    return folder
+
+
+def spoil(folder: Path, sabotage: Sabotage) -> None:
+    """Make the wrong changes. Raises LookupError where one does not fit the code any more."""
+    for file, old, new in sabotage.changes:
+        path = folder / "worker" / file
+        text = path.read_text()
+        if text.count(old) != 1:
+            raise LookupError(f"{file} holds this {text.count(old)} times, not once: {old!r}")
+        path.write_text(text.replace(old, new))
+
+
+def noticed(folder: Path, sabotage: Sabotage) -> bool:
+    """Run the tests that must notice; stop at the first that does."""
+    for tests in sabotage.tests:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()]
+        env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+        if done.returncode == FAILED:
+            return True
+        if done.returncode:
+            raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
+    return False
+
+
+def main() -> int:
+    """Try every sabotage (or those whose promise holds the words given); return 1 if one went unnoticed."""
+    chosen = [each for each in LIST if all(word in each.promise for word in sys.argv[1:])]
+    unnoticed = 0
+    for sabotage in chosen:
+        folder = copy()
+        try:
+            spoil(folder, sabotage)
+            seen = noticed(folder, sabotage)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        unnoticed += not seen
+        print(f"{'noticed  ' if seen else 'UNNOTICED'}  {sabotage.promise}", flush=True)  # noqa: T201
+    print(f"{len(chosen)} promises broken on purpose, {len(chosen) - unnoticed} noticed.")  # noqa: T201
+    return 1 if unnoticed or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
