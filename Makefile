@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lock clean
+.PHONY: help install demo test check chaos soak sabotage lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,15 @@ demo: install ## the whole thing in a minute: Redis, SQLite, a local Trackstar, 
 test: install ## every test: unit, integration (Redis, PostgreSQL, SQLite), end to end (real processes)
 	$(BIN)/python -m pytest tests/unit
 	$(BIN)/python -m pytest tests/integration tests/e2e -n 4 --dist loadgroup
+
+chaos: install ## what breaks, broken for longer: every part away for a minute (CHAOS_OUTAGE_SECONDS=60)
+	CHAOS_OUTAGE_SECONDS=$${CHAOS_OUTAGE_SECONDS:-60} $(BIN)/python -m pytest tests/e2e/test_broken_parts.py tests/e2e/test_crash_matrix.py -n 4 --timeout 600
+
+soak: install ## random faults for MINUTES (3), from a SEED or a new one; LEDGER=sqlite for the other kind
+	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(or $(MINUTES),3) --ledger $(or $(LEDGER),postgresql) $(if $(SEED),--seed $(SEED))
+
+sabotage: install ## break each promise on purpose and see that a test turns red
+	$(BIN)/python tests/sabotage
 
 check: install ## lint, types, import contracts, and models = migrations
 	$(BIN)/ruff check .
