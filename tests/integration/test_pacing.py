@@ -1,0 +1,105 @@
+"""Permits in a real Redis: the same arithmetic as the pure one, atomic for any number of workers."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from worker.cancellation.pace import LOOKAHEAD_SECONDS, interval
+from worker.trackstar.pacing import Pacing, Permits
+
+
+@pytest.fixture
+def pacing(redis: Redis) -> Pacing:
+    return Pacing(redis, "w")
+
+
+def moments(permits: Permits) -> list[float]:
+    """Return the moments of permits by Redis' own clock."""
+    return [int(permits.mark) / 1e6 - (permits.count - number) * permits.interval for number in range(permits.count)]
+
+
+def test_an_idle_connection_may_send_at_once_and_then_at_its_pace(pacing: Pacing) -> None:
+    now = time.monotonic()
+    first = pacing.reserve({"shop-1": (50.0, 100)})["shop-1"]
+
+    assert now - 0.01 <= first.first <= time.monotonic()
+    assert first.interval == pytest.approx(interval(50), rel=0.001)
+    assert first.count == int(LOOKAHEAD_SECONDS / first.interval) + 1
+    assert 0 == pacing.reserve({"shop-1": (50.0, 100)})["shop-1"].count
+
+
+def test_connections_do_not_share_a_pace_and_each_has_its_own_rate(pacing: Pacing) -> None:
+    granted = pacing.reserve({"shop-1": (50.0, 100), "shop-2": (500.0, 100), "shop-3": (50.0, 2)})
+
+    assert [5, 49, 2] == [granted[name].count for name in ("shop-1", "shop-2", "shop-3")]
+
+
+def test_any_number_of_workers_together_keep_the_pace(redis_url: str) -> None:
+    def work(_: int) -> list[float]:
+        with Redis.from_url(redis_url) as own:
+            pacing, taken = Pacing(own, "w"), []
+            end = time.monotonic() + 1.0
+            while time.monotonic() < end:
+                taken += moments(pacing.reserve({"shop-1": (200.0, 3)})["shop-1"])
+            return taken
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = sorted(moment for part in pool.map(work, range(4)) for moment in part)
+
+    assert all(later - earlier > interval(200) * 0.999 for earlier, later in pairwise(taken))
+    assert 0.9 * 196 <= len(taken) <= 196 * (1 + LOOKAHEAD_SECONDS) + 5
+
+
+def test_permits_that_nobody_needed_are_given_again(pacing: Pacing) -> None:
+    first = pacing.reserve({"shop-1": (50.0, 5)})["shop-1"]
+    pacing.give_back("shop-1", first, 4)
+    again = pacing.reserve({"shop-1": (50.0, 5)})["shop-1"]
+
+    assert again.first == pytest.approx(first.moment(1), abs=0.01)
+
+
+def test_permits_below_those_of_another_worker_are_not_given_again(pacing: Pacing) -> None:
+    first = pacing.reserve({"shop-1": (50.0, 2)})["shop-1"]
+    second = pacing.reserve({"shop-1": (50.0, 2)})["shop-1"]
+    pacing.give_back("shop-1", first, 2)
+    third = pacing.reserve({"shop-1": (50.0, 1)})["shop-1"]
+
+    assert third.first >= second.end - 0.01
+
+
+def test_a_paused_connection_gives_no_permit_to_anyone_and_another_goes_on(pacing: Pacing) -> None:
+    pacing.pause("shop-1", 30)
+    granted = pacing.reserve({"shop-1": (50.0, 1), "shop-2": (50.0, 1)})
+
+    assert [0, 1] == [granted[name].count for name in ("shop-1", "shop-2")]
+    assert granted["shop-1"].first - time.monotonic() == pytest.approx(30, abs=1)
+
+
+def test_the_servers_lower_limit_is_kept_and_a_higher_one_changes_nothing(pacing: Pacing) -> None:
+    pacing.lower("shop-1", 10)
+    pacing.lower("shop-2", 900)
+    granted = pacing.reserve({"shop-1": (50.0, 100), "shop-2": (50.0, 100)})
+
+    assert interval(10) == pytest.approx(granted["shop-1"].interval, rel=0.001)
+    assert interval(50) == pytest.approx(granted["shop-2"].interval, rel=0.001)
+
+
+def test_reads_have_a_pace_of_their_own(redis: Redis, pacing: Pacing) -> None:
+    pacing.pause("shop-1", 30)
+
+    assert 1 == Pacing(redis, "r").reserve({"shop-1": (10.0, 1)})["shop-1"].count
+
+
+def test_an_emptied_redis_goes_on_at_the_pace(redis: Any, pacing: Pacing) -> None:
+    pacing.reserve({"shop-1": (50.0, 100)})
+    redis.flushall()
+    redis.script_flush()
+
+    assert 5 == pacing.reserve({"shop-1": (50.0, 100)})["shop-1"].count
+    assert 0 == pacing.reserve({"shop-1": (50.0, 100)})["shop-1"].count

@@ -1,0 +1,41 @@
+"""When a connection, or Trackstar as a whole, counts as down. Numbers only; who counts is `worker/breaker`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+WINDOW_SECONDS = 30  # of answers that are looked at
+LEAST_FAILURES = 10  # fewer are an accident, and each job's own backoff is enough
+MAJORITY = 0.8
+LEAST_CONNECTIONS = 3  # that fail alike before it is Trackstar's fault
+MAJORITY_OF_ALL = 0.9
+
+FIRST_PROBE_SECONDS = 10.0
+LONGEST_PROBE_SECONDS = 60.0
+
+
+class Tally(msgspec.Struct, frozen=True):
+    """Recent answers of one connection."""
+
+    good: int
+    bad: int
+
+
+def is_down(tally: Tally) -> bool:
+    """Whether a clear majority of a connection's recent answers were failures."""
+    return tally.bad >= LEAST_FAILURES and tally.bad >= MAJORITY * (tally.good + tally.bad)
+
+
+def all_are_down(tallies: Mapping[str, Tally]) -> bool:
+    """Whether nearly all answers of nearly all connections are failures: then it is none of theirs."""
+    failing = [each for each in tallies.values() if each.bad and each.bad >= MAJORITY * (each.good + each.bad)]
+    bad = sum(each.bad for each in tallies.values())
+    answers = bad + sum(each.good for each in tallies.values())
+    return (
+        len(failing) >= LEAST_CONNECTIONS
+        and len(failing) >= MAJORITY_OF_ALL * len(tallies)
+        and bad >= LEAST_FAILURES
+        and bad >= MAJORITY_OF_ALL * answers
+    )
