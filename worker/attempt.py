@@ -20,6 +20,7 @@ from worker.cancellation.outcome import Kind, Outcome, Reading, Sight, classify,
 from worker.ledger.credentials import CredentialsError
 from worker.ledger.recording import AttemptRow, Record
 from worker.trackstar.client import TrackstarClient
+from worker.trackstar.pacing import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,7 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     trackstar: TrackstarClient
     unseal: Callable[[str], str]  # sealed access token to plain; raises CredentialsError
     policy: Policy
+    pace: Pace
     start_within: float  # seconds after the claim; a later start could outlive the lease
 
 
@@ -69,10 +71,10 @@ def attempt(claim: Claim, clock: LedgerClock, tools: Tools) -> Record | None:
     elif claim.state.awaits_read:
         outcome = claim.state.remembered_refusal
     else:
-        outcome = _cancel(claim, clock, tools.trackstar, token, rows)
+        outcome = _cancel(claim, clock, tools, token, rows)
     reading = None
     if token is not None and must_read(claim.state, outcome):
-        reading = _read_back(claim, clock, tools.trackstar, token, rows)
+        reading = _read_back(claim, clock, tools, token, rows)
     move = decide(claim.state, outcome, reading, now=clock.now(), jitter=random.random(), policy=tools.policy)
     return Record(claim=claim, attempts=tuple(rows), move=move)
 
@@ -94,20 +96,51 @@ def rescue(claim: Claim, policy: Policy) -> Record:
     return Record(claim=claim, attempts=(row,), move=move)
 
 
+def look_up(claims: Sequence[Claim], clock: LedgerClock, tools: Tools) -> list[Record]:
+    """Read orders of one connection whose refusal is known and unread, in one request, and decide about each."""
+    if clock.elapsed() > tools.start_within:
+        return []
+    began, started = clock.now(), time.monotonic()
+    token = _token(claims[0], tools)
+    answer = _ask(claims, token, tools) if token else None
+    took, now = _milliseconds(started), clock.now()
+    records = []
+    for claim in claims:
+        reading = _seen(answer, claim) if token else None
+        outcome = claim.state.remembered_refusal if token else Outcome(kind=Kind.NO_ACCESS, reason="no_access_token")
+        move = decide(claim.state, outcome, reading, now=now, jitter=random.random(), policy=tools.policy)
+        rows = (_row("read", began, took, answer, reading.reason),) if answer and reading else ()
+        records.append(Record(claim=claim, attempts=rows, move=move))
+    return records
+
+
 def read_back(claims: Sequence[Claim], clock: LedgerClock, tools: Tools) -> list[Record]:
     """Look again at ended cancellations of one connection without proof, in one request where their ids allow."""
     began, started = clock.now(), time.monotonic()
     token = _token(claims[0], tools)
-    answer = _ask(claims, token, tools.trackstar) if token else NoReply("connect_failed", sent=False)
-    took = _milliseconds(started)
-    return [_confirmed(claim, answer, began, took, clock.now(), tools.policy) for claim in claims]
+    answer = _ask(claims, token, tools) if token else None
+    took, now = _milliseconds(started), clock.now()
+    return [_confirmed(claim, answer, began, took, now, tools.policy) for claim in claims]
 
 
-def _ask(claims: Sequence[Claim], token: str, trackstar: TrackstarClient) -> Answer:
-    ids = [claim.order_id for claim in claims]
+def _ask(claims: Sequence[Claim], token: str, tools: Tools) -> Answer | None:
+    """Ask for these orders of one connection at once; None when its pace leaves no room for a read now."""
+    connection_id, ids = claims[0].connection_id, [claim.order_id for claim in claims]
+    if not tools.pace.wait_to_read(connection_id):
+        return None
     if len(ids) == 1:
-        return trackstar.read_order(ids[0], access_token=token)
-    return trackstar.read_orders(ids, access_token=token)
+        answer = tools.trackstar.read_order(ids[0], access_token=token)
+    else:
+        answer = tools.trackstar.read_orders(ids, access_token=token)
+    tools.pace.hear("read", connection_id, answer)
+    return answer
+
+
+_NO_ROOM = Reading(sight=Sight.LATER, reason="read_paced", spends_attempt=False)
+
+
+def _seen(answer: Answer | None, claim: Claim) -> Reading:
+    return classify_read(answer, claim.order_id) if answer else _NO_ROOM
 
 
 def _token(claim: Claim, tools: Tools) -> str | None:
@@ -133,31 +166,32 @@ def batches_of_reads(claims: Sequence[Claim]) -> list[list[Claim]]:
     return [*alone, *(group for groups in batches.values() for group in groups)]
 
 
-def _confirmed(claim: Claim, answer: Answer, began: datetime, took: int, now: datetime, policy: Policy) -> Record:
-    reading = classify_read(answer, claim.order_id)
+def _confirmed(
+    claim: Claim, answer: Answer | None, began: datetime, took: int, now: datetime, policy: Policy
+) -> Record:
+    reading = _seen(answer, claim)
     if claim.state.verdict is None or claim.ended_at is None:
         raise ValueError(f"cancellation {claim.fence.id} has not ended, so it has nothing to confirm")
     found = confirm(claim.state.verdict, claim.state.evidence, claim.ended_at, reading, now=now, policy=policy)
-    return Record(claim=claim, attempts=(_row("read", began, took, answer, reading.reason),), confirmation=found)
+    rows = (_row("read", began, took, answer, reading.reason),) if answer else ()
+    return Record(claim=claim, attempts=rows, confirmation=found)
 
 
-def _cancel(
-    claim: Claim, clock: LedgerClock, trackstar: TrackstarClient, token: str, rows: list[AttemptRow]
-) -> Outcome:
+def _cancel(claim: Claim, clock: LedgerClock, tools: Tools, token: str, rows: list[AttemptRow]) -> Outcome:
     began, started = clock.now(), time.monotonic()
-    answer = trackstar.cancel(claim.order_id, access_token=token, idempotency_key=claim.idempotency_key)
+    answer = tools.trackstar.cancel(claim.order_id, access_token=token, idempotency_key=claim.idempotency_key)
     outcome = classify(answer, claim.order_id)
     rows.append(_row("cancel", began, _milliseconds(started), answer, outcome.reason))
+    tools.pace.hear("cancel", claim.connection_id, answer)
     return outcome
 
 
-def _read_back(
-    claim: Claim, clock: LedgerClock, trackstar: TrackstarClient, token: str, rows: list[AttemptRow]
-) -> Reading:
+def _read_back(claim: Claim, clock: LedgerClock, tools: Tools, token: str, rows: list[AttemptRow]) -> Reading:
     began, started = clock.now(), time.monotonic()
-    answer = trackstar.read_order(claim.order_id, access_token=token)
-    reading = classify_read(answer, claim.order_id)
-    rows.append(_row("read", began, _milliseconds(started), answer, reading.reason))
+    answer = _ask([claim], token, tools)
+    reading = _seen(answer, claim)
+    if answer:
+        rows.append(_row("read", began, _milliseconds(started), answer, reading.reason))
     return reading
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
+from kombu.entity import Exchange, Queue
 
 from worker import observability
 from worker.envelope import ATTEMPT_BATCH, QUEUE
@@ -21,6 +23,8 @@ from worker.transport import CancelApp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+OWN_LIST_SECONDS = 600
 
 app = CancelApp("worker", broker=from_environment("REDIS_URL") or "redis://localhost:6379/0", include=["worker.tasks"])
 app.conf.update(
@@ -44,6 +48,8 @@ app.conf.update(
     worker_pool="threads",
     worker_concurrency=CLAIMING_THREADS,
     worker_prefetch_multiplier=1,
+    # No error of the connection to Redis, however odd, may end the worker.
+    worker_consumer="worker.transport:SteadyConsumer",
     # A running request must not be killed because Redis blinked.
     worker_cancel_long_running_tasks_on_connection_loss=False,
     # Logs are ours (structlog).
@@ -80,11 +86,6 @@ def _set_up_logs(**_: Any) -> None:
     observability.set_up_logs(settings.secrets())
 
 
-def _publish(ids: Sequence[str]) -> None:
-    """Put one message of ids on the list."""
-    app.send_task(ATTEMPT_BATCH, (list(ids),), argsrepr=f"{len(ids)} cancellations")
-
-
 class CancelMachinery(bootsteps.StartStopStep):  # type: ignore[misc]
     """Starts and stops the machinery with the Celery worker."""
 
@@ -94,9 +95,17 @@ class CancelMachinery(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         settings = _settings_or_exit()
+        # A list of its own, beside the common one: a worker hands out to itself, and takes what it has room for.
+        owner = f"{worker.hostname}:{uuid.uuid4().hex[:8]}"
+        own_list = f"{QUEUE}.{owner}"
+        app.amqp.queues.select_add(_queue_of_its_own(own_list))
+
+        def publish(ids: Sequence[str]) -> None:
+            app.send_task(ATTEMPT_BATCH, (list(ids),), queue=own_list, argsrepr=f"{len(ids)} cancellations")
+
         observability.set_up_sentry(settings.sentry_dsn.get_secret_value(), settings.secrets())
         try:
-            self._machinery = Machinery(settings, app, worker.hostname, _publish)
+            self._machinery = Machinery(settings, app, worker.hostname, owner, publish)
         except SettingsError as error:
             raise SystemExit(f"The worker does not start: {error}") from error
 
@@ -111,8 +120,16 @@ class CancelMachinery(bootsteps.StartStopStep):  # type: ignore[misc]
             self._machinery.stop()
 
 
+def _queue_of_its_own(name: str) -> Any:
+    # It goes by itself when its worker has been dead for a while; the rows in it were taken back long before.
+    return Queue(name, Exchange(""), routing_key=name, expires=OWN_LIST_SECONDS)  # type: ignore[no-untyped-call]
+
+
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
-def _end_at_once_next_time(**_: Any) -> None:
+def _take_nothing_new(**_: Any) -> None:
+    if CancelMachinery.running is not None:
+        CancelMachinery.running.take_nothing_new()
+    os.write(2, b"The worker takes nothing new and finishes what is in flight; asked again, it ends at once.\n")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, _end_at_once)
 

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.lifecycle import Policy, SafeToRefund
+from worker.cancellation.pace import DOCUMENTED_WRITES_PER_SECOND
 from worker.cancellation.request import CancelRequest, InvalidRequest, Priority, make_request
 from worker.environment import from_environment
 from worker.inbox import connect_redis, put_jobs
@@ -67,6 +68,7 @@ class CancelClient:
     def __init__(self, redis_url: str | None = None, database_url: str | None = None) -> None:
         self._redis_url = redis_url or from_environment("REDIS_URL") or "redis://localhost:6379/0"
         self._database_url = database_url or from_environment("DATABASE_URL")
+        self._writes_per_second = float(from_environment("WRITES_PER_SECOND") or DOCUMENTED_WRITES_PER_SECOND)
 
     @cached_property
     def _redis(self) -> Any:
@@ -148,6 +150,16 @@ class CancelClient:
                 )
             time.sleep(pause)
             pause = min(pause * 1.5, 1.0)
+
+    def expected_at(self, cancellation_id: str) -> datetime | None:
+        """Return when it is sent, by the backlog ahead of it and its connection's pace; None where nobody can tell."""
+        with self._asking() as connection:
+            return questions.expected_at(connection, cancellation_id, self._writes_per_second)
+
+    def next_turn(self, connection_id: str, priority: str = "normal") -> tuple[datetime | None, str | None]:
+        """Return when a job that is enqueued now would be sent, and the reason of its connection's hold, if any."""
+        with self._asking() as connection:
+            return questions.next_turn(connection, connection_id, priority, self._writes_per_second)
 
     def withdraw(self, cancellation_id: str) -> None:
         """Take back a cancel that was not sent yet. Raises TooLateError or UnknownCancellationError."""

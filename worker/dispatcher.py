@@ -1,90 +1,99 @@
-"""Ledger to Celery: looks at what is due, chooses whose turn it is, and hands it out. Any number may run; no leader.
+"""Ledger to Celery: whose turn it is, at whose pace, as far as this worker has threads. Any number run; no leader.
 
-Knows the ledger's agenda and how to publish ids; does not know what an attempt is. All of it is safe to do twice.
+Each worker hands out to itself, so it knows exactly what it can take; a job that nobody has room for stays in the
+ledger. Knows turns, permits and how to publish ids; does not know what an attempt is. All of it is safe to do twice.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
 import structlog
 from kombu.exceptions import OperationalError as BrokerError
 from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.cancellation.lifecycle import Move, Policy, expire
+from worker.cancellation.pace import LOOKAHEAD_SECONDS, SHARE
+from worker.cancellation.sharing import deal, for_the_longest_waiting, most_for, reserved, rotated
 from worker.health import LEDGER
-from worker.ledger import claims, turns
-from worker.ledger.claims import Claim
+from worker.ledger import holds, turns
 from worker.ledger.engine import reading
-from worker.ledger.moving import apply_unsent
-from worker.ledger.turns import Overdue
 from worker.observability import report_bug
-from worker.pause import LONGEST_SECONDS, Pause
+from worker.pause import Pause
+from worker.trackstar.pacing import Permit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections import Counter
 
     from sqlalchemy import Engine
 
+    from worker.berths import Berths
     from worker.health import Vitals
-    from worker.ledger.turns import Agenda, Queued
+    from worker.ledger.turns import Sender
+    from worker.trackstar.pacing import Pacing, Permits
 
 log = structlog.get_logger()
 
-POLL_SECONDS = 1.0  # how late a row of another process' transaction may be noticed
+LOOK_SECONDS = 1.0  # how late a row of another process' transaction, or of a connection that goes on, may be noticed
 MAX_BATCH = 64  # ids in one Celery message: its cost is then small beside theirs
-MAX_SWEEP = 500  # rows in one maintenance statement
 # A queued row whose message nobody took for this long is offered again: its message was lost.
 QUEUED_LEASE_SECONDS = 10
-# After an outage of the ledger, answers that live workers kept are recorded before claims are taken over.
-SETTLE_SECONDS = 2 * LONGEST_SECONDS
-
-
-class Doors(msgspec.Struct, frozen=True, kw_only=True):
-    """Where what is due goes to."""
-
-    prepare: Callable[[], None]  # once, as soon as the ledger answers
-    publish: Callable[[Sequence[str]], None]  # one Celery message of ids
-    rescue: Callable[[list[Claim]], None]  # claims of lost workers
-    read_back: Callable[[list[Claim]], None]  # ended cancellations to look at again
-    publish_events: Callable[[], None]
-    expired: Callable[[list[tuple[Overdue, Move]]], None]  # to be told
+FULL_SECONDS = 0.02  # how long room is gathered before it is given out again: a gulp costs as much as a sip
+LEAST_REST_SECONDS = 0.005
 
 
 class Dispatcher:
-    """One thread that hands out what is due, at most `room` rows ahead of the workers."""
+    """One thread that hands out what may be sent now."""
 
     def __init__(
-        self, ledger: Engine, owner: str, room: int, lease_seconds: float, policy: Policy, doors: Doors, vitals: Vitals
+        self,
+        ledger: Engine,
+        owner: str,
+        pacing: Pacing,
+        usual_rate: float,
+        berths: Berths,
+        publish: Callable[[Sequence[str]], None],
+        vitals: Vitals,
+        prepare: Callable[[], None],
     ) -> None:
         self._ledger = ledger
         self._owner = owner
-        self._room = room
-        self._lease_seconds = lease_seconds
-        self._policy = policy
-        self._doors = doors
+        self._pacing = pacing
+        self._usual_rate = usual_rate
+        self._berths = berths
+        self._publish = publish
         self._vitals = vitals
+        self._prepare = prepare  # once, as soon as the ledger answers
+        self._lock = threading.Lock()
+        self._arrived: set[str] = set()
+        self._rates: dict[str, float] = {}  # of the connections that have something to send
+        self._sent: dict[str, int] = {}
+        self._last: str | None = None
+        self._looked_at = float("-inf")
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._settled_at = 0.0
         self.thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
 
     def start(self) -> None:
         self.thread.start()
 
-    def wake(self) -> None:
-        """Something may be due or there may be room: look now."""
+    def arrived(self, connection_ids: Iterable[str]) -> None:
+        """Look now: these connections have something new to send."""
+        with self._lock:
+            self._arrived.update(connection_ids)
+        self._wake.set()
+
+    def halt(self) -> None:
+        """Hand out nothing more."""
+        self._stop.set()
         self._wake.set()
 
     def stop(self) -> None:
         """Hand out nothing more, and give back what nobody has claimed."""
-        self._stop.set()
-        self._wake.set()
+        self.halt()
         self.thread.join(10)
         try:
             with self._ledger.begin() as connection:
@@ -99,7 +108,7 @@ class Dispatcher:
             self._wake.clear()
             try:
                 if not prepared:
-                    self._doors.prepare()
+                    self._prepare()
                     prepared = True
                 rest = self.tick()
             except (SQLAlchemyError, RedisError, BrokerError, OSError) as error:
@@ -109,91 +118,111 @@ class Dispatcher:
                 report_bug("dispatcher.failed")
                 pause.wait("dispatcher.failed", error)
                 continue
-            if pause.over("dispatcher.back"):
-                self._settled_at = time.monotonic() + SETTLE_SECONDS
+            pause.over("dispatcher.back")
             self._wake.wait(rest)
 
     def tick(self) -> float:
-        """Do what is due; return the seconds until there may be more."""
+        """Hand out what may be sent now; return the seconds until there may be more."""
+        self._look()
+        taken = self._berths.taken()
+        seats = self._deal(taken)
+        if not seats:
+            return FULL_SECONDS if self._rates else LOOK_SECONDS
+        permits = self._pacing.reserve({name: (self._rates[name], count) for name, count in seats.items()})
+        granted = {name: each.count for name, each in permits.items() if each.count}
+        full = sum(granted.values()) >= self._berths.capacity - taken.total()
+        if granted:
+            self._hand_out(granted, permits)
+        return self._rest(permits, full=full)
+
+    def _look(self) -> None:
+        """Learn who has something to send: everybody once a second, in between only those that were told of."""
+        with self._lock:
+            told, self._arrived = self._arrived - self._rates.keys(), set()
+        complete = time.monotonic() - self._looked_at >= LOOK_SECONDS
+        if not complete and not told:
+            return
         with reading(self._ledger).connect() as connection:
-            agenda = turns.look(connection, self._owner)
+            found = turns.senders(connection, None if complete else sorted(told))
         self._vitals.answered(LEDGER)
-        self._vitals.saw(work_due=bool(agenda.backlog or agenda.queued_here))
-        done = self._promote() if agenda.is_due(agenda.run_at) else 0
-        done += self._maintain(agenda)
-        full = (agenda.backlog or done > 0) and self._hand_out(self._room - agenda.queued_here)
-        # After any progress the agenda is another one. Without it, looking again at once would be a hot loop.
-        return 0.0 if full or done else min(POLL_SECONDS, agenda.seconds_to_next)
+        known = {each.connection_id: self._rate(each) for each in found if not each.probing}
+        self._rates = known if complete else self._rates | known
+        if complete:
+            self._looked_at = time.monotonic()
+            self._sent = {name: count for name, count in self._sent.items() if name in known}
+            if probing := {each.connection_id: self._rate(each) for each in found if each.probing}:
+                self._send_probes(probing)
 
-    def _promote(self) -> int:
+    def _deal(self, taken: Counter[str]) -> dict[str, int]:
+        order = rotated(self._rates, self._last)
+        capacity = self._berths.capacity
+        free = max(0, capacity - taken.total())
+        if not free:
+            return {}
+        contenders = len(self._rates.keys() | taken.keys())
+        # Who has nothing in flight is served first, from the reserve if need be.
+        first = deal(free, [(name, 1) for name in order if not taken[name]])
+        rest = max(0, free - len(first) - reserved(capacity))
+        more = [(name, most_for(taken[name], free, capacity, contenders) - first.get(name, 0)) for name in order]
+        for name, count in deal(rest, more).items():
+            first[name] = first.get(name, 0) + count
+        return first
+
+    def _hand_out(self, granted: dict[str, int], permits: dict[str, Permits]) -> None:
+        by_age = {
+            name: old
+            for name, count in granted.items()
+            if (old := for_the_longest_waiting(self._sent.get(name, 0), count))
+        }
         with self._ledger.begin() as connection:
-            return turns.promote_due(connection, MAX_SWEEP)
+            queued = turns.queue(connection, granted, self._owner, QUEUED_LEASE_SECONDS, longest_waiting=by_age)
+        given: dict[str, tuple[str, Permit | None]] = {}
+        for name, count in granted.items():
+            rows = queued.get(name, [])
+            self._sent[name] = self._sent.get(name, 0) + len(rows)
+            given |= {row.id: (name, self._permit(permits[name], number)) for number, row in enumerate(rows)}
+            if len(rows) < count:
+                self._rates.pop(name, None)  # until it is told of again, or the next look
+                self._pacing.give_back(name, permits[name], count - len(rows))
+        self._last = next(reversed(granted))
+        self._send(given)
 
-    def _hand_out(self, room: int) -> bool:
-        # In gulps of half the room: one message for many rows costs as much as one for one.
-        if room < max(1, self._room // 2):
-            return False
+    def _permit(self, permits: Permits, number: int) -> Permit:
+        return Permit(permits.moment(number), 1 / (permits.interval * SHARE), permits.saturated)
+
+    def _rate(self, sender: Sender) -> float:
+        return sender.writes_per_second or self._usual_rate
+
+    def _send_probes(self, rates: dict[str, float]) -> None:
+        """Send one job of each held connection whose hold may be over."""
         with self._ledger.begin() as connection:
-            whose = turns.whose_turn(connection)
-            queued = turns.queue(connection, share_out(whose, room), self._owner, QUEUED_LEASE_SECONDS)
-            if probed := [name for name, probe in whose.items() if probe]:
-                turns.note_probes(connection, probed)
-        for start in range(0, len(queued), MAX_BATCH):
-            self._publish(queued[start:], MAX_BATCH)
-        return len(queued) >= room
+            probes = dict.fromkeys(holds.claim_probes(connection), 1)
+            queued = turns.queue(connection, probes, self._owner, QUEUED_LEASE_SECONDS, probes=True)
+        # A probe takes a permit as any request does: right behind it the backlog may begin.
+        permits = self._pacing.reserve({name: (rates.get(name, self._usual_rate), 1) for name in queued})
+        for name, rows in queued.items():
+            log.info("connection.probed", connection_id=name, id=rows[0].id)
+        self._send({rows[0].id: (name, self._permit(permits[name], 0)) for name, rows in queued.items()})
 
-    def _publish(self, queued: Sequence[Queued], size: int) -> None:
-        try:
-            self._doors.publish([row.id for row in queued[:size]])
-        except Exception:
-            # Nothing of this is on its way. Should it be after all, the claim's guard drops it.
-            with self._ledger.begin() as connection:
-                turns.hand_back(connection, [row.id for row in queued], self._owner)
-            raise
+    def _send(self, given: dict[str, tuple[str, Permit | None]]) -> None:
+        ids = sorted(given, key=lambda each: permit.moment if (permit := given[each][1]) else 0.0)
+        self._berths.hand_out(given, QUEUED_LEASE_SECONDS)
+        for start in range(0, len(ids), MAX_BATCH):
+            try:
+                self._publish(ids[start : start + MAX_BATCH])
+            except Exception:
+                # Nothing of this is on its way. Should it be after all, the claim's guard drops it.
+                self._berths.forget(ids[start:])
+                with self._ledger.begin() as connection:
+                    turns.hand_back(connection, ids[start:], self._owner)
+                raise
+            self._vitals.handed()
 
-    def _maintain(self, agenda: Agenda) -> int:
-        done = 0
-        if agenda.is_due(agenda.send_by):
-            done += self._expire()
-        if agenda.is_due(agenda.lease_end):
-            done += self._take_back()
-        if agenda.is_due(agenda.confirm_at):
-            done += self._look_again()
-        if agenda.is_due(agenda.publish_at):
-            self._doors.publish_events()
-        return done
-
-    def _expire(self) -> int:
-        with self._ledger.begin() as connection:
-            found = turns.overdue(connection, MAX_SWEEP)
-            moves = [(row, expire(row.state, now=row.now, policy=self._policy)) for row in found]
-            ended = apply_unsent(connection, [(row.id, move) for row, move in moves])
-        self._doors.expired([(row, move) for row, move in moves if row.id in ended])
-        return len(ended)
-
-    def _take_back(self) -> int:
-        with self._ledger.begin() as connection:
-            returned = turns.take_back_lost_messages(connection, MAX_SWEEP)
-        if time.monotonic() < self._settled_at:
-            return returned
-        with self._ledger.begin() as connection:
-            lost = claims.take_over(connection, self._owner, self._lease_seconds, MAX_SWEEP)
-        if lost:
-            self._doors.rescue(lost)
-        return returned + len(lost)
-
-    def _look_again(self) -> int:
-        with self._ledger.begin() as connection:
-            due = claims.claim_read_backs(connection, self._lease_seconds, MAX_SWEEP)
-        if due:
-            self._doors.read_back(due)
-        return len(due)
-
-
-def share_out(whose_turn: Mapping[str, bool], room: int) -> dict[str, int]:
-    """Divide the room between the connections that may send; True marks one that may send a single probe.
-
-    This is the dispatcher's choice of what to send: pace, turns and the circuit breaker belong here.
-    """
-    fair = max(1, -(-room // max(1, len(whose_turn))))
-    return {name: 1 if probe else fair for name, probe in list(whose_turn.items())[: max(1, room)]}
+    def _rest(self, permits: dict[str, Permits], *, full: bool) -> float:
+        # Half of what is given ahead is used up then: time enough for the next permits to get to their threads.
+        now, ahead = time.monotonic(), LOOKAHEAD_SECONDS / 2
+        times = [each.end - ahead - now for name, each in permits.items() if name in self._rates]
+        soonest = max(LEAST_REST_SECONDS, min(times, default=LOOK_SECONDS))
+        # Who got no seat this time waits for room, not for a permit.
+        crowded = full or len(permits) < len(self._rates)
+        return min(soonest, FULL_SECONDS if crowded else LOOK_SECONDS)

@@ -29,26 +29,23 @@ STALLED_SECONDS = 30.0  # above the short lease that brings a lost message back,
 class Vitals:
     """When each part answered last, and whether work that is due is being taken. Times are monotonic seconds."""
 
-    def __init__(self, busy: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
-        self._busy = busy
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._answered = dict.fromkeys((REDIS, LEDGER), clock())
-        self._idle_since: float | None = None
+        self._handed_at: float | None = None
 
     def answered(self, part: str) -> None:
         """Note that Redis or the ledger has just done what was asked of it."""
         self._answered[part] = self._clock()
 
-    def saw(self, *, work_due: bool) -> None:
-        """Note whether something is due. From the first yes on, time counts against a worker that has free threads."""
-        if not work_due or self._busy():
-            self._idle_since = None
-        elif self._idle_since is None:
-            self._idle_since = self._clock()
+    def handed(self) -> None:
+        """Note that this worker was handed something. Time counts against it until it takes it."""
+        if self._handed_at is None:
+            self._handed_at = self._clock()
 
     def took(self) -> None:
-        """Note that something due was taken."""
-        self._idle_since = None
+        """Note that it took what it was handed."""
+        self._handed_at = None
 
     def problems(self) -> list[str]:
         """Say in sentences why this worker is not ready; empty when it is."""
@@ -58,10 +55,10 @@ class Vitals:
             for part, at in self._answered.items()
             if now - at > SILENT_SECONDS
         ]
-        if self._idle_since is not None and now - self._idle_since > STALLED_SECONDS:
+        if self._handed_at is not None and now - self._handed_at > STALLED_SECONDS:
             silent.append(
-                f"Work has been due for {now - self._idle_since:.0f} s and this worker has taken none of it: it does "
-                "not consume the Celery list."
+                f"Work was handed to this worker {now - self._handed_at:.0f} s ago and it has taken none of it: it "
+                "does not consume its Celery list."
             )
         return silent
 

@@ -48,7 +48,7 @@ class Intake:
     """One thread that empties the inbox into the ledger."""
 
     def __init__(
-        self, redis: Redis, ledger: Engine, name: str, on_accepted: Callable[[], None], vitals: Vitals
+        self, redis: Redis, ledger: Engine, name: str, on_accepted: Callable[[set[str]], None], vitals: Vitals
     ) -> None:
         self._redis: Any = redis  # redis-py's own types promise an awaitable everywhere
         self._ledger = ledger
@@ -62,9 +62,13 @@ class Intake:
     def start(self) -> None:
         self.thread.start()
 
+    def halt(self) -> None:
+        """Take nothing new."""
+        self._stop.set()
+
     def stop(self) -> None:
         """Take nothing new, and wait until what was taken is settled or left for another worker."""
-        self._stop.set()
+        self.halt()
         self.thread.join(BLOCK_MS / 1000 + 5)
 
     def _run(self) -> None:
@@ -134,18 +138,19 @@ class Intake:
         pipeline.xdel(INBOX, *ids)
         pipeline.execute()
         if accepted:
-            self._on_accepted()
+            self._on_accepted({request.connection_id for request in accepted})
 
-    def _store(self, requests: list[Candidate], letters: list[DeadLetter]) -> int:
+    def _store(self, requests: list[Candidate], letters: list[DeadLetter]) -> list[CancelRequest]:
         try:
             return self._commit(requests, letters)
         except SQLAlchemyError as error:
             if not refuses_the_row(error):
                 raise
         # One job that the ledger refuses for good, whatever we thought of it, may not stop the others.
-        return self._commit([], letters) + sum(self._store_alone(candidate) for candidate in requests)
+        self._commit([], letters)
+        return [request for candidate in requests for request in self._store_alone(candidate)]
 
-    def _store_alone(self, candidate: Candidate) -> int:
+    def _store_alone(self, candidate: Candidate) -> list[CancelRequest]:
         try:
             return self._commit([candidate], [])
         except SQLAlchemyError as error:
@@ -154,7 +159,7 @@ class Intake:
             sentence = f"The ledger refused it: {type(error).__name__}."
         return self._commit([], [_letter(candidate[0], "refused_by_ledger", sentence)])
 
-    def _commit(self, requests: list[Candidate], letters: list[DeadLetter]) -> int:
+    def _commit(self, requests: list[Candidate], letters: list[DeadLetter]) -> list[CancelRequest]:
         with self._ledger.begin() as connection:
             new, refused = _insert(connection, requests, letters)
         for request in new:
@@ -166,7 +171,7 @@ class Intake:
             )
         for letter in refused:
             log.warning("dead_letter.kept", entry_id=letter.entry_id, reason=letter.reason, error=letter.error)
-        return len(new)
+        return new
 
 
 def sort_out(entries: list[Entry]) -> tuple[list[Candidate], list[DeadLetter]]:

@@ -8,21 +8,23 @@ from __future__ import annotations
 import socket
 import threading
 import time
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.attempt import LedgerClock, Tools, attempt, batches_of_reads, read_back, rescue
-from worker.dispatcher import Dispatcher, Doors
+from worker.attempt import LedgerClock, Tools, attempt, batches_of_reads, look_up, read_back, rescue
+from worker.berths import Berths
+from worker.breaker import Breaker
+from worker.dispatcher import Dispatcher
 from worker.environment import SettingsError
 from worker.flower import FlowerReporter
 from worker.health import HealthServer, Vitals
+from worker.housekeeper import Doors, Housekeeper
 from worker.inbox import connect_redis
 from worker.intake import Intake
-from worker.ledger import claims
+from worker.ledger import claims, holds
 from worker.ledger.connections import ensure_default
 from worker.ledger.credentials import TokenVault
 from worker.ledger.engine import open_ledger
@@ -30,9 +32,9 @@ from worker.observability import report_bug
 from worker.pause import Pause
 from worker.publisher import Publisher
 from worker.recorder import Recorder
-from worker.report import tell
-from worker.slots import Slots
+from worker.report import tell, tell_expired, tell_holds
 from worker.trackstar.client import TrackstarClient
+from worker.trackstar.pacing import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,16 +42,17 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from worker.cancellation.lifecycle import Move
+    from worker.ledger.agenda import Overdue
     from worker.ledger.claims import Claim
     from worker.ledger.recording import Record, Recorded
-    from worker.ledger.turns import Overdue
     from worker.settings import Settings
+    from worker.trackstar.pacing import Permit
 
 log = structlog.get_logger()
 
-# The threads that hold a database connection: intake, dispatcher, recorder, publisher and the claiming ones.
+# The threads that hold a database connection: intake, dispatcher, housekeeper, recorder, publisher, and the claiming.
 CLAIMING_THREADS = 4
-LEDGER_CONNECTIONS = CLAIMING_THREADS + 4
+LEDGER_CONNECTIONS = CLAIMING_THREADS + 5
 # What an ending worker gives a ledger that is away, for answers that are in hand.
 LEAST_GRACE_SECONDS = 10.0
 
@@ -58,13 +61,14 @@ class Machinery:
     """All parts of one worker process."""
 
     def __init__(
-        self, settings: Settings, app: Celery, hostname: str, publish: Callable[[Sequence[str]], None]
+        self, settings: Settings, app: Celery, hostname: str, owner: str, publish: Callable[[Sequence[str]], None]
     ) -> None:
         self._settings = settings
         self._ledger = open_ledger(settings.database_url, pool_size=LEDGER_CONNECTIONS)
         self._redis = connect_redis(settings.redis_url)
         self._vault = TokenVault(settings.keys)
-        self.owner = f"{hostname}:{uuid.uuid4().hex[:8]}"
+        self.owner = owner
+        pace = Pace(self._redis, settings.writes_per_second, settings.reads_per_second)
         self._tools = Tools(
             trackstar=TrackstarClient(
                 settings.trackstar_base_url,
@@ -76,33 +80,50 @@ class Machinery:
             ),
             unseal=self._vault.open,
             policy=settings.policy,
+            pace=pace,
             start_within=settings.lease_margin_seconds / 2,
         )
-        self._slots = Slots(settings.concurrency)
+        self._berths = Berths(settings.concurrency)
         self._requests = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="request")
         self._stopping = threading.Event()
-        self._vitals = Vitals(busy=lambda: self._slots.all_taken)
+        self._vitals = Vitals()
+        self._breaker = Breaker(self._redis)
         self._flower = FlowerReporter(app, hostname)
         self._recorder = Recorder(self._ledger, self._on_recorded)
         self._publisher = Publisher(self._redis, self._ledger)
         self._dispatcher = Dispatcher(
             self._ledger,
-            self.owner,
-            settings.concurrency,
+            owner,
+            pace.writes,
+            settings.writes_per_second,
+            self._berths,
+            publish,
+            self._vitals,
+            prepare=self._keep_default_connection,
+        )
+        self._housekeeper = Housekeeper(
+            self._ledger,
+            owner,
             settings.lease_seconds,
+            settings.writes_per_second,
             settings.policy,
             Doors(
-                prepare=self._keep_default_connection,
-                publish=publish,
+                pending=self._dispatcher.arrived,
                 rescue=self._rescue,
                 read_back=self._read_back,
                 publish_events=self._publisher.wake,
                 expired=self._on_expired,
             ),
-            self._vitals,
         )
-        self._intake = Intake(self._redis, self._ledger, self.owner, self._dispatcher.wake, self._vitals)
-        self._parts = (self._flower, self._recorder, self._publisher, self._dispatcher, self._intake)
+        self._intake = Intake(self._redis, self._ledger, owner, self._dispatcher.arrived, self._vitals)
+        self._parts = (
+            self._flower,
+            self._recorder,
+            self._publisher,
+            self._housekeeper,
+            self._dispatcher,
+            self._intake,
+        )
         self._health = self._health_server(settings.health_port)
 
     def _health_server(self, port: int | None) -> HealthServer | None:
@@ -123,12 +144,19 @@ class Machinery:
             self._health.start()
         log.info("worker.started", owner=self.owner, host=socket.gethostname(), concurrency=self._settings.concurrency)
 
+    def take_nothing_new(self) -> None:
+        """Begin to end: from now on nothing is taken, whatever Celery still does. Safe in a signal handler."""
+        self._stopping.set()
+        self._intake.halt()
+        self._dispatcher.halt()
+
     def stop(self) -> None:
         """Take nothing new, finish what is in flight, record it, hand back what is queued."""
-        self._stopping.set()
+        self.take_nothing_new()
         self._intake.stop()
         self._dispatcher.stop()
-        self._slots.close()  # waits for what is in flight
+        self._housekeeper.stop()
+        self._berths.wait_until_empty()
         self._requests.shutdown(wait=True)
         if not self._recorder.stop(grace=max(self._settings.lease_margin_seconds, LEAST_GRACE_SECONDS)):
             log.warning("worker.answers_not_recorded")  # their claims end by themselves; the rescue goes on
@@ -148,18 +176,20 @@ class Machinery:
     def attempt_all(self, ids: Sequence[str]) -> None:
         """Claim these and hand each to a request thread; returns as soon as all are handed over.
 
-        Waits for free threads, and for the ledger where it is away: then nothing of the message is settled.
+        Waits for the ledger where it is away: then nothing of the message is settled.
         """
-        rest = list(ids)
-        while rest and (taken := self._slots.take(len(rest))):
-            batch, rest = rest[:taken], rest[taken:]
-            claimed, asked = self._claim(batch)
-            self._vitals.took()
-            self._slots.give_back(taken - len(claimed))
-            self._dispatcher.wake()
-            self._flower.claimed(claimed)
-            for claim in claimed:
-                self._requests.submit(self._attempt, claim, LedgerClock(claim.claimed_at, asked))
+        self._vitals.took()
+        claimed, asked = self._claim(ids)
+        permits = {claim.fence.id: self._berths.board(claim.fence.id, claim.connection_id) for claim in claimed}
+        self._berths.forget(ids)
+        self._flower.claimed(claimed)
+        unread = [claim for claim in claimed if claim.state.awaits_read]
+        for batch in batches_of_reads(unread):
+            self._requests.submit(self._attempt, batch, LedgerClock(batch[0].claimed_at, asked), None)
+        for claim in claimed:
+            if not claim.state.awaits_read:
+                clock = LedgerClock(claim.claimed_at, asked)
+                self._requests.submit(self._attempt, [claim], clock, permits[claim.fence.id])
 
     def _claim(self, ids: Sequence[str]) -> tuple[list[Claim], float]:
         """Return what was claimed, and a monotonic time before its lease began: a pause since then counts."""
@@ -173,16 +203,22 @@ class Machinery:
                 pause.wait("claim.ledger_away", error, ids=len(ids))
         return [], 0.0
 
-    def _attempt(self, claim: Claim, clock: LedgerClock) -> None:
+    def _attempt(self, batch: list[Claim], clock: LedgerClock, permit: Permit | None) -> None:
         try:
-            record = attempt(claim, clock, self._tools)
-            if record is not None:
-                self._recorder.put(record)
+            self._tools.pace.wait_to_write(batch[0].connection_id, permit)
+            if batch[0].state.awaits_read:
+                records = look_up(batch, clock, self._tools)
+            else:
+                record = attempt(batch[0], clock, self._tools)
+                records = [record] if record is not None else []
+            for each in records:
+                self._recorder.put(each)
         except Exception:  # noqa: BLE001
             # A bug: the claim's lease ends, and the rescue takes it from there as in doubt.
-            report_bug("cancellation.attempt_failed", id=claim.fence.id)
+            report_bug("cancellation.attempt_failed", ids=[claim.fence.id for claim in batch])
         finally:
-            self._slots.give_back(1)
+            for claim in batch:
+                self._berths.leave(claim.connection_id)
 
     def _rescue(self, lost: list[Claim]) -> None:
         for claim in lost:
@@ -208,16 +244,29 @@ class Machinery:
                 runtime = sum(row.duration_ms or 0 for row in record.attempts) / 1000
                 self._flower.moved(record.claim.fence.id, record.move, runtime=runtime)
         self._publisher.wake()
-        self._dispatcher.wake()  # a retry may be due before the next poll, and there is room again
+        if any(record.move and record.move.run_at for record in records):
+            self._housekeeper.wake()  # a retry may be due before the next poll
+        self._judge(records, recorded)
+
+    def _judge(self, records: list[Record], recorded: Recorded) -> None:
+        """Hold what has turned out to be down, and send what goes on."""
+        if recorded.trackstar_resumed:
+            self._breaker.forget()
+        elif recorded.resumed:
+            self._breaker.forget(sorted(recorded.resumed))
+            self._dispatcher.arrived(recorded.resumed)
+        judgement = self._breaker.note(records)
+        if not judgement.connections and not judgement.all_of_them:
+            return
+        with self._ledger.begin() as connection:
+            if judgement.all_of_them:
+                tell_holds(holds.hold_all(connection))
+            else:
+                tell_holds(holds.hold(connection, judgement.connections, holds.OUTAGE))
+        self._publisher.wake()
 
     def _on_expired(self, ended: list[tuple[Overdue, Move]]) -> None:
+        tell_expired(ended)
         for row, move in ended:
-            log.info(
-                "cancellation.expired",
-                id=row.id,
-                connection_id=row.connection_id,
-                order_id=row.order_id,
-                verdict=move.verdict,
-            )
             self._flower.moved(row.id, move)
         self._publisher.wake()

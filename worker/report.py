@@ -14,6 +14,8 @@ from worker.cancellation.outcome import ALARMING_REASONS
 from worker.observability import alert
 
 if TYPE_CHECKING:
+    from worker.cancellation.lifecycle import Move
+    from worker.ledger.agenda import Overdue
     from worker.ledger.recording import Record, Recorded
 
 log = structlog.get_logger()
@@ -27,8 +29,33 @@ def tell(records: list[Record], recorded: Recorded) -> None:
             _alert(record)
     for connection_id in sorted(recorded.held):
         alert("connection.held", connection_id=connection_id, reason="credentials")
+    # An end is told as the beginning was: whoever was called out hears that it is over.
     for connection_id in sorted(recorded.resumed):
-        log.info("connection.resumed", connection_id=connection_id)
+        alert("connection.resumed", connection_id=connection_id)
+    if recorded.trackstar_resumed:
+        alert("trackstar.resumed")
+
+
+def tell_holds(held: frozenset[str] | int) -> None:
+    """Alert once per hold: connections that are down, or how many wait because Trackstar is."""
+    if isinstance(held, int):
+        if held:
+            alert("trackstar.held", connections=held)
+        return
+    for connection_id in sorted(held):
+        alert("connection.held", connection_id=connection_id, reason="outage")
+
+
+def tell_expired(ended: list[tuple[Overdue, Move]]) -> None:
+    """Log what could not be sent in time."""
+    for row, move in ended:
+        log.info(
+            "cancellation.expired",
+            id=row.id,
+            connection_id=row.connection_id,
+            order_id=row.order_id,
+            verdict=move.verdict,
+        )
 
 
 def _log_attempts(record: Record, *, applied: bool) -> None:

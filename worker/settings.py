@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.cancellation.lifecycle import Policy
+from worker.cancellation.pace import DOCUMENTED_READS_PER_SECOND, DOCUMENTED_WRITES_PER_SECOND
 from worker.environment import SettingsError, from_environment
 
 # What a lease holds on top of its requests: a late start, a recording that waits, a slow scheduler.
@@ -45,8 +46,8 @@ class Settings(BaseSettings):
     request_timeout_seconds: float = Field(default=60.0, gt=0)
     max_response_bytes: int = Field(default=4_194_304, gt=0)
     lease_seconds: float = Field(default=180.0, gt=0)
-    writes_per_second: float = Field(default=50.0, gt=0)
-    reads_per_second: float = Field(default=10.0, gt=0)
+    writes_per_second: float = Field(default=DOCUMENTED_WRITES_PER_SECOND, gt=0)
+    reads_per_second: float = Field(default=DOCUMENTED_READS_PER_SECOND, gt=0)
     read_back_seconds: Annotated[tuple[float, ...], NoDecode, BeforeValidator(_split)] = (120.0, 900.0, 4200.0)
     concurrency: int = Field(default=32, ge=1, le=2000)
     health_port: int | None = Field(default=None, ge=0, le=65_535)

@@ -6,11 +6,14 @@ Knows Redis and kombu's Redis transport; what a good message is, `envelope` know
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import Celery
+from celery.worker.consumer.consumer import STOP_CONDITIONS, Consumer
 from kombu.transport import redis as kombu_redis
 from redis import Redis, RedisError
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from kombu.connection import Connection
 
 log = structlog.get_logger()
+
+RESTART_SECONDS = 1.0
 
 
 class Door(Redis):
@@ -67,6 +72,29 @@ class Channel(kombu_redis.Channel):
 
 class Transport(kombu_redis.Transport):
     Channel = Channel
+
+
+class SteadyConsumer(Consumer):  # type: ignore[misc]
+    """A consumer that no error ends.
+
+    Celery goes on after the errors that it knows. One that it does not expect, as when a broken connection breaks once
+    more while it is being closed, would end the whole worker.
+    """
+
+    def start(self) -> None:
+        while True:
+            try:
+                super().start()
+            except Exception as error:
+                if self.blueprint.state in STOP_CONDITIONS:
+                    raise
+                log.exception("consumer.restarted", error=type(error).__name__)
+                with suppress(Exception):  # what is half broken may not be possible to close
+                    self.on_close()
+                self.blueprint.restart(self)
+                time.sleep(RESTART_SECONDS)
+            else:
+                return
 
 
 class CancelApp(Celery):  # type: ignore[misc]

@@ -1,10 +1,12 @@
-"""Nobody but the worker writes to the Celery list. Whatever stands there all the same stops nobody and is kept."""
+"""Nobody but the worker writes to the Celery list. Whatever stands there, or happens to Celery, stops no worker."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from harness import stumbling
 from harness.messages import ALIEN, GOOD, JOB
 from harness.truth import record_id
 from sqlalchemy import select
@@ -69,3 +71,15 @@ def test_a_job_that_came_in_any_form_that_celery_runs_is_done(deployment: Any, s
     assert "succeeded" == deployment.client.wait(record_id(JOB["order_id"]), 20).status
     assert [] == letters(deployment)
     assert 1 == deployment.trackstar.order(shop, JOB["order_id"]).truth.effective_cancels
+
+
+def test_an_error_that_celery_does_not_expect_does_not_end_the_worker(deployment: Any, shop: str) -> None:
+    deployment.trackstar.add_order(shop, "o-1")
+    command = (sys.executable, stumbling.__file__, "celery", "-A", "worker", "worker")
+    worker = deployment.start_worker(command=command)
+    ended = deployment.client.wait(deployment.client.enqueue(shop, "o-1"), 30)
+
+    assert "succeeded" == ended.status
+    assert "consumer.restarted" in worker.output
+    assert worker.alive
+    assert 0 == worker.stop()

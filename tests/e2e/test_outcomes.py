@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from worker.cancellation.request import CancelRequest
-from worker.ledger import connections
+from worker.ledger import holds
 from worker.ledger.reading import Timeline
 from worker.trackstar.sandbox import Truth
 
@@ -265,7 +265,7 @@ def _correct_what_is_held(deployment: Any, vault: TokenVault) -> dict[str, Any]:
     waiting = {each.order_id: each for each in deployment.all() if each.connection_id in held}
     deployment.add_connection(vault, "wrong-token", "token-of-wrong-token")
     with deployment.ledger.begin() as connection:
-        assert connections.resume(connection, "locked-out")
+        assert holds.resume(connection, ["locked-out"], holds.ALL)
     return waiting
 
 

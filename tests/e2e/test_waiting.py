@@ -23,6 +23,7 @@ MADE_ID = {
     "postgresql": "CAST('00000000-0000-5000-8000-' || lpad(n::text, 12, '0') AS uuid)",
     "sqlite": "'00000000-0000-5000-8000-' || printf('%012d', n)",
 }
+MOMENT = {"postgresql": "timestamptz", "sqlite": "text"}
 LATER = "2999-01-01 00:00:00.000000+00:00"
 
 
@@ -46,7 +47,7 @@ def fill(deployment: Any) -> None:
                 "received_at, status, run_at, verdict) "
                 f"SELECT {MADE_ID[kind]}, CASE WHEN n % 2 = 0 THEN 'shop-1' ELSE 'held' END, 'w-' || n, 'w-' || n, "
                 f"'bulk', '{LATER}', '{LATER}', CASE WHEN n % 2 = 0 THEN 'waiting' ELSE 'pending' END, "
-                f"CASE WHEN n % 2 = 0 THEN CAST('{LATER}' AS {'timestamptz' if kind == 'postgresql' else 'text'}) END, "
+                f"CASE WHEN n % 2 = 0 THEN CAST('{LATER}' AS {MOMENT[kind]}) END, "
                 f"CASE WHEN n % 2 = 0 THEN 'unknown' END FROM ({NUMBERS[kind]}) AS made"
             )
         )

@@ -187,8 +187,8 @@ class Onlooker:
     def __init__(self, app: Celery) -> None:
         self.seen: list[dict[str, Any]] = []
         self._changed = threading.Condition()
-        self._stop = False
         self._app = app
+        self._receiver: Any = None
         self._thread = threading.Thread(target=self._watch)
 
     def __enter__(self) -> Self:
@@ -196,7 +196,7 @@ class Onlooker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop = True
+        self._receiver.should_stop = True
         self._thread.join(10)
 
     def wait_for(self, kind: str, timeout: float = 30.0) -> None:
@@ -205,12 +205,9 @@ class Onlooker:
 
     def _watch(self) -> None:
         with self._app.connection_for_read() as connection:
-            receiver = self._app.events.Receiver(connection, handlers={"*": self._note})
-            while not self._stop:
-                try:
-                    receiver.capture(limit=None, timeout=0.5, wakeup=False)
-                except TimeoutError:
-                    continue
+            # One subscription to the end: between two, events would be missed.
+            self._receiver = self._app.events.Receiver(connection, handlers={"*": self._note})
+            self._receiver.capture(limit=None, timeout=None, wakeup=False)
 
     def _note(self, event: dict[str, Any]) -> None:
         with self._changed:

@@ -50,7 +50,7 @@ def client(redis_url: str, database_url: str) -> Iterator[CancelClient]:
 @pytest.fixture
 def intake(redis: Redis, ledger: Engine) -> Intake:
     redis.xgroup_create(INBOX, GROUP, id="0", mkstream=True)
-    return Intake(redis, ledger, "w-1", lambda: None, Vitals(busy=lambda: False))
+    return Intake(redis, ledger, "w-1", lambda _: None, Vitals())
 
 
 def end(ledger: Engine, record_id: str, **known: Any) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from worker.ledger.reading import Cancellation
 
 
-VITALS = Vitals(busy=lambda: False)
+VITALS = Vitals()
 
 
 def job(order_id: Any = "o-1", **fields: Any) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def inbox(redis: Redis) -> Redis:
 
 @pytest.fixture
 def intake(inbox: Redis, ledger: Engine) -> Intake:
-    return Intake(inbox, ledger, "w-1", lambda: None, VITALS)
+    return Intake(inbox, ledger, "w-1", lambda _: None, VITALS)
 
 
 def rows(ledger: Engine) -> dict[str, Cancellation]:
@@ -224,7 +224,7 @@ def test_whatever_bytes_come_each_ends_as_a_row_or_a_dead_letter(inbox: Redis, i
 
 def test_only_new_rows_wake_the_dispatcher(inbox: Redis, ledger: Engine) -> None:
     woken: list[int] = []
-    intake = Intake(inbox, ledger, "w-1", lambda: woken.append(1), VITALS)
+    intake = Intake(inbox, ledger, "w-1", lambda _: woken.append(1), VITALS)
     put_jobs(inbox, [GOOD])
     intake.take()
     put_jobs(inbox, [GOOD, b"{"])
@@ -274,7 +274,7 @@ def test_nothing_is_settled_while_the_ledger_cannot_store_it(inbox: Redis, away:
     put_jobs(inbox, [GOOD, b"{", raw(job("o-2"))])
 
     with pytest.raises(SQLAlchemyError):
-        Intake(inbox, away, "w-1", lambda: None, VITALS).take()
+        Intake(inbox, away, "w-1", lambda _: None, VITALS).take()
     assert (3, 3) == unsettled(inbox)
 
 
@@ -283,11 +283,11 @@ def test_nothing_is_settled_while_the_ledger_is_away_and_all_of_it_afterwards(in
     put_jobs(inbox, [GOOD, b"{"])
 
     with pytest.raises(SQLAlchemyError):
-        Intake(inbox, nobody_there, "w-1", lambda: None, VITALS).take()
+        Intake(inbox, nobody_there, "w-1", lambda _: None, VITALS).take()
     assert (2, 2) == unsettled(inbox)
 
     inbox.xclaim(INBOX, GROUP, "w-1", 0, [entry["message_id"] for entry in _pending(inbox)], idle=60_000)
-    assert 2 == Intake(inbox, ledger, "w-2", lambda: None, VITALS).take()
+    assert 2 == Intake(inbox, ledger, "w-2", lambda _: None, VITALS).take()
     assert (["good"], 1) == (list(rows(ledger)), len(letters(ledger)))
     assert (0, 0) == unsettled(inbox)
     nobody_there.dispose()
@@ -299,7 +299,7 @@ def _pending(inbox: Any) -> Any:
 
 def test_an_intake_makes_what_it_needs_on_an_empty_redis_and_survives_its_loss(redis: Redis, ledger: Engine) -> None:
     accepted = Event()
-    intake = Intake(redis, ledger, "w-1", accepted.set, VITALS)
+    intake = Intake(redis, ledger, "w-1", lambda _: accepted.set(), VITALS)
     put_jobs(redis, [raw(job("before"))])  # before anybody made the group
     intake.start()
     assert accepted.wait(10)

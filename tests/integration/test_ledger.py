@@ -10,14 +10,14 @@ from threading import Barrier
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Connection, Engine, func, select, update
 
 from worker.attempt import rescue
 from worker.cancellation.answer import Answer, NoReply, Reply, read_reply
 from worker.cancellation.lifecycle import Policy, SafeToRefund, confirm, decide, expire
 from worker.cancellation.outcome import Reading, classify, classify_read
 from worker.cancellation.request import CancelRequest
-from worker.ledger import accepting, by_hand, claims, connections, outbox, reading, recording, turns
+from worker.ledger import accepting, agenda, by_hand, claims, connections, holds, outbox, reading, recording, turns
 from worker.ledger.accepting import DeadLetter
 from worker.ledger.moving import apply_unsent
 from worker.ledger.recording import AttemptRow, Record, Recorded
@@ -59,7 +59,15 @@ def count(ledger: Engine, table: Any) -> int:
 def queue(ledger: Engine, share: int = 100, owner: str = "w-1", lease: float = LEASE) -> list[str]:
     """Hand out what is pending on shop-1, in its order."""
     with ledger.begin() as connection:
-        return [row.order_id for row in turns.queue(connection, {"shop-1": share}, owner, lease)]
+        # A held connection's probe goes the same way.
+        queued = turns.queue(connection, {"shop-1": share}, owner, lease, probes=True).get("shop-1", [])
+        orders = {str(row.id): row.order_id for row in connection.execute(select(c.id, c.order_id))}
+    return [orders[row.id] for row in queued]
+
+
+def whose_turn(connection: Connection) -> dict[str, bool]:
+    """Return who may send; True marks one that may only probe."""
+    return {each.connection_id: each.probing for each in turns.senders(connection)}
 
 
 def claim(ledger: Engine, *ids: str, owner: str = "w-1", lease: float = LEASE) -> list[Claim]:
@@ -103,7 +111,7 @@ def yes(status: str = "cancelled", order_id: str = "o-1") -> Reply:
 
 def expire_overdue(ledger: Engine) -> set[str]:
     with ledger.begin() as connection:
-        moves = [(row.id, expire(row.state, now=row.now, policy=POLICY)) for row in turns.overdue(connection, 100)]
+        moves = [(row.id, expire(row.state, now=row.now, policy=POLICY)) for row in agenda.overdue(connection, 100)]
         return apply_unsent(connection, moves)
 
 
@@ -117,7 +125,7 @@ def make_due(ledger: Engine, record_id: str, column: str = "run_at") -> None:
 def send_again(ledger: Engine, record_id: str, owner: str = "w-1") -> Claim:
     make_due(ledger, record_id)
     with ledger.begin() as connection:
-        turns.promote_due(connection, 10)
+        agenda.promote_due(connection, 10)
     queue(ledger, owner=owner)
     (claimed,) = claim(ledger, record_id, owner=owner)
     return claimed
@@ -221,9 +229,9 @@ def test_jobs_of_an_unknown_connection_wait_held_until_it_is_added(ledger: Engin
 
     assert ("pending", "unknown_connection") == (get(ledger, request.record_id).status, hold_of(ledger))
     with ledger.begin() as connection:
-        assert {} == turns.whose_turn(connection)
+        assert {} == whose_turn(connection)
         connections.add(connection, "shop-1", vault.seal("t"))
-        assert {"shop-1": False} == turns.whose_turn(connection)
+        assert {"shop-1": False} == whose_turn(connection)
     assert [("connection.resumed", {"connection_id": "shop-1"})] == told(ledger)
 
 
@@ -323,7 +331,7 @@ def test_a_queued_row_whose_message_was_lost_is_offered_again(ledger: Engine, sh
     queue(ledger, 1)
 
     with ledger.begin() as connection:
-        assert 1 == turns.take_back_lost_messages(connection, 10)
+        assert ["shop-1"] == agenda.take_back_lost_messages(connection, 10)
     assert [lost] == queue(ledger)
 
 
@@ -337,7 +345,7 @@ def test_only_what_is_due_is_promoted(ledger: Engine, shop: str) -> None:
     make_later = datetime.now(UTC) + timedelta(hours=1)
     with ledger.begin() as connection:
         connection.execute(update(cancellations).where(c.id == ids[1]).values(run_at=make_later))
-        assert 1 == turns.promote_due(connection, 10)
+        assert [shop] == agenda.promote_due(connection, 10)
 
     assert ["pending", "waiting"] == [get(ledger, record_id).status for record_id in ids]
     assert get(ledger, ids[0]).run_at is None
@@ -345,16 +353,16 @@ def test_only_what_is_due_is_promoted(ledger: Engine, shop: str) -> None:
 
 def test_one_look_tells_all_that_is_due(ledger: Engine, shop: str) -> None:
     with ledger.connect() as connection:
-        idle = turns.look(connection, "w-1")
-    assert (False, 0, float("inf")) == (idle.backlog, idle.queued_here, idle.seconds_to_next)
+        idle = agenda.look(connection)
+    assert float("inf") == idle.seconds_to_next
 
     soon = datetime.now(UTC) + timedelta(minutes=5)
     accept(ledger, job("a", shop), job("b", shop, send_by=soon))
     queue(ledger, 1)
     with ledger.connect() as connection:
-        busy = turns.look(connection, "w-1")
+        busy = agenda.look(connection)
 
-    assert (True, 1, soon) == (busy.backlog, busy.queued_here, busy.send_by)
+    assert soon == busy.send_by
     assert LEASE - 10 < busy.seconds_to_next <= LEASE
 
 
@@ -373,7 +381,7 @@ def test_a_claim_tells_all_that_an_attempt_must_know(ledger: Engine, shop: str, 
     assert claimed.fence.id == claimed.idempotency_key
     assert claimed.claimed_at - claimed.state.first_sent_at < timedelta(seconds=1)
     assert "token-of-shop-1" == vault.open(claimed.sealed_token or "")
-    assert not claimed.connection_held
+    assert claimed.hold_reason is None
 
 
 def test_two_threads_that_race_claim_each_row_once(ledger: Engine, shop: str) -> None:
@@ -501,7 +509,7 @@ def test_a_live_claim_is_not_taken_over(ledger: Engine, shop: str) -> None:
 
     with ledger.begin() as connection:
         assert [] == claims.take_over(connection, "w-2", LEASE, 10)
-        assert 0 == turns.take_back_lost_messages(connection, 10)
+        assert [] == agenda.take_back_lost_messages(connection, 10)
 
 
 def test_two_threads_that_race_take_a_lost_claim_over_once(ledger: Engine, shop: str) -> None:
@@ -810,7 +818,7 @@ def test_a_wrong_token_holds_the_connection_and_spends_no_attempt(ledger: Engine
     assert ("pending", 0, None, "credentials") == (found.status, found.attempts, found.verdict, found.hold_reason)
     assert [("connection.held", {"connection_id": shop, "reason": "credentials"})] == told(ledger)
     with ledger.begin() as connection:
-        assert {} == turns.whose_turn(connection)
+        assert {} == whose_turn(connection)
 
 
 def test_a_connection_is_held_once_and_told_once(ledger: Engine, shop: str) -> None:
@@ -828,13 +836,14 @@ def test_a_probe_that_is_answered_opens_the_connection(ledger: Engine, shop: str
     write(ledger, answered(accepted_and_claimed(ledger, connection_id=shop), WRONG_TOKEN))
     _hold(ledger, "credentials", probe_at=datetime.now(UTC) - timedelta(seconds=1))
     with ledger.begin() as connection:
-        assert {shop: True} == turns.whose_turn(connection)
-        turns.note_probes(connection, [shop])
-        assert {} == turns.whose_turn(connection)
+        assert {shop: True} == whose_turn(connection)
+        assert [shop] == holds.claim_probes(connection)
+        assert [] == holds.claim_probes(connection)
+        assert {} == whose_turn(connection)
     queue(ledger, 1)
     (probe,) = claim(ledger, job(connection_id=shop).record_id)
 
-    assert probe.connection_held
+    assert "credentials" == probe.hold_reason
     assert {shop} == write(ledger, answered(probe, yes())).resumed
     assert hold_of(ledger) is None
     assert "connection.resumed" in [kind for kind, _ in told(ledger)]
@@ -855,7 +864,7 @@ def test_a_new_token_ends_the_hold_that_a_wrong_one_caused(ledger: Engine, shop:
     write(ledger, answered(accepted_and_claimed(ledger, connection_id=shop), WRONG_TOKEN))
     with ledger.begin() as connection:
         connections.add(connection, shop, vault.seal("new"))
-        assert {shop: False} == turns.whose_turn(connection)
+        assert {shop: False} == whose_turn(connection)
 
     queue(ledger)
     (claimed,) = claim(ledger, job(connection_id=shop).record_id)
@@ -875,9 +884,9 @@ def test_an_operator_ends_any_hold_of_a_connection_with_a_token(ledger: Engine, 
     _hold(ledger, "outage")
     accept(ledger, job(connection_id="shop-without-token"))
     with ledger.begin() as connection:
-        assert connections.resume(connection, shop)
-        assert not connections.resume(connection, shop)
-        assert not connections.resume(connection, "shop-without-token")
+        assert holds.resume(connection, [shop], holds.ALL)
+        assert not holds.resume(connection, [shop], holds.ALL)
+        assert not holds.resume(connection, ["shop-without-token"], holds.ALL)
 
     assert (None, "unknown_connection") == (hold_of(ledger), hold_of(ledger, "shop-without-token"))
 

@@ -7,6 +7,7 @@ changes are made in a copy; one that no longer fits the code is an error here to
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -150,8 +151,8 @@ LIST = [
         (
             (
                 "trackstar/client.py",
-                "    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 - the base's shape\n",
-                "    def unused(self, resp: requests.Response) -> None:  # noqa: ARG002\n",
+                "    def get_redirect_target(",
+                "    def unused(",
             ),
             ("trackstar/client.py", "allow_redirects=False,", "allow_redirects=True,"),
         ),
@@ -224,14 +225,65 @@ LIST = [
     ),
     Sabotage(
         "readiness is consumption",
+        (("health.py", "            self._handed_at = self._clock()", "            self._handed_at = None"),),
+        ("tests/unit/test_health.py",),
+    ),
+    Sabotage(
+        "no error of Celery ends the worker (P1)",
+        (("celery_app.py", '    worker_consumer="worker.transport:SteadyConsumer",\n', ""),),
+        ("tests/e2e/test_celery_messages.py -k 'expect and sqlite'",),
+    ),
+    Sabotage(
+        "a record of a claim is written once (P1)",
+        (("ledger/recording.py", "    records = _one_of_each_claim(records)\n", ""),),
+        ("tests/integration/test_state_machine.py -k postgresql",),
+    ),
+    Sabotage(
+        "all workers share one pace (P4)",
         (
             (
-                "health.py",
-                "        elif self._idle_since is None:\n            self._idle_since = self._clock()",
-                "        else:\n            self._idle_since = None",
+                "trackstar/pacing.py",
+                "count = math.min(wanted, math.floor((now + ahead - first) / step) + 1) end",
+                "count = wanted end",
             ),
         ),
-        ("tests/unit/test_health.py",),
+        ("tests/integration/test_pacing.py",),
+    ),
+    Sabotage(
+        "a 429 pauses its connection for all workers (P4)",
+        (("trackstar/pacing.py", "if answer.status == HTTPStatus.TOO_MANY_REQUESTS:", "if answer.status == 999:"),),
+        ("tests/e2e/test_many_connections.py -k '429 and sqlite'",),
+    ),
+    Sabotage(
+        "a probe takes a permit (P4)",
+        (("cancellation/pace.py", "first = max(free_from, now)", "first = now"),),
+        ("tests/unit/test_day.py",),
+    ),
+    Sabotage(
+        "a flood leaves threads to its neighbours (P5)",
+        (("cancellation/sharing.py", "return max(1, capacity // RESERVED_PART) if capacity > 1 else 0", "return 0"),),
+        ("tests/unit/test_sharing.py",),
+    ),
+    Sabotage(
+        "nothing starves (P5)",
+        (
+            (
+                "cancellation/sharing.py",
+                "return (sent_before + count) // LONGEST_WAITING_EVERY - sent_before // LONGEST_WAITING_EVERY",
+                "return 0",
+            ),
+        ),
+        ("tests/unit/test_sharing.py",),
+    ),
+    Sabotage(
+        "a held connection sends nothing (P5)",
+        (("ledger/turns.py", "    may_send = true() if probes else _open\n", "    may_send = true()\n"),),
+        ("tests/integration/test_turns.py",),
+    ),
+    Sabotage(
+        "urgent overtakes (P5)",
+        (("ledger/turns.py", "_IN_TURN = (c.priority.desc(),", "_IN_TURN = (c.priority.asc(),"),),
+        ("tests/integration/test_turns.py",),
     ),
 ]
 
@@ -261,7 +313,7 @@ def spoil(folder: Path, sabotage: Sabotage) -> None:
 def noticed(folder: Path, sabotage: Sabotage) -> bool:
     """Run the tests that must notice; stop at the first that does."""
     for tests in sabotage.tests:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(tests)]
         env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
         if done.returncode == FAILED:

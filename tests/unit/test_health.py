@@ -8,20 +8,20 @@ from worker.health import LEDGER, REDIS, SILENT_SECONDS, STALLED_SECONDS, Vitals
 
 
 class Body:
-    """Vitals with a clock in hand and a pool that can be busy."""
+    """Vitals with a clock in hand."""
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.busy = False
-        self.vitals = Vitals(busy=lambda: self.busy, clock=lambda: self.now)
+        self.vitals = Vitals(clock=lambda: self.now)
 
-    def pass_seconds(self, seconds: float, *, due: bool = False) -> None:
+    def pass_seconds(self, seconds: float, *, handed: bool = False) -> None:
         """Let time pass with all parts answering, as one poll a second sees it."""
         for _ in range(round(seconds)):
             self.now += 1
             self.vitals.answered(REDIS)
             self.vitals.answered(LEDGER)
-            self.vitals.saw(work_due=due)
+            if handed:
+                self.vitals.handed()
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_worker_without_work_is_ready_for_ever(body: Body) -> None:
 
 
 def test_a_worker_that_takes_nothing_while_work_is_due_turns_unready_and_says_so(body: Body) -> None:
-    body.pass_seconds(STALLED_SECONDS + 2, due=True)
+    body.pass_seconds(STALLED_SECONDS + 2, handed=True)
 
     (problem,) = body.vitals.problems()
     assert "taken none of it" in problem
@@ -63,16 +63,9 @@ def test_a_worker_that_takes_nothing_while_work_is_due_turns_unready_and_says_so
     assert [] == body.vitals.problems()
 
 
-def test_a_worker_whose_threads_are_all_busy_is_ready(body: Body) -> None:
-    body.busy = True
-    body.pass_seconds(10 * STALLED_SECONDS, due=True)
-
-    assert [] == body.vitals.problems()
-
-
 def test_a_worker_that_takes_something_now_and_then_is_ready(body: Body) -> None:
     for _ in range(10):
-        body.pass_seconds(STALLED_SECONDS - 2, due=True)
+        body.pass_seconds(STALLED_SECONDS - 2, handed=True)
         body.vitals.took()
 
     assert [] == body.vitals.problems()

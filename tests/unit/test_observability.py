@@ -51,7 +51,7 @@ def _record(move: Move | None = None, confirmation: Confirmation | None = None, 
         state=State(attempts=0, first_sent_at=NOW),
         claimed_at=NOW,
         sealed_token="sealed",
-        connection_held=False,
+        hold_reason=None,
     )
     row = AttemptRow(kind="cancel", started_at=NOW, reason=reason)
     return Record(claim=claim, attempts=(row,), move=move, confirmation=confirmation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.cancellation.pace import LOOKAHEAD_SECONDS, interval, reserve, seconds_to_send
@@ -48,6 +48,7 @@ def test_an_idle_connection_sends_its_first_request_at_once(rate: float) -> None
     assert reserve(0.0, 100.0, rate, 1).first == 100.0
 
 
+@settings(deadline=None)
 @given(st.sampled_from([1.0, 5.0, 50.0, 200.0]))
 def test_a_backlog_that_is_asked_for_in_time_uses_98_percent_of_the_limit(rate: float) -> None:
     taken = moments(rate, [(0.05, 10_000)] * 2000)

@@ -34,6 +34,14 @@ class Order(msgspec.Struct, frozen=True):
     document: str  # the JSON text as it came, unknown fields and nulls included
 
 
+class ConnectionFacts(msgspec.Struct, frozen=True):
+    """What `GET /connections/{id}` tells of a connection; None and empty where it does not."""
+
+    integration_name: str | None
+    can_cancel: bool | None  # `cancel_order` among its available actions
+    errors: tuple[str, ...]
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """An HTTP answer that arrived whole."""
 
@@ -48,6 +56,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str | None = None
     replayed: bool = False
     retry_after: float | None = None  # seconds
+    rate_limit: float | None = None  # requests per second that the server allows this token
+    connection: ConnectionFacts | None = None  # where a connection was asked for
 
 
 class NoReply(msgspec.Struct, frozen=True):
@@ -103,9 +113,10 @@ def read_reply(
     request_id: str | None = None,
     replayed: bool = False,
     retry_after: float | None = None,
+    rate_limit: float | None = None,
 ) -> Reply:
     """Read an answer's body as far as it can be read."""
-    kept = {"request_id": request_id, "replayed": replayed, "retry_after": retry_after}
+    kept = {"request_id": request_id, "replayed": replayed, "retry_after": retry_after, "rate_limit": rate_limit}
     if not content.strip():
         return Reply(status=status, body="empty", **kept)  # type: ignore[arg-type]
     try:
@@ -158,6 +169,26 @@ def _any_shipped(shipments: msgspec.Raw) -> bool:
         _value(_shipment.decode(item).status) == "shipped"
         for item in _raw_list.decode(shipments)
         if _opens_with(item, b"{")
+    )
+
+
+def read_connection(status: int, content: bytes, **kept: Any) -> Reply:
+    """Read an answer to `GET /connections/{id}`: its `data` is an object in one guide, a list of one in another."""
+    reply = read_reply(status, content, **kept)
+    if reply.body != "object":
+        return reply
+    data = _value(_envelope.decode(content).data)
+    if isinstance(data, list) and len(data) == 1:
+        (data,) = data
+    return msgspec.structs.replace(reply, connection=_facts(data)) if isinstance(data, dict) else reply
+
+
+def _facts(data: dict[str, Any]) -> ConnectionFacts:
+    name, actions, errors = (data.get(key) for key in ("integration_name", "available_actions", "errors"))
+    return ConnectionFacts(
+        integration_name=name if isinstance(name, str) else None,
+        can_cancel="cancel_order" in actions if isinstance(actions, list) else None,
+        errors=tuple(printable(str(error)) for error in errors) if isinstance(errors, list) else (),
     )
 
 

@@ -39,3 +39,11 @@ def all_are_down(tallies: Mapping[str, Tally]) -> bool:
         and bad >= LEAST_FAILURES
         and bad >= MAJORITY_OF_ALL * answers
     )
+
+
+def seconds_to_probe(held: float) -> float:
+    """Return how long after a probe the next one may go, of a hold that has lasted `held` seconds.
+
+    A tenth of its age: a short outage is noticed to be over soon, and one of three hours costs some two hundred calls.
+    """
+    return min(LONGEST_PROBE_SECONDS, max(FIRST_PROBE_SECONDS, held / 10))

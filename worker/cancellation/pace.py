@@ -11,7 +11,10 @@ import math
 
 import msgspec
 
-# Of the documented limit. What is left absorbs jitter: with 50/s, 51 requests then span 1.02 s.
+# Trackstar's limits for one access token.
+DOCUMENTED_WRITES_PER_SECOND = 50.0
+DOCUMENTED_READS_PER_SECOND = 10.0
+# Of the limit. What is left absorbs jitter: with 50/s, 51 requests then span 1.02 s.
 SHARE = 0.98
 # How far ahead permits are given. It covers the way to a request thread, and is short for an urgent cancel.
 LOOKAHEAD_SECONDS = 0.1

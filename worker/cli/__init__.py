@@ -15,7 +15,7 @@ from rich.console import Console
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker.cancellation.request import InvalidRequest
-from worker.cli import connections, dead_letters, demo, orders, repair, service
+from worker.cli import connections, dead_letters, demo, doctor, orders, repair, service
 from worker.client import (
     InboxUnavailableError,
     KeyConflictError,
@@ -41,6 +41,7 @@ for command in (
     service.run,
     service.migrate,
     service.sandbox,
+    doctor.doctor,
     service.health,
     orders.enqueue,
     orders.show,

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from worker.cli.parts import console, ledger, moment
-from worker.ledger import connections
+from worker.ledger import connections, holds
 from worker.ledger.credentials import TokenVault
 from worker.ledger.engine import reading
 from worker.settings import load_settings
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
 app = typer.Typer(
-    help="Add and list connections: one customer's warehouse, one access token each.", no_args_is_help=True
+    help="Add, list, hold, rotate connections: one customer's warehouse, one access token each.", no_args_is_help=True
 )
 
 
@@ -61,6 +64,77 @@ def list_() -> None:
             str(row.waiting),
         )
     console.print(table)
+
+
+@app.command()
+def rotate(connection_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Give a known connection a new token; every worker uses it from its next claim on."""
+    vault = TokenVault(load_settings().keys)
+    vault.seal("")  # says how to make a key before anybody types a secret
+    with reading(ledger()).connect() as opened:
+        _known(opened, connection_id)
+    token = _read_token(connection_id)
+    with ledger().begin() as opened:
+        connections.add(opened, connection_id, vault.seal(token))
+    console.print(f"Connection {connection_id} has a new token.", markup=False, highlight=False)
+
+
+@app.command()
+def hold(connection_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Set a connection aside: its jobs wait, and expire at their send_by, until it is resumed."""
+    with ledger().begin() as opened:
+        _known(opened, connection_id)
+        holds.hold_by_operator(opened, connection_id)
+    console.print(f"Connection {connection_id} is held.", markup=False, highlight=False)
+
+
+@app.command()
+def resume(connection_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """End any hold of a connection; its jobs go out at its pace."""
+    with ledger().begin() as opened:
+        row = _known(opened, connection_id)
+        if not row.has_token:
+            raise ValueError(
+                f"Connection {connection_id} has no token: give it one with `connections add {connection_id}`."
+            )
+        resumed = holds.resume(opened, [connection_id], holds.ALL)
+    said = "goes on" if resumed else "was not held"
+    console.print(f"Connection {connection_id} {said}.", markup=False, highlight=False)
+
+
+@app.command()
+def remove(
+    connection_id: Annotated[str, typer.Argument(metavar="ID")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Also while jobs wait; they wait on until it is added.")
+    ] = False,
+) -> None:
+    """Forget a connection's token. Its cancellations stay: they are the record of what happened."""
+    with ledger().begin() as opened:
+        row = _known(opened, connection_id)
+        if row.waiting and not force:
+            raise ValueError(
+                f"{row.waiting} cancellations of {connection_id} have not ended: let them end, withdraw them, or say "
+                "--force."
+            )
+        connections.remove(opened, connection_id)
+    console.print(f"Connection {connection_id} is removed.", markup=False, highlight=False)
+
+
+@app.command()
+def rekey() -> None:
+    """Encrypt every token with the first of CREDENTIAL_KEYS; then the old keys can go."""
+    vault = TokenVault(load_settings().keys)
+    with ledger().begin() as opened:
+        count = connections.rekey(opened, vault.renew)
+    console.print(f"{count} tokens are encrypted with the first key.", highlight=False)
+
+
+def _known(opened: Connection, connection_id: str) -> connections.ConnectionRow:
+    row = next((each for each in connections.list_all(opened) if each.id == connection_id), None)
+    if row is None:
+        raise ValueError(f"There is no connection {connection_id}: see `cancel-worker connections list`.")
+    return row
 
 
 def _read_token(connection_id: str) -> str:

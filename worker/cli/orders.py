@@ -11,7 +11,7 @@ from rich.table import Table
 
 from worker.cancellation.lifecycle import SafeToRefund, Status
 from worker.cli.parts import client, console, ledger, moment, overview, refund
-from worker.client import Cancellation, UnknownCancellationError
+from worker.client import CancelClient, Cancellation, LedgerUnavailableError, UnknownCancellationError
 from worker.ledger import reading as questions
 from worker.ledger.engine import reading
 from worker.ledger.reading import Timeline
@@ -52,11 +52,23 @@ def enqueue(
     if not wait:
         for order_id, record_id in zip(order_ids, ids, strict=True):
             console.print(f"{record_id}  {order_id}", markup=False, highlight=False)
+        _tell_when(producer, connection, priority)
         return
     ended = [producer.wait(record_id, timeout) for record_id in ids]
     console.print(overview(ended))
     if any(found.status != Status.SUCCEEDED for found in ended):
         raise typer.Exit(1)
+
+
+def _tell_when(producer: CancelClient, connection_id: str, priority: str) -> None:
+    try:
+        due, hold = producer.next_turn(connection_id, priority)
+    except LedgerUnavailableError:
+        return  # what was enqueued is safe; only nobody knows when it is sent
+    if hold:
+        console.print(f"It waits: the connection is held ({hold}).", style="yellow", highlight=False)
+    elif due:
+        console.print(f"Expected to be sent from {moment(due)} on.", highlight=False)
 
 
 def show(
@@ -79,9 +91,10 @@ def show(
         )
     for found in timelines:
         if as_json:
-            print(msgspec.json.encode(_as_json(found)).decode())  # noqa: T201 - for programs, as it is
+            expected = client().expected_at(found.cancellation.id)
+            print(msgspec.json.encode({**_as_json(found), "expected_at": expected}).decode())  # noqa: T201 - for programs
         else:
-            _print_timeline(found)
+            _print_timeline(found, client().expected_at(found.cancellation.id))
 
 
 def list_(
@@ -139,11 +152,14 @@ _ENDS = {
 }
 
 
-def _print_timeline(found: Timeline) -> None:
+def _print_timeline(found: Timeline, expected: datetime | None) -> None:
     row = found.cancellation
     console.print(f"Order {row.order_id} of connection {row.connection_id}", style="bold", markup=False)
     console.print(refund(row).style and _ANSWERS[row.safe_to_refund], style=refund(row).style, highlight=False)
     console.print(_in_words(row), markup=False, highlight=False)
+    if expected is not None and not row.ended:
+        late = ", which is after its send_by" if row.send_by and expected >= row.send_by else ""
+        console.print(f"Expected to be sent at {moment(expected)}{late}.", highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     for when, what in sorted(_lines(found), key=lambda line: line[0]):
         table.add_row(moment(when), what)

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 c = cancellations.c
 
-# How long a connection with wrong credentials rests before one real job tries again.
-PROBE_SECONDS = 30
-
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """The right to attempt one cancellation, and all that an attempt must know."""
@@ -42,7 +39,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     claimed_at: datetime  # the ledger's time
     sealed_token: str | None
-    connection_held: bool  # this attempt is a probe
+    hold_reason: str | None  # of its connection: this attempt is a probe
     ended_at: datetime | None = None  # set where only a read-back is due
 
     @property
@@ -88,7 +85,10 @@ def claim(connection: Connection, ids: Iterable[str], owner: str, lease_seconds:
             # A cancel that is worthless by now is not sent; a refusal that must be read is read at any time.
             or_(c.send_by.is_(None), c.send_by > db_now(), c.evidence.is_not(None)),
         )
-        .with_for_update(skip_locked=True)
+        .order_by(c.id)
+        # Waits for a lock and does not skip it: a dispatcher with an older view of the ledger locks a row for an
+        # instant that is ours, and a skipped one would be left until its lease ends.
+        .with_for_update()
     )
     rows = connection.execute(
         update(cancellations)
@@ -160,6 +160,6 @@ def _as_claim(row: Any) -> Claim:
         ),
         claimed_at=row.claimed_at,
         sealed_token=row.sealed_token,
-        connection_held=row.hold_reason is not None,
+        hold_reason=row.hold_reason,
         ended_at=row.ended_at,
     )

@@ -100,20 +100,37 @@ def list_all(connection: Connection) -> list[ConnectionRow]:
     return [ConnectionRow(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's documented name
 
 
-def resume(connection: Connection, connection_id: str) -> bool:
-    """End any hold of a connection that has a token."""
-    changed = connection.execute(
+def sealed_tokens(connection: Connection) -> dict[str, str]:
+    """Return the encrypted token of each connection that has one."""
+    k = connections.c
+    rows = connection.execute(select(k.id, k.access_token).where(k.access_token.is_not(None)))
+    return {row.id: row.access_token for row in rows}
+
+
+def remove(connection: Connection, connection_id: str) -> None:
+    """Forget the token; the connection is held as unknown until somebody adds it again."""
+    k = connections.c
+    connection.execute(
         update(connections)
-        .where(
-            connections.c.id == connection_id,
-            connections.c.hold_reason.is_not(None),
-            connections.c.access_token.is_not(None),
+        .where(k.id == connection_id)
+        .values(
+            access_token=null(),
+            hold_reason="unknown_connection",
+            held_at=db_now(),
+            probe_at=null(),
+            updated_at=db_now(),
         )
-        .values(hold_reason=null(), held_at=null(), probe_at=null(), updated_at=db_now())
-    ).rowcount
-    if changed:
-        announce(connection, [(None, "connection.resumed", {"connection_id": connection_id})])
-    return bool(changed)
+    )
+    announce(connection, [(None, "connection.removed", {"connection_id": connection_id})])
+
+
+def rekey(connection: Connection, renew: Callable[[str], str]) -> int:
+    """Encrypt every token anew; return how many there are. Raises CredentialsError where a key is missing."""
+    k = connections.c
+    rows = connection.execute(select(k.id, k.access_token).where(k.access_token.is_not(None)).with_for_update()).all()
+    for row in rows:
+        connection.execute(update(connections).where(k.id == row.id).values(access_token=renew(row.access_token)))
+    return len(rows)
 
 
 def _insert(connection: Connection) -> Insert:

@@ -11,6 +11,7 @@ HOW_TO_MAKE_A_KEY = (
     "`python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'` "
     "and set CREDENTIAL_KEYS to it (comma-separated: the first encrypts, all decrypt)."
 )
+LACKS_A_KEY = "An access token in the ledger cannot be decrypted: CREDENTIAL_KEYS lacks the key that encrypted it."
 
 
 class CredentialsError(ValueError):
@@ -34,12 +35,19 @@ class TokenVault:
             raise CredentialsError(HOW_TO_MAKE_A_KEY)
         return self._fernet.encrypt(access_token.encode()).decode()
 
+    def renew(self, sealed: str) -> str:
+        """Encrypt with the first key what any of them encrypted. Raises CredentialsError."""
+        if self._fernet is None:
+            raise CredentialsError(HOW_TO_MAKE_A_KEY)
+        try:
+            return self._fernet.rotate(sealed.encode()).decode()
+        except InvalidToken as error:
+            raise CredentialsError(LACKS_A_KEY) from error
+
     def _open(self, sealed: str) -> str:
         if self._fernet is None:
             raise CredentialsError(HOW_TO_MAKE_A_KEY)
         try:
             return self._fernet.decrypt(sealed.encode()).decode()
         except InvalidToken as error:
-            raise CredentialsError(
-                "An access token in the ledger cannot be decrypted: CREDENTIAL_KEYS lacks the key that encrypted it."
-            ) from error
+            raise CredentialsError(LACKS_A_KEY) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Integer, Text, case, func, null, update
 
-from worker.cancellation.lifecycle import FINAL, UNSENT, Move, safe_to_refund
+from worker.cancellation.lifecycle import FINAL, UNSENT, Move, Status, Verdict, safe_to_refund
 from worker.ledger.outbox import announce
 from worker.ledger.sqltypes import Instant, RecordId, as_rows, db_now, given, instant_or_none
 from worker.ledger.tables import cancellations
@@ -86,34 +86,40 @@ def _apply(
             lease_expires_at=null(),
             ended_at=case((final, db_now()), else_=null()),
         )
-        .returning(c.id, c.connection_id, c.order_id, c.generation, c.ended_at),
+        .returning(
+            c.id,
+            c.connection_id,
+            c.order_id,
+            c.generation,
+            c.status,
+            c.verdict,
+            c.evidence,
+            c.outcome_reason.label("reason"),
+            c.attempts,
+            c.ended_at,
+        ),
         as_rows(_as_row(fence, move) for fence, move in moves),
     ).all()
-    decided = {fence.id: move for fence, move in moves}
     announce(
         connection,
-        [
-            (str(row.id), "cancellation.ended", ended_payload(row, decided[str(row.id)]))
-            for row in moved
-            if row.ended_at
-        ],
+        [(str(row.id), "cancellation.ended", ended_payload(row)) for row in moved if row.ended_at],
     )
     return {str(row.id) for row in moved}
 
 
-def ended_payload(row: Any, move: Move) -> dict[str, Any]:
+def ended_payload(row: Any) -> dict[str, Any]:
     """Say how a cancellation ended: ids, statuses and reasons, never a document or a person's data."""
     return {
         "id": str(row.id),
         "connection_id": row.connection_id,
         "order_id": row.order_id,
         "generation": row.generation,
-        "status": move.status,
-        "verdict": move.verdict,
-        "evidence": move.evidence,
-        "safe_to_refund": safe_to_refund(move.status, move.verdict),
-        "reason": move.reason,
-        "attempts": move.attempts,
+        "status": row.status,
+        "verdict": row.verdict,
+        "evidence": row.evidence,
+        "safe_to_refund": safe_to_refund(Status(row.status), Verdict(row.verdict)),
+        "reason": row.reason,
+        "attempts": row.attempts,
         "at": row.ended_at.isoformat(),
     }
 

@@ -5,14 +5,16 @@ Knows rows; shows what is known, never a token.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from worker.cancellation.lifecycle import FINAL, SafeToRefund, Status, Verdict, safe_to_refund
+from worker.cancellation.pace import seconds_to_send
 from worker.cancellation.request import is_record_id
+from worker.ledger.sqltypes import db_now
 from worker.ledger.tables import attempts, cancellations, connections, events
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
 
 c = cancellations.c
+k = connections.c
 
 
 class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +107,51 @@ def find(
 
 def _as_cancellation(row: Row[Any]) -> Cancellation:
     return Cancellation(**{**row._mapping, "id": str(row.id)})  # noqa: SLF001 - SQLAlchemy's documented name
+
+
+def expected_at(connection: Connection, record_id: str, usual_rate: float) -> datetime | None:
+    """Return when a pending cancellation is sent at its connection's pace; None where nobody can tell.
+
+    What is held waits for its hold to end; what waits for a retry has its `run_at`.
+    """
+    mine = connection.execute(
+        select(c.connection_id, c.priority, c.send_by, c.requested_at, k.writes_per_second, db_now().label("now"))
+        .join(connections, k.id == c.connection_id)
+        .where(c.id == record_id, c.status.in_(["pending", "queued"]), k.hold_reason.is_(None))
+    ).one_or_none()
+    if mine is None:
+        return None
+    earlier = c.requested_at < mine.requested_at
+    if mine.send_by is None:
+        sooner = c.send_by.is_not(None) | earlier
+    else:
+        sooner = (c.send_by < mine.send_by) | ((c.send_by == mine.send_by) & earlier)
+    before = connection.execute(
+        select(func.count()).where(
+            c.connection_id == mine.connection_id,
+            c.status == "pending",
+            (c.priority > mine.priority) | ((c.priority == mine.priority) & sooner),
+        )
+    ).scalar_one()
+    now: datetime = mine.now
+    return now + timedelta(seconds=seconds_to_send(before, mine.writes_per_second or usual_rate))
+
+
+def next_turn(
+    connection: Connection, connection_id: str, priority: str, usual_rate: float
+) -> tuple[datetime | None, str | None]:
+    """Return when a job that comes now is sent at the connection's pace, and the reason of its hold, if any."""
+    ahead = (
+        select(func.count())
+        .where(c.connection_id == connection_id, c.status == "pending", c.priority >= priority)
+        .scalar_subquery()
+    )
+    row = connection.execute(
+        select(k.hold_reason, k.writes_per_second, ahead, db_now().label("now")).where(k.id == connection_id)
+    ).one_or_none()
+    if row is None or row.hold_reason:
+        return None, row.hold_reason if row else None
+    return row.now + timedelta(seconds=seconds_to_send(row[2], row.writes_per_second or usual_rate)), None
 
 
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,18 +6,20 @@ A record counts only where the claim is still its own; its attempts are kept in 
 from __future__ import annotations
 
 from datetime import datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
-from sqlalchemy import Boolean, Connection, Float, Integer, Text, func, null, select, update
+from sqlalchemy import Boolean, Connection, Float, Integer, Text, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.cancellation.lifecycle import Confirmation, Move, Status, safe_to_refund
-from worker.ledger.claims import PROBE_SECONDS, Claim
-from worker.ledger.moving import apply_claimed
+from worker.ledger import holds
+from worker.ledger.claims import Claim
+from worker.ledger.moving import Fence, apply_claimed
 from worker.ledger.outbox import announce
-from worker.ledger.sqltypes import Instant, RecordId, as_rows, db_now, given, instant_or_none, instant_text, now_plus
-from worker.ledger.tables import attempts, cancellations, connections
+from worker.ledger.sqltypes import Instant, RecordId, as_rows, given, instant_or_none, instant_text
+from worker.ledger.tables import attempts, cancellations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,19 +57,31 @@ class Recorded(msgspec.Struct, frozen=True):
     applied: frozenset[str]  # the others were no longer ours
     held: frozenset[str]  # connections that this batch set aside
     resumed: frozenset[str]  # connections that a probe opened again
+    trackstar_resumed: bool = False  # a probe showed that Trackstar as a whole is back
 
 
 def record(connection: Connection, records: Sequence[Record]) -> Recorded:
     """Write what came of a batch of claims, in the caller's one transaction."""
+    records = _one_of_each_claim(records)
     _keep_attempts(connection, records)
     applied = apply_claimed(connection, [(r.claim.fence, r.move) for r in records if r.move])
     applied |= _confirm(connection, [r for r in records if r.confirmation])
-    held = {r.claim.connection_id for r in records if r.move and r.move.hold_connection}
-    answered = {r.claim.connection_id for r in records if r.claim.connection_held and _was_answered(r)}
-    return Recorded(frozenset(applied), _hold_connections(connection, held), _resume(connection, answered - held))
+    no_access = {r.claim.connection_id for r in records if r.move and r.move.hold_connection}
+    held = holds.hold(connection, no_access, holds.CREDENTIALS)
+    return Recorded(frozenset(applied), held, *_end_holds(connection, records, no_access))
 
 
 _WORKER_LOST = "worker_lost"
+
+
+def _one_of_each_claim(records: Sequence[Record]) -> list[Record]:
+    """Keep one record of a claim: a worker that rescued its own claim may have the answer in the same batch."""
+    kept: dict[Fence, Record] = {}
+    for r in records:
+        known = kept.get(r.claim.fence)
+        if known is None or any(attempt.reason == _WORKER_LOST for attempt in known.attempts):
+            kept[r.claim.fence] = r
+    return list(kept.values())
 
 
 def _keep_attempts(connection: Connection, records: Sequence[Record]) -> None:
@@ -122,6 +136,7 @@ def _confirm(connection: Connection, records: Sequence[Record]) -> set[str]:
         {
             "id": RecordId,
             "claim": Integer(),
+            "known": Text(),
             "verdict": Text(),
             "evidence": Text(),
             "confirm_at": Instant(),
@@ -131,7 +146,12 @@ def _confirm(connection: Connection, records: Sequence[Record]) -> set[str]:
     )
     rows = connection.execute(
         update(cancellations)
-        .where(c.id == source.c.id, c.claims == source.c.claim, c.ended_at.is_not(None))
+        .where(
+            c.id == source.c.id,
+            c.claims == source.c.claim,
+            c.ended_at.is_not(None),
+            c.verdict == source.c.known,  # written twice, it was told the first time
+        )
         .values(
             verdict=source.c.verdict,
             evidence=source.c.evidence,
@@ -139,11 +159,18 @@ def _confirm(connection: Connection, records: Sequence[Record]) -> set[str]:
             order_status=func.coalesce(source.c.order_status, c.order_status),
             order_snapshot=func.coalesce(source.c.order_snapshot, c.order_snapshot),
         )
-        .returning(c.id, c.status),
+        .returning(c.id, c.claims, c.status),
         as_rows(_confirmation_row(r) for r in records),
     ).all()
     status = {str(row.id): Status(row.status) for row in rows}
-    announce(connection, [news for r in records if r.claim.fence.id in status for news in _verdict_news(r, status)])
+    current = {(str(row.id), row.claims) for row in rows}
+    news = (
+        each
+        for r in records
+        if (r.claim.fence.id, r.claim.fence.claim) in current
+        for each in _verdict_news(r, status)
+    )
+    announce(connection, list(news))
     return set(status)
 
 
@@ -153,6 +180,7 @@ def _confirmation_row(r: Record) -> dict[str, object]:
     return {
         "id": r.claim.fence.id,
         "claim": r.claim.fence.claim,
+        "known": r.claim.state.verdict,
         "verdict": found.verdict,
         "evidence": found.evidence,
         "confirm_at": instant_or_none(found.confirm_at),
@@ -179,36 +207,23 @@ def _verdict_news(r: Record, status: dict[str, Status]) -> list[tuple[str, str, 
     return [(r.claim.fence.id, kind, payload)]
 
 
-def _was_answered(r: Record) -> bool:
-    return any(attempt.status is not None and attempt.status != 401 for attempt in r.attempts)  # noqa: PLR2004
+def _end_holds(connection: Connection, records: Sequence[Record], no_access: set[str]) -> tuple[frozenset[str], bool]:
+    """End the holds whose probes were answered: access by any answer but 401, an outage by one that is no failure."""
+    ended: set[str] = set()
+    all_ended = 0
+    for reason in holds.PROBED:
+        answered = {r.claim.connection_id for r in records if r.claim.hold_reason == reason and _answers(r, reason)}
+        if reason == holds.TRACKSTAR_OUTAGE and answered:
+            all_ended += holds.resume_all(connection)
+        else:
+            ended |= holds.resume(connection, answered - no_access, {reason})
+    return frozenset(ended), all_ended > 0
 
 
-def _hold_connections(connection: Connection, ids: set[str]) -> frozenset[str]:
-    if not ids:
-        return frozenset()
-    rows = connection.execute(
-        update(connections)
-        .where(connections.c.id.in_(sorted(ids)), connections.c.hold_reason.is_(None))
-        .values(hold_reason="credentials", held_at=db_now(), probe_at=now_plus(PROBE_SECONDS), updated_at=db_now())
-        .returning(connections.c.id)
+def _answers(r: Record, reason: str) -> bool:
+    statuses = [attempt.status for attempt in r.attempts if attempt.status is not None]
+    if reason == holds.CREDENTIALS:
+        return any(status != HTTPStatus.UNAUTHORIZED for status in statuses)
+    return any(
+        status < HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.NOT_IMPLEMENTED for status in statuses
     )
-    held = frozenset(row.id for row in rows)
-    announce(
-        connection,
-        [(None, "connection.held", {"connection_id": name, "reason": "credentials"}) for name in sorted(held)],
-    )
-    return held
-
-
-def _resume(connection: Connection, ids: set[str]) -> frozenset[str]:
-    if not ids:
-        return frozenset()
-    rows = connection.execute(
-        update(connections)
-        .where(connections.c.id.in_(sorted(ids)), connections.c.hold_reason == "credentials")
-        .values(hold_reason=null(), held_at=null(), probe_at=null(), updated_at=db_now())
-        .returning(connections.c.id)
-    )
-    resumed = frozenset(row.id for row in rows)
-    announce(connection, [(None, "connection.resumed", {"connection_id": name}) for name in sorted(resumed)])
-    return resumed

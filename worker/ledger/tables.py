@@ -41,7 +41,7 @@ def _words(names: object) -> str:
     return ", ".join(f"'{name}'" for name in sorted(names))  # type: ignore[call-overload]
 
 
-HOLD_REASONS = ("credentials", "operator", "outage", "unknown_connection")
+HOLD_REASONS = ("credentials", "operator", "outage", "trackstar_outage", "unknown_connection")
 
 connections = Table(
     "connections",
@@ -95,6 +95,7 @@ cancellations = Table(
     Column("order_snapshot", Text),  # the order's JSON as it came, not as we understand it
     Column("unused_fields", Text),
     Column("confirm_at", Instant),  # the next read-back
+    Column("warned_at", Instant),  # when it was announced that it cannot be sent by its send_by
     CheckConstraint(f"status IN ({_words(Status)})", name="status_known"),
     CheckConstraint(f"verdict IN ({_words(Verdict)})", name="verdict_known"),
     CheckConstraint(f"evidence IN ({_words(Evidence)})", name="evidence_known"),

@@ -1,4 +1,4 @@
-"""What the dispatcher asks the ledger: what is due, whose turn it is, and what must be taken back.
+"""What the dispatcher asks the ledger: who has something to send, and the next rows of those whose turn it is.
 
 Every question is answered from a partial index, so its cost does not grow with what has ended or still waits.
 """
@@ -9,106 +9,54 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
-from sqlalchemy import Connection, func, literal, null, or_, select, update
-
-from worker.cancellation.lifecycle import State, Verdict
-from worker.ledger.claims import PROBE_SECONDS
-from worker.ledger.sqltypes import RecordId, as_rows, db_now, given, now_plus, picked
-from worker.ledger.tables import cancellations, connections, events
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from sqlalchemy import Update
-
-c = cancellations.c
-
-_open = connections.c.hold_reason.is_(None)
-_probing = (connections.c.hold_reason == "credentials") & (connections.c.probe_at <= db_now())
-_has_pending = (
-    select(literal(1))
-    .where(c.connection_id == connections.c.id, c.status == "pending")
-    .correlate(connections)
-    .exists()
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Select,
+    Text,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    true,
+    union_all,
+    update,
 )
 
+from worker.ledger.sqltypes import RecordId, as_rows, db_now, given, now_plus, picked
+from worker.ledger.tables import cancellations, connections
 
-class Agenda(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that has a due time, as one look at the ledger found it."""
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
-    now: datetime
-    backlog: bool
-    queued_here: int
-    run_at: datetime | None
-    lease_end: datetime | None
-    send_by: datetime | None
-    confirm_at: datetime | None
-    publish_at: datetime | None
+    from sqlalchemy import Row
 
-    def is_due(self, when: datetime | None) -> bool:
-        return when is not None and when <= self.now
+c = cancellations.c
+k = connections.c
 
-    @property
-    def seconds_to_next(self) -> float:
-        """Seconds until the next thing is due; infinite when nothing is.
-
-        What is due by now and could not be done (another worker has it, its connection is held) waits for a poll.
-        """
-        times = [t for t in (self.run_at, self.lease_end, self.send_by, self.confirm_at) if t and t > self.now]
-        return (min(times) - self.now).total_seconds() if times else float("inf")
+_has_pending = select(literal(1)).where(c.connection_id == k.id, c.status == "pending").correlate(connections).exists()
+_open = k.hold_reason.is_(None)
+_probe_due = k.hold_reason.is_not(None) & (k.probe_at <= db_now())
+# Urgent, normal, bulk: the alphabet happens to run backwards.
+_IN_TURN = (c.priority.desc(), c.send_by.asc().nulls_last(), c.requested_at)
 
 
-def look(connection: Connection, owner: str) -> Agenda:
-    """Read the whole agenda in one statement: what an idle worker costs the database."""
-    leased = c.status.in_(["queued", "in_flight"])
-    unsent = c.status.in_(["pending", "queued", "waiting"]) & c.evidence.is_(None)
-    row = connection.execute(
-        select(
-            db_now().label("now"),
-            select(literal(1)).select_from(connections).where(or_(_open, _probing), _has_pending).exists(),
-            select(func.count()).where(leased, c.status == "queued", c.lease_owner == owner).scalar_subquery(),
-            select(func.min(c.run_at)).where(c.status == "waiting").scalar_subquery(),
-            select(func.min(c.lease_expires_at)).where(leased).scalar_subquery(),
-            select(func.min(c.send_by)).where(unsent, c.send_by.is_not(None)).scalar_subquery(),
-            select(func.min(c.confirm_at)).where(c.confirm_at.is_not(None)).scalar_subquery(),
-            select(func.min(events.c.publish_at)).where(events.c.publish_at.is_not(None)).scalar_subquery(),
-        )
-    ).one()
-    return Agenda(
-        now=row[0],
-        backlog=bool(row[1]),
-        queued_here=row[2],
-        run_at=row[3],
-        lease_end=row[4],
-        send_by=row[5],
-        confirm_at=row[6],
-        publish_at=row[7],
-    )
+class Sender(msgspec.Struct, frozen=True):
+    """A connection that has something to send: its own rate, and whether it may only probe."""
+
+    connection_id: str
+    writes_per_second: float | None
+    probing: bool
 
 
-def promote_due(connection: Connection, limit: int) -> int:
-    """Move `waiting` rows whose time has come to `pending`."""
-    due = (
-        select(c.id)
-        .where(c.status == "waiting", c.run_at <= db_now())
-        .order_by(c.run_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return _count(
-        connection,
-        update(cancellations)
-        .where(c.id.in_(picked(due)), c.status == "waiting")
-        .values(status="pending", run_at=null()),
-    )
-
-
-def whose_turn(connection: Connection) -> dict[str, bool]:
-    """Return the connections that may send and have something to send; True marks one that may only probe."""
-    rows = connection.execute(
-        select(connections.c.id, connections.c.hold_reason.is_not(None)).where(or_(_open, _probing), _has_pending)
-    )
-    return {name: bool(probe) for name, probe in rows}
+def senders(connection: Connection, only: Sequence[str] | None = None) -> list[Sender]:
+    """Return the connections that have something to send and may, or may probe; `only` these, where given."""
+    query = select(k.id, k.writes_per_second, k.hold_reason.is_not(None)).where(or_(_open, _probe_due), _has_pending)
+    if only is not None:
+        query = query.where(k.id.in_(only))
+    return [Sender(row[0], row[1], bool(row[2])) for row in connection.execute(query)]
 
 
 class Queued(msgspec.Struct, frozen=True):
@@ -116,36 +64,110 @@ class Queued(msgspec.Struct, frozen=True):
 
     id: str
     connection_id: str
-    order_id: str
-    attempts: int
+    priority: str
+    send_by: datetime | None
+    requested_at: datetime
 
 
-def queue(connection: Connection, shares: Mapping[str, int], owner: str, lease_seconds: float) -> list[Queued]:
-    """Mark the next rows of each connection as handed out: urgent first, then by send_by, then first come."""
-    queued: list[Queued] = []
-    for connection_id, share in shares.items():
-        turn = (
-            select(c.id)
-            .where(c.connection_id == connection_id, c.status == "pending")
-            .order_by(c.priority.desc(), c.send_by.asc().nulls_last(), c.requested_at)
-            .limit(share)
-            .with_for_update(skip_locked=True)
-        )
-        rows = connection.execute(
-            update(cancellations)
-            .where(c.id.in_(picked(turn)), c.status == "pending")
-            .values(status="queued", lease_owner=owner, lease_expires_at=now_plus(lease_seconds))
-            .returning(c.id, c.connection_id, c.order_id, c.attempts)
-        )
-        queued.extend(Queued(str(row.id), *row[1:]) for row in rows)
-    return queued
+_QUEUED_COLUMNS = (c.id, c.connection_id, c.priority, c.send_by, c.requested_at)
 
 
-def note_probes(connection: Connection, ids: Iterable[str]) -> None:
-    """Put the next probe of these connections off: one now and then is enough."""
-    connection.execute(
-        update(connections).where(connections.c.id.in_(list(ids))).values(probe_at=now_plus(PROBE_SECONDS))
+def queue(
+    connection: Connection,
+    shares: Mapping[str, int],
+    owner: str,
+    lease_seconds: float,
+    *,
+    longest_waiting: Mapping[str, int] | None = None,
+    probes: bool = False,
+) -> dict[str, list[Queued]]:
+    """Mark the next rows of each connection as handed out, and return them in the order in which they go.
+
+    Urgent first, then by send_by, then first come; `longest_waiting` of a connection's share go by waiting time. A
+    held connection's rows stay, except for probes.
+    """
+    found: dict[str, list[Queued]] = {}
+    for name, count in (longest_waiting or {}).items():
+        found[name] = _mark(connection, picked(_longest_waiting(name, count)), owner, lease_seconds)
+    rest = {name: share - len(found.get(name, [])) for name, share in shares.items()}
+    for row in _mark_next(connection, {n: s for n, s in rest.items() if s > 0}, owner, lease_seconds, probes=probes):
+        found.setdefault(row.connection_id, []).append(row)
+    return {name: sorted(rows, key=_by_turn) for name, rows in found.items() if rows}
+
+
+def _mark_next(
+    connection: Connection, shares: Mapping[str, int], owner: str, lease_seconds: float, *, probes: bool
+) -> list[Queued]:
+    if not shares:
+        return []
+    may_send = true() if probes else _open
+    if connection.dialect.name == "sqlite":  # which has no LATERAL; a statement more costs it no round trip
+        return [
+            row
+            for name, share in shares.items()
+            for row in _mark(connection, picked(_next(literal(name), may_send).limit(share)), owner, lease_seconds)
+        ]
+    source = given(connection, {"name": Text(), "share": Integer()})
+    turn = _next(source.c.name, may_send).limit(source.c.share).lateral("turn")
+    rows = as_rows({"name": name, "share": share} for name, share in shares.items())
+    return _mark(
+        connection, picked(select(turn.c.id).select_from(source).join(turn, true())), owner, lease_seconds, rows
     )
+
+
+def _next(name: ColumnElement[str], may_send: ColumnElement[bool]) -> Select[tuple[str]]:
+    sending = select(literal(1)).where(k.id == name, may_send).exists()
+    return (
+        select(c.id)
+        .where(c.connection_id == name, c.status == "pending", sending)
+        .order_by(*_IN_TURN)
+        .with_for_update(skip_locked=True, of=cancellations)
+    )
+
+
+def _longest_waiting(name: str, count: int) -> Select[tuple[str]]:
+    # The head of each line of the index: one of them has waited longest, and none can be overtaken for ever.
+    lines = [
+        select(c.id, c.requested_at)
+        .where(c.connection_id == name, c.status == "pending", c.priority == priority, *without)
+        .order_by(c.send_by.asc().nulls_last(), c.requested_at)
+        .limit(count)
+        .subquery()
+        for priority in ("urgent", "normal", "bulk")
+        for without in ((), (c.send_by.is_(None),))
+    ]
+    heads = union_all(*(select(line.c.id, line.c.requested_at) for line in lines)).subquery()
+    sending = select(literal(1)).where(k.id == name, _open).exists()
+    return select(heads.c.id).where(sending).group_by(heads.c.id).order_by(func.min(heads.c.requested_at)).limit(count)
+
+
+def _mark(
+    connection: Connection,
+    chosen: Select[tuple[str]],
+    owner: str,
+    lease_seconds: float,
+    rows: Mapping[str, str] | None = None,
+) -> list[Queued]:
+    marked = connection.execute(
+        update(cancellations)
+        .where(c.id.in_(chosen), c.status == "pending")
+        .values(status="queued", lease_owner=owner, lease_expires_at=now_plus(lease_seconds))
+        .returning(*_QUEUED_COLUMNS),
+        rows or {},
+    )
+    return [_as_queued(row) for row in marked]
+
+
+def _as_queued(row: Row[tuple[str, str, str, datetime | None, datetime]]) -> Queued:
+    return Queued(str(row.id), row.connection_id, row.priority, row.send_by, row.requested_at)
+
+
+_RANK = {"urgent": 0, "normal": 1, "bulk": 2}
+
+
+def _by_turn(row: Queued) -> tuple[int, bool, float, datetime]:
+    deadline = row.send_by.timestamp() if row.send_by else 0.0
+    return _RANK[row.priority], row.send_by is None, deadline, row.requested_at
 
 
 def hand_back(connection: Connection, ids: Iterable[str], owner: str) -> int:
@@ -166,74 +188,3 @@ def hand_back_all(connection: Connection, owner: str) -> int:
         .where(c.status == "queued", c.lease_owner == owner)
         .values(status="pending", lease_owner=null(), lease_expires_at=null())
     ).rowcount
-
-
-def take_back_lost_messages(connection: Connection, limit: int) -> int:
-    """Make queued rows pending again whose message never arrived within its lease."""
-    lost = (
-        select(c.id)
-        .where(c.status.in_(["queued", "in_flight"]), c.lease_expires_at <= db_now(), c.status == "queued")
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return _count(
-        connection,
-        update(cancellations)
-        .where(c.id.in_(picked(lost)), c.status == "queued")
-        .values(status="pending", lease_owner=null(), lease_expires_at=null()),
-    )
-
-
-def _count(connection: Connection, change: Update) -> int:
-    # SQLite's driver does not count the rows of a statement that begins with WITH.
-    return len(connection.execute(change.returning(c.id)).all())
-
-
-class Overdue(msgspec.Struct, frozen=True):
-    """An unsent cancellation whose send_by has passed."""
-
-    id: str
-    connection_id: str
-    order_id: str
-    state: State
-    now: datetime
-
-
-def overdue(connection: Connection, limit: int) -> list[Overdue]:
-    """Lock unsent rows whose send_by has passed; a refusal that waits to be read is not among them."""
-    rows = connection.execute(
-        select(
-            c.id,
-            c.connection_id,
-            c.order_id,
-            c.attempts,
-            c.first_sent_at,
-            c.verdict,
-            c.send_by,
-            db_now().label("now"),
-        )
-        .where(
-            c.status.in_(["pending", "queued", "waiting"]),
-            c.evidence.is_(None),
-            c.send_by.is_not(None),
-            c.send_by <= db_now(),
-        )
-        .order_by(c.send_by)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return [
-        Overdue(
-            str(row.id),
-            row.connection_id,
-            row.order_id,
-            State(
-                attempts=row.attempts,
-                first_sent_at=row.first_sent_at or row.now,
-                send_by=row.send_by,
-                verdict=Verdict(row.verdict) if row.verdict else None,
-            ),
-            row.now,
-        )
-        for row in rows
-    ]

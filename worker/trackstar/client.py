@@ -24,10 +24,10 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from worker.cancellation.answer import Answer, NoReply, NoReplyReason, read_reply
+from worker.cancellation.answer import Answer, NoReply, NoReplyReason, Reply, read_connection, read_reply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _CHUNK = 64 * 1024
 _WATCH_SECONDS = 0.1  # how late a deadline may be noticed
@@ -194,18 +194,24 @@ class TrackstarClient:
         ids = ",".join(quote(order_id, safe="") for order_id in order_ids)
         return self._send("GET", f"/wms/orders?ids[in]={ids}", {"x-trackstar-access-token": access_token})
 
-    def _send(self, method: str, path: str, headers: dict[str, str]) -> Answer:
+    def read_connection(self, connection_id: str) -> Answer:
+        """`GET /connections/{id}`, with the API key alone."""
+        return self._send("GET", f"/connections/{_segment(connection_id)}", {}, read_connection)
+
+    def _send(
+        self, method: str, path: str, headers: dict[str, str], read: Callable[..., Reply] = read_reply
+    ) -> Answer:
         with self._watchdog.limit(self._request_timeout) as call:
             try:
                 prepared = self._session.prepare_request(requests.Request(method, self._base_url, headers=headers))
                 # Set after preparing: `requests` would tidy the percent-encoding, and an id must stay one segment.
                 prepared.url = self._base_url + path
-                return self._exchange(prepared, call)
+                return self._exchange(prepared, call, read)
             except (RequestException, HTTPError, OSError) as error:
                 # Its kind only: the text may hold a header.
                 return NoReply(_why(error, call), call.sent, type(error).__name__)
 
-    def _exchange(self, prepared: requests.PreparedRequest, call: _Call) -> Answer:
+    def _exchange(self, prepared: requests.PreparedRequest, call: _Call, read: Callable[..., Reply]) -> Answer:
         response = self._session.send(
             prepared,
             stream=True,
@@ -219,12 +225,13 @@ class TrackstarClient:
             if call.expired:
                 return NoReply("read_timeout", sent=True)
             headers = response.headers
-            return read_reply(
+            return read(
                 response.status_code,
                 content,
                 request_id=_bounded(headers.get("X-Request-Id")),
                 replayed=headers.get("Idempotent-Replayed", "").lower() == "true",
                 retry_after=_seconds(headers.get("Retry-After")),
+                rate_limit=_per_second(headers.get("x-ratelimit-limit")),
             )
 
     def _read_body(self, response: requests.Response) -> bytes | None:
@@ -267,6 +274,15 @@ def _seconds(retry_after: str | None) -> float | None:
         except (ValueError, TypeError):
             return None
     return seconds if 0.0 <= seconds < float("inf") else None
+
+
+def _per_second(limit: str | None) -> float | None:
+    """Read `x-ratelimit-limit`; what is no positive number is none."""
+    try:
+        rate = float(limit or "")
+    except ValueError:
+        return None
+    return rate if 0.0 < rate < float("inf") else None
 
 
 def _bounded(text: str | None) -> str | None:

@@ -7,8 +7,14 @@ next tenth of a second is given twice.
 from __future__ import annotations
 
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+import structlog
+from redis import RedisError
+
+from worker.cancellation.answer import Answer, NoReply
 from worker.cancellation.pace import LOOKAHEAD_SECONDS, SHARE, Grant
 
 if TYPE_CHECKING:
@@ -16,9 +22,12 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+log = structlog.get_logger()
+
 # Per connection a hash: `next`, the first free moment in microseconds; `limit`, the server's own word where it is
 # lower than ours. It is forgotten when nothing was sent for ten minutes.
 _KEPT_MS = 600_000
+LEAST_PAUSE_SECONDS = 1.0  # after a 429 without a `retry-after`: the window of the documented limit
 
 _RESERVE = """
 local time = redis.call('TIME')
@@ -58,10 +67,28 @@ redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[2]) + ARGV[1] * 1000)
 """
 
 
-class Permits(Grant, frozen=True):
-    """Permits by this process's monotonic clock, and what Redis knows them by."""
+_MOST_RENEWALS = 20  # beyond that the machine, not the pace, is what is wrong
+# A read that would have to wait longer is put off in the ledger instead of holding a thread.
+READ_WAIT_SECONDS = 1.0
 
-    mark: bytes = b""
+
+class Permits(Grant, frozen=True):
+    """Permits by this process's monotonic clock."""
+
+    mark: bytes = b""  # what Redis knows their end by
+    saturated: bool = False  # others stood before them: this connection sends all that it may
+
+
+class Permit(msgspec.Struct, frozen=True):
+    """One request's permit: the moment at which it may be sent, and the rate of its connection."""
+
+    moment: float
+    rate: float
+    saturated: bool
+
+
+# A permit that is this late says nothing of a server's window any more: just below what SHARE leaves of a second.
+LATE_SECONDS = 0.015
 
 
 class Pacing:
@@ -88,7 +115,7 @@ class Pacing:
         # Redis looked at its clock somewhere between the two; the middle is right to half a round trip.
         now = (asked + time.monotonic()) / 2
         return {
-            name: Permits(now + first / 1e6, step / 1e6, count, mark)
+            name: Permits(now + first / 1e6, step / 1e6, count, mark, first > 0)
             for name, (count, first, step, mark) in zip(wants, answer, strict=True)
         }
 
@@ -107,3 +134,65 @@ class Pacing:
         """Keep to the server's own limit where it is lower than ours, until nothing was sent for ten minutes."""
         self._redis.hset(self._key(connection_id), "limit", limit)
         self._redis.pexpire(self._key(connection_id), _KEPT_MS)
+
+
+class Pace:
+    """What an attempt needs of it: to wait for its turn to read, and to pass on what the server said of the pace."""
+
+    def __init__(self, redis: Redis, writes_per_second: float, reads_per_second: float) -> None:
+        self.writes = Pacing(redis, "w")
+        self._reads = Pacing(redis, "r", READ_WAIT_SECONDS)
+        self._usual = {"cancel": writes_per_second, "read": reads_per_second}
+        self._heard: dict[tuple[str, str], float] = {}
+
+    def wait_to_write(self, connection_id: str, permit: Permit | None) -> None:
+        """Wait for the moment of a permit. One that comes too late, on its way or to a thread, takes another.
+
+        Only where the connection sends all that it may: elsewhere a server's window has room for a straggler.
+        """
+        if permit is None:  # of a message that was not ours, or was lost and came back: its permit is long past
+            return
+        moment = permit.moment
+        for _ in range(_MOST_RENEWALS):
+            time.sleep(max(0.0, moment - time.monotonic()))
+            if not permit.saturated or time.monotonic() - moment < LATE_SECONDS:
+                return
+            moment = self._renewed(connection_id, permit.rate)
+
+    def _renewed(self, connection_id: str, rate: float) -> float:
+        try:
+            permits = self.writes.reserve({connection_id: (rate, 1)})[connection_id]
+        except RedisError as error:
+            log.warning("pace.redis_away", error=type(error).__name__)
+            return time.monotonic()
+        # Where none is given yet, the next one will be: look again when it comes near.
+        return permits.first if permits.count else permits.first - LOOKAHEAD_SECONDS - LATE_SECONDS
+
+    def wait_to_read(self, connection_id: str) -> bool:
+        """Wait for a permit to read; False when none is free soon. Without Redis it is not known, so it is given."""
+        try:
+            permits = self._reads.reserve({connection_id: (self._usual["read"], 1)})[connection_id]
+        except RedisError as error:
+            log.warning("pace.redis_away", error=type(error).__name__)
+            return True
+        if permits.count:
+            time.sleep(max(0.0, permits.first - time.monotonic()))
+        return permits.count > 0
+
+    def hear(self, kind: str, connection_id: str, answer: Answer) -> None:
+        """Obey the server: a 429 pauses this connection for all workers, a limit below ours is kept."""
+        if isinstance(answer, NoReply):
+            return
+        pacing = self.writes if kind == "cancel" else self._reads
+        try:
+            if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
+                pacing.pause(connection_id, max(answer.retry_after or 0.0, LEAST_PAUSE_SECONDS))
+            elif answer.rate_limit is not None and self._is_news(kind, connection_id, answer.rate_limit):
+                pacing.lower(connection_id, answer.rate_limit)
+                self._heard[kind, connection_id] = answer.rate_limit
+        except RedisError as error:
+            log.warning("pace.redis_away", error=type(error).__name__)
+
+    def _is_news(self, kind: str, connection_id: str, limit: float) -> bool:
+        known = self._heard.get((kind, connection_id), self._usual[kind])
+        return limit != known and min(limit, known) < self._usual[kind]

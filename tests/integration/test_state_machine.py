@@ -1,0 +1,648 @@
+"""Nothing is lost, nothing is done twice, nothing is guessed: whatever the order of events, on both databases.
+
+A machine plays every part: producers, dispatchers, workers that pause, crash or answer late, people, time, and a small
+Trackstar with a warehouse behind it that knows what is true. The rules, the attempt and the ledger's statements are
+the real ones. After every transaction the ledger is compared with what it was, and after every step with the truth.
+
+Only the cancellation itself cancels its order here. Where somebody else does, a first refusal whose read-back shows
+a stale `open` is told as `not_cancelled`, a known limit: nothing that Trackstar says could tell.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import Engine, event, select, update
+
+from worker.attempt import LedgerClock, Tools, attempt, batches_of_reads, read_back, rescue
+from worker.cancellation.answer import Answer, NoReply, read_reply
+from worker.cancellation.lifecycle import FINAL, LEGAL, UNSENT, Policy, Status, expire
+from worker.cancellation.request import CancelRequest
+from worker.ledger import accepting, agenda, by_hand, claims, connections, holds, recording, turns
+from worker.ledger.engine import open_ledger, reading
+from worker.ledger.moving import apply_unsent
+from worker.ledger.sqltypes import Instant
+from worker.ledger.tables import attempts, cancellations, events
+from worker.ledger.tables import connections as connection_rows
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, RowMapping
+
+    from worker.ledger.claims import Claim
+    from worker.ledger.moving import Fence
+    from worker.ledger.recording import Record
+
+SETTINGS = settings(
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "60")),
+    stateful_step_count=40,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+POLICY = Policy(retry_base=60.0)  # with a jitter of one half, no step depends on how fast this machine is
+LEASE, START_WITHIN, MESSAGE_LEASE = 180.0, 50.0, 60.0
+COPY_LAG, KEY_BUSY, KEY_LIFE = 3600, 900, 86_400
+
+
+class Fault(StrEnum):
+    """What becomes of one request."""
+
+    NONE = "none"
+    LOST = "done, and the answer is lost"
+    RUNNING = "still under way when its client gives up"
+    BROKE_AFTER = "done, then a 502"
+    BROKE_BEFORE = "not done: a 503"
+    GARBLED = "done, and the answer is no JSON"
+    LATER = "accepted: the warehouse decides later"
+    REFUSED = "refused by the warehouse for a reason of its own"
+    SHIPPED = "the order ships just before"
+    NOT_SENT = "no connection"
+    BUSY = "429"
+    NO_ACCESS = "401"
+    DISABLED = "403"
+    MISSING = "404"
+    UNSUPPORTED = "501"
+
+
+NEVER_PASSED_ON = {
+    Fault.BROKE_BEFORE: (503, None),
+    Fault.BUSY: (429, None),
+    Fault.NO_ACCESS: (401, "trackstar"),
+    Fault.DISABLED: (403, "trackstar"),
+    Fault.MISSING: (404, "trackstar"),
+    Fault.UNSUPPORTED: (501, "integration"),
+}
+NO_ANSWER = NoReply("read_timeout", sent=True)
+
+
+def reply(status: int, *, replayed: bool = False, **body: Any) -> Answer:
+    return read_reply(status, json.dumps(body).encode(), replayed=replayed)
+
+
+@dataclass
+class Order:
+    """What the warehouse knows, what Trackstar shows of it, and which requests are on their way."""
+
+    id: str
+    real: str = "open"  # or cancelled, or fulfilled: for ever
+    copy: str = "open"  # what a read shows; it follows within the hour
+    undecided: bool = False  # the warehouse was asked and decides later
+    cancelled_times: int = 0
+    underway: list[str] = field(default_factory=list)  # keys of requests for which nobody waits any more
+    running: set[str] = field(default_factory=set)
+    stored: dict[str, str] = field(default_factory=dict)
+    said_yes: set[str] = field(default_factory=set)
+
+    @property
+    def is_settled(self) -> bool:
+        return self.real != "open" or not (self.undecided or self.underway)
+
+    def cancel(self) -> None:
+        self.real, self.undecided = "cancelled", False
+        self.cancelled_times += 1
+
+    def decide(self, *, ships: bool) -> None:
+        """Let the warehouse ship an open order, or cancel one that it was asked to cancel."""
+        if self.real == "open" and ships:
+            self.real, self.undecided = "fulfilled", False
+        elif self.undecided:
+            self.cancel()
+
+
+class Trackstar:
+    """Keys and copies as documented, and any fault on demand. Stands where the HTTP client stands."""
+
+    def __init__(self, orders: Sequence[str], on_cancel: Callable[[str], None]) -> None:
+        self.orders = {name: Order(name) for name in orders}
+        self.fault = self.fault_of_read = Fault.NONE
+        self._on_cancel = on_cancel
+
+    def cancel(self, order_id: str, *, access_token: str, idempotency_key: str) -> Answer:  # noqa: ARG002
+        order, key, fault = self.orders[order_id], idempotency_key, self.fault
+        self._on_cancel(key)
+        order.decide(ships=fault is Fault.SHIPPED)
+        answer = self._stopped_early(fault)
+        if answer is None and key in order.running:
+            answer = reply(409, origin="trackstar")
+        elif answer is None and key in order.stored:
+            answer = reply(200, replayed=True, data={"id": order_id, "status": order.stored[key]})
+        elif answer is None and fault is Fault.RUNNING:
+            order.running.add(key)
+            order.underway.append(key)
+            answer = NO_ANSWER
+        elif answer is None:
+            answer = self.pass_on(order, key, fault)
+        return {Fault.LOST: NO_ANSWER, Fault.GARBLED: read_reply(200, b"<html>")}.get(fault, answer)
+
+    def pass_on(self, order: Order, key: str, fault: Fault) -> Answer:
+        """Ask the warehouse, and keep the key if it agrees."""
+        order.running.discard(key)
+        if order.real != "open" or fault is Fault.REFUSED:
+            return reply(400, origin="integration")
+        if fault is Fault.LATER:
+            order.undecided = True
+        else:
+            order.cancel()
+        if fault is Fault.BROKE_AFTER:
+            return reply(502)
+        order.said_yes.add(key)
+        order.stored[key] = order.copy = order.real  # fresh at once after a success of our own
+        return reply(200, data={"id": order.id, "status": order.real})
+
+    def read_order(self, order_id: str, *, access_token: str) -> Answer:  # noqa: ARG002
+        shown = {"id": order_id, "status": self.orders[order_id].copy}
+        return self._stopped_early(self.fault_of_read) or reply(200, data=shown)
+
+    def read_orders(self, order_ids: Sequence[str], *, access_token: str) -> Answer:  # noqa: ARG002
+        shown = [{"id": order_id, "status": self.orders[order_id].copy} for order_id in order_ids]
+        return self._stopped_early(self.fault_of_read) or reply(200, data=shown)
+
+    def _stopped_early(self, fault: Fault) -> Answer | None:
+        if fault is Fault.NOT_SENT:
+            return NoReply("connect_failed", sent=False)
+        if fault in NEVER_PASSED_ON:
+            status, origin = NEVER_PASSED_ON[fault]
+            return reply(status, origin=origin)
+        return None
+
+    def calm_down(self) -> None:
+        """End every request, let the warehouse decide, and show the truth."""
+        for order in self.orders.values():
+            while order.underway:
+                self.pass_on(order, order.underway.pop(0), Fault.NONE)
+            order.decide(ships=False)
+            order.copy = order.real
+
+
+def instant(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def job(order_id: str, send_by: float | None = None, **fields: Any) -> CancelRequest:
+    return CancelRequest(connection_id="shop-1", order_id=order_id, send_by=instant(send_by), **fields)
+
+
+ORDERS = [f"o-{number}" for number in range(1, 9)]
+TIMES = [column.name for column in cancellations.c if isinstance(column.type, Instant)]
+OUTCOMES = ("cancellation.ended", "cancellation.verdict_raised", "cancellation.contradicted")
+STRONGER = {"unknown": {"cancelled", "not_cancelled"}, "accepted": {"cancelled", "not_cancelled"}}
+
+WAY = ["recorded", "sent", "claimed", "queued", "handed back"]
+
+owners, picks = st.sampled_from(["w-1", "w-2"]), st.integers(0, 5)
+send_bys = st.sampled_from([None, 300.0, -1.0])
+faults = st.sampled_from(list(Fault))
+faults_of_reads = st.sampled_from([Fault.NONE, Fault.NOT_SENT, Fault.BROKE_BEFORE, Fault.MISSING, Fault.NO_ACCESS])
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self, ledger: Engine) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.trackstar: Any = Trackstar(ORDERS, self._on_cancel)
+        at_any_pace: Any = SimpleNamespace(wait_to_read=lambda _: True, hear=lambda *_: None)
+        self.tools = Tools(
+            trackstar=self.trackstar, unseal=str, policy=POLICY, pace=at_any_pace, start_within=START_WITHIN
+        )
+        self.hands: list[Claim] = []  # claimed, not yet sent
+        self.answers: list[Record] = []  # decided, not yet recorded
+        self.holder: dict[str, Fence] = {}  # whose claim each cancellation is
+        self.lease: dict[str, float] = {}  # what is left of it
+        self.reader: dict[str, Fence] = {}  # whose read-back each ended one is
+        self.intents: dict[str, tuple[str, int]] = {}  # of each key: cancellation and generation
+        self.sending: Claim | None = None
+        self.offered: set[tuple[Any, ...]] = set()  # stale records, and to which row
+        self.held = self.replaying = False
+        self.rows: dict[str, RowMapping] = {}
+        self.attempts: dict[tuple[str, int, str], RowMapping] = {}
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        with ledger.begin() as connection:
+            for table in (attempts, events, cancellations, connection_rows):
+                connection.execute(table.delete())
+            connections.add(connection, "shop-1", "token")
+
+    # -- after every transaction
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        with self.ledger.begin() as connection:
+            yield connection
+        rows, tried, told = self.rows, self.attempts, self.told
+        self._look()
+        for record_id, row in rows.items():
+            self._moves_are_legal_and_an_end_stays(row, self.rows[record_id])
+        for key, row in tried.items():
+            self._only_a_guess_gives_way_to_an_answer(row, self.attempts[key])
+        self._every_outcome_is_told_once(rows, [payload for _, payload in self.told[len(told) :]])
+
+    def _look(self) -> None:
+        with reading(self.ledger).connect() as connection:
+            rows = connection.execute(select(cancellations).order_by(cancellations.c.order_id)).mappings()
+            self.rows = {str(row["id"]): row for row in rows}
+            tried = connection.execute(select(attempts)).mappings()
+            self.attempts = {(str(row["cancellation_id"]), row["number"], row["kind"]): row for row in tried}
+            outcomes = select(events.c.type, events.c.payload).where(events.c.type.in_(OUTCOMES)).order_by(events.c.id)
+            self.told = [(kind, json.loads(payload)) for kind, payload in connection.execute(outcomes)]
+
+    def _moves_are_legal_and_an_end_stays(self, old: RowMapping, new: RowMapping) -> None:
+        if old["status"] != new["status"]:
+            assert Status(new["status"]) in LEGAL[Status(old["status"])]
+        if (old["status"], new["status"]) == ("waiting", "pending"):
+            assert old["run_at"] <= datetime.now(UTC)
+        if old["generation"] != new["generation"]:
+            assert self.replaying
+            assert (old["generation"] + 1, "pending") == (new["generation"], new["status"])
+            assert "cancelled" != old["verdict"]
+        elif old["status"] in FINAL:
+            assert old["status"] == new["status"]
+            assert new["verdict"] in {old["verdict"], *STRONGER.get(old["verdict"], ())}
+
+    def _only_a_guess_gives_way_to_an_answer(self, old: RowMapping, new: RowMapping) -> None:
+        assert old == new or old["reason"] == "worker_lost"
+
+    def _every_outcome_is_told_once(self, before: dict[str, RowMapping], news: list[dict[str, Any]]) -> None:
+        def outcome(of: Mapping[str, Any]) -> tuple[Any, ...]:
+            return str(of["id"]), of["generation"], of["status"], of["verdict"], of["evidence"]
+
+        known = {outcome(row) for row in before.values()}
+        ended = [outcome(row) for row in self.rows.values() if row["status"] in FINAL]
+        assert Counter(each for each in ended if each not in known) == Counter(map(outcome, news))
+        assert all(("yes" == told["safe_to_refund"]) == ("cancelled" == told["verdict"]) for told in news)
+
+    @contextmanager
+    def no_row_changes(self) -> Iterator[None]:
+        before = self.rows
+        yield
+        assert before == self.rows
+
+    # -- after every step
+
+    @invariant()
+    def every_generation_has_ended_exactly_once(self) -> None:
+        ended = {
+            (record_id, generation): 1
+            for record_id, row in self.rows.items()
+            for generation in range(1, row["generation"] + (row["status"] in FINAL))
+        }
+        assert ended == Counter((of["id"], of["generation"]) for kind, of in self.told if kind == "cancellation.ended")
+
+    @invariant()
+    def no_verdict_contradicts_the_truth(self) -> None:
+        for record_id, row in self.rows.items():
+            order = self.trackstar.orders[row["order_id"]]
+            if row["status"] in FINAL and row["verdict"] == "cancelled":
+                assert "cancelled" == order.real
+            if row["status"] in FINAL and row["verdict"] == "not_cancelled":
+                assert "cancelled" != order.real
+                assert order.is_settled, "it may still be cancelled"
+            if row["status"] in UNSENT and (order.real == "cancelled" or not order.is_settled):
+                assert "unknown" == row["verdict"], "what may have landed is in doubt until it is known"
+            if row["verdict"] == "accepted":
+                assert (record_id, row["generation"]) in {self.intents[key] for key in order.said_yes}
+
+    @invariant()
+    def an_order_is_cancelled_at_most_once(self) -> None:
+        assert all(order.cancelled_times <= 1 for order in self.trackstar.orders.values())
+
+    @invariant()
+    def a_stale_record_moves_nothing_whenever_it_comes(self) -> None:
+        for record in [record for record in self.answers if not self._is_current(record)]:
+            row = self.rows[record.claim.fence.id]
+            offer = (id(record), row["status"], row["claims"])
+            if offer not in self.offered:
+                self.offered.add(offer)
+                self._record([record])
+
+    # -- with every request and every record
+
+    def _on_cancel(self, key: str) -> None:
+        """A request leaves only under a live claim that nobody else holds, and with the one key of its intent."""
+        assert self.sending is not None
+        fence = self.sending.fence
+        assert fence == self.holder.get(fence.id)
+        assert self.lease[fence.id] > 0
+        intent = (fence.id, self.sending.generation)
+        self.intents.setdefault(key, intent)
+        assert {key: intent} == {known: whose for known, whose in self.intents.items() if intent == whose}
+
+    def _a_refusal_is_read_before_it_is_believed(self, record: Record) -> None:
+        doubt = record.claim.state.in_doubt or any(row.origin == "integration" for row in record.attempts)
+        if doubt and record.move and record.move.status == "rejected" and record.move.reason != "not_supported":
+            assert "read" in {row.kind for row in record.attempts}
+
+    def _is_current(self, record: Record) -> bool:
+        current = self.reader if record.confirmation else self.holder
+        return record.claim.fence == current.get(record.claim.fence.id)
+
+    def _record(self, records: list[Record]) -> None:
+        """Write records. A stale one moves nothing; its attempts are kept all the same."""
+        before, fit = self.rows, [record for record in records if self._is_current(record)]
+        expected = {record.claim.fence.id for record in fit}
+        with self.transaction() as connection:
+            recorded = recording.record(connection, records)
+        assert expected == recorded.applied
+        assert all(before[record_id] == self.rows[record_id] for record_id in before.keys() - expected)
+        for record in records:
+            fence = record.claim.fence
+            assert {(fence.id, fence.claim, row.kind) for row in record.attempts} <= self.attempts.keys()
+        for record in fit:
+            self._a_refusal_is_read_before_it_is_believed(record)
+            if record.move:
+                self.holder.pop(record.claim.fence.id, None)
+        refused = any(record.move and record.move.hold_connection for record in records)
+        self.held = refused or (self.held and not recorded.resumed)
+
+    # -- producers and people
+
+    @initialize(send_by=send_bys)
+    def deliver_the_first(self, send_by: float | None) -> None:
+        self.deliver(send_by)
+
+    @precondition(lambda self: len(self._alive()) < 3)
+    @rule(send_by=send_bys)
+    def deliver(self, send_by: float | None) -> None:
+        """Deliver another job, if there is one, and every known one again; then one with a key of another order."""
+        before, requests = self.rows, [job(order, send_by) for order in ORDERS[: len(self.rows) + 1]]
+        wrong = job("another", idempotency_key=requests[0].intent_key)
+        with self.transaction() as connection:
+            new = accepting.accept(connection, requests * 2)
+            assert set() == accepting.accept(connection, [wrong])
+            assert {wrong.record_id: "o-1"} == accepting.find_conflicts(connection, [wrong, *requests])
+        assert new == self.rows.keys() - before.keys() == {request.record_id for request in requests} - before.keys()
+        assert before == {record_id: self.rows[record_id] for record_id in before}
+
+    def _alive(self) -> list[str]:
+        """Return what has not ended, or what a person has a reason to run again."""
+        return [
+            record_id
+            for record_id, row in self.rows.items()
+            if row["status"] not in FINAL or (row["verdict"] != "cancelled" and row["generation"] < 4)
+        ]
+
+    @precondition(lambda self: self._those(*FINAL))
+    @rule(pick=picks, send_by=send_bys)
+    def replay(self, pick: int, send_by: float | None) -> None:
+        """Run an ended one again. What was read of the generation before is stale from here on."""
+        ended = self._those(*FINAL)
+        record_id = ended[pick % len(ended)]
+        expected = set() if self.rows[record_id]["verdict"] == "cancelled" else {record_id}
+        self.replaying = True
+        with self.transaction() as connection:
+            assert expected == by_hand.replay(connection, [record_id, *self._those(*UNSENT)], send_by=instant(send_by))
+        self.replaying = False
+        for replayed in expected:
+            self.reader.pop(replayed, None)
+
+    @precondition(lambda self: any(self.rows[name]["verdict"] is None for name in self._those("queued", "waiting")))
+    @rule(pick=picks)
+    def withdraw(self, pick: int) -> None:
+        before, record_id = self.rows, list(self.rows)[pick % len(self.rows)]
+        try:
+            with self.transaction() as connection:
+                by_hand.take_back(connection, record_id, POLICY)
+        except by_hand.TooLateError:
+            assert before == self.rows
+        else:
+            assert ("withdrawn", "never_sent") == (self.rows[record_id]["status"], self.rows[record_id]["evidence"])
+
+    # -- dispatchers
+
+    def _those(self, *statuses: str) -> list[str]:
+        return [record_id for record_id, row in self.rows.items() if row["status"] in statuses]
+
+    def _dispatch(self, owner: str) -> list[str]:
+        """Take back lost messages, promote what is due, end what is too late, and hand out what may go."""
+        with self.transaction() as connection:
+            agenda.take_back_lost_messages(connection, 10)
+        with self.transaction() as connection:
+            agenda.promote_due(connection, 10)
+        with self.transaction() as connection:
+            late = agenda.overdue(connection, 10)
+            moves = [(row.id, expire(row.state, now=row.now, policy=POLICY)) for row in late]
+            assert {row.id for row in late} == apply_unsent(connection, moves)
+        with self.transaction() as connection:
+            open_ones = {each.connection_id: 2 for each in turns.senders(connection) if not each.probing}
+            probes = dict.fromkeys(holds.claim_probes(connection), 1)
+            oldest = dict.fromkeys(open_ones, 1)
+            queued = turns.queue(connection, open_ones, owner, MESSAGE_LEASE, longest_waiting=oldest)
+            queued |= turns.queue(connection, probes, owner, MESSAGE_LEASE, probes=True)
+        return [row.id for rows in queued.values() for row in rows]
+
+    @precondition(lambda self: self.holder)
+    @rule(pick=picks, owner=owners, at_once=st.booleans())
+    def a_claim_is_lost(self, pick: int, owner: str, at_once: bool) -> None:
+        """End a lease. Its worker has crashed, or is paused and comes late; so may the one that takes over."""
+        self._wait(sorted(self.holder)[pick % len(self.holder)], seconds=200)
+        self._rescue(owner, at_once=at_once)
+
+    def _rescue(self, owner: str, *, at_once: bool) -> None:
+        over = {record_id for record_id in self.holder if self.lease[record_id] <= 0}
+        with self.transaction() as connection:
+            lost = claims.take_over(connection, owner, LEASE, 10)
+        assert over == {claim.fence.id for claim in lost}, "every claim whose lease has ended, and no other"
+        self._hold(lost)
+        records = [rescue(claim, POLICY) for claim in lost]
+        if at_once:
+            self._record(records)
+        else:
+            self.answers += records
+
+    @precondition(lambda self: self._unproven())
+    @rule(pick=picks, seconds=st.sampled_from([200, 4000, 90_000]), fault=faults_of_reads)
+    def look_again(self, pick: int, seconds: int, fault: Fault) -> None:
+        """Read back what has ended unproven, when its time has come."""
+        unproven = self._unproven()
+        self._wait(unproven[pick % len(unproven)], seconds=seconds)
+        self.trackstar.fault_of_read = fault
+        with self.transaction() as connection:
+            due = claims.claim_read_backs(connection, LEASE, 10)
+        self.reader |= {claim.fence.id: claim.fence for claim in due}
+        for batch in batches_of_reads(sorted(due, key=lambda claim: claim.order_id)):
+            self.answers += read_back(batch, LedgerClock(batch[0].claimed_at, time.monotonic()), self.tools)
+
+    # -- workers
+
+    def _claim(self, owner: str) -> None:
+        """Take a message: it may name any id, for it may come late, or twice."""
+        before = self.rows
+        with self.transaction() as connection:
+            claimed = claims.claim(connection, self.rows, owner, LEASE)
+        for claim in claimed:
+            assert claim.fence.id not in self.holder, "another has it"
+            assert claim.fence.claim > before[claim.fence.id]["claims"], "a claim has a number of its own"
+        self._hold(claimed)
+        self.hands += sorted(claimed, key=lambda claim: claim.order_id)
+
+    def _hold(self, claimed: list[Claim]) -> None:
+        for claim in claimed:
+            self.holder[claim.fence.id] = claim.fence
+            self.lease[claim.fence.id] = LEASE
+
+    @precondition(lambda self: self.hands)
+    @rule(pick=picks, fault=faults, fault_of_read=faults_of_reads)
+    def send(self, pick: int, fault: Fault, fault_of_read: Fault) -> None:
+        """Make the requests of a claim; a worker that was paused for too long makes none."""
+        self.sending = claim = self.hands.pop(pick % len(self.hands))
+        self.trackstar.fault, self.trackstar.fault_of_read = fault, fault_of_read
+        paused = (datetime.now(UTC) - claim.claimed_at).total_seconds()
+        record = attempt(claim, LedgerClock(claim.claimed_at, time.monotonic() - paused), self.tools)
+        assert (record is None) == (paused > START_WITHIN)
+        self.answers += [record] if record else []
+
+    @precondition(lambda self: self.answers)
+    @rule(pick=picks, group=st.booleans(), twice=st.booleans())
+    def record(self, pick: int, group: bool, twice: bool) -> None:
+        """Write one answer, or all of one worker; twice where its commit was made and its connection lost."""
+        first = self.answers[pick % len(self.answers)]
+        owned = [record for record in self.answers if record.claim.fence.owner in {first.claim.fence.owner, ""}]
+        chosen = owned if group else [first]
+        self.answers = [record for record in self.answers if not any(record is each for each in chosen)]
+        self._record(chosen)
+        if twice:
+            with self.no_row_changes(), self.transaction() as connection:
+                recording.record(connection, chosen)
+
+    @precondition(lambda self: self._those(*UNSENT))
+    @rule(owner=owners, fault=faults, fault_of_read=faults_of_reads, until=st.sampled_from(WAY))
+    def work(self, owner: str, fault: Fault, fault_of_read: Fault, until: str) -> None:
+        """Go the usual way, or some of it, with what is free to go."""
+        self._wait(*self._those("waiting"), seconds=1000)
+        queued = self._dispatch(owner)
+        if until == "handed back":
+            with self.transaction() as connection:
+                turns.hand_back(connection, queued, owner)
+        known = len(self.hands)
+        if until in {"claimed", "sent", "recorded"}:
+            self._claim(owner)
+        while until in {"sent", "recorded"} and len(self.hands) > known:
+            self.send(known, fault, fault_of_read)
+            if until == "recorded":
+                self._record([self.answers.pop()])
+
+    # -- time, Trackstar and the warehouse
+
+    def _unproven(self) -> list[str]:
+        return [record_id for record_id, row in self.rows.items() if row["confirm_at"]]
+
+    @precondition(lambda self: self._those("queued", "in_flight", "waiting"))
+    @rule(pick=picks, seconds=st.sampled_from([20, 200, 1000, 4000, 90_000]))
+    def time_passes(self, pick: int, seconds: int) -> None:
+        ticking = self._those("queued", "in_flight", "waiting")
+        self._wait(ticking[pick % len(ticking)], seconds=seconds)
+
+    def _wait(self, *ids: str, seconds: int) -> None:
+        """Move cancellations, and all that belongs to them, into the past."""
+        ago = timedelta(seconds=seconds)
+        for record_id in ids:
+            row = self.rows[record_id]
+            earlier = {name: row[name] - ago for name in TIMES if row[name]}
+            with self.transaction() as connection:
+                connection.execute(update(cancellations).where(cancellations.c.id == record_id).values(earlier))
+            self.lease[record_id] = self.lease.get(record_id, 0.0) - seconds
+            self.hands = [
+                msgspec.structs.replace(claim, claimed_at=claim.claimed_at - ago * (claim.fence.id == record_id))
+                for claim in self.hands
+            ]
+            order = self.trackstar.orders[row["order_id"]]
+            order.copy = order.real if seconds >= COPY_LAG else order.copy
+            order.running = set() if seconds >= KEY_BUSY else order.running
+            order.stored = {} if seconds >= KEY_LIFE else order.stored
+
+    @precondition(lambda self: not all(order.is_settled for order in self.trackstar.orders.values()))
+    @rule(ships=st.booleans(), fault=st.sampled_from([Fault.NONE, Fault.BROKE_AFTER, Fault.REFUSED]))
+    def the_warehouse_goes_on(self, ships: bool, fault: Fault) -> None:
+        """Decide, or end a request whose client has given up."""
+        order = next(order for order in self.trackstar.orders.values() if not order.is_settled)
+        if order.underway and not ships:
+            self.trackstar.pass_on(order, order.underway.pop(0), fault)
+        else:
+            order.decide(ships=ships)
+
+    @precondition(lambda self: self.held)
+    @rule(by=st.sampled_from(["token", "operator", "probe"]))
+    def the_connection_may_send_again(self, by: str) -> None:
+        with self.no_row_changes(), self.transaction() as connection:
+            if by == "token":
+                connections.add(connection, "shop-1", "new-token")
+            elif by == "operator":
+                holds.resume(connection, ["shop-1"], holds.ALL)
+            else:
+                connection.execute(update(connection_rows).values(probe_at=instant(-1.0)))
+        self.held = False
+
+    # -- the end
+
+    def teardown(self) -> None:
+        if sys.exc_info()[0] is None:  # otherwise something has been found already
+            self._with_a_healthy_trackstar_everything_ends()
+            self.every_generation_has_ended_exactly_once()
+            self.no_verdict_contradicts_the_truth()
+            self.a_stale_record_moves_nothing_whenever_it_comes()
+
+    def _with_a_healthy_trackstar_everything_ends(self) -> None:
+        self.hands.clear()  # these workers are dead
+        self.trackstar.calm_down()
+        self.the_connection_may_send_again("operator")
+        unproven = [row for row in self.rows.values() if row["ended_at"] is None or row["confirm_at"]]
+        for _ in range(20):
+            if any(row["ended_at"] is None or row["confirm_at"] for row in self.rows.values()):
+                self._do_all_that_is_due()
+        assert all(row["status"] in FINAL and row["confirm_at"] is None for row in self.rows.values())
+        for row in unproven:
+            self._it_ended_as_well_as_it_could(row, self.rows[str(row["id"])])
+
+    def _do_all_that_is_due(self) -> None:
+        self._wait(*self.rows, seconds=1000)
+        self._rescue("w-3", at_once=True)
+        if self._those(*UNSENT):
+            self.work("w-3", Fault.NONE, Fault.NONE, until="recorded")
+        if self._unproven():
+            known = len(self.answers)
+            self.look_again(0, 1, Fault.NONE)
+            self._record(self.answers[known:])
+            del self.answers[known:]
+
+    def _it_ended_as_well_as_it_could(self, before: RowMapping, row: RowMapping) -> None:
+        real = self.trackstar.orders[row["order_id"]].real
+        assert row["verdict"] == {"cancelled": "cancelled", "fulfilled": "not_cancelled"}.get(real, row["verdict"])
+        free_to_go = before["status"] in UNSENT and before["send_by"] is None and before["evidence"] is None
+        if free_to_go and real != "fulfilled":
+            assert ("succeeded", "cancelled") == (row["status"], row["verdict"])
+
+
+@pytest.mark.timeout(600 + 3 * SETTINGS.max_examples)  # to find, and to shrink what was found
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_no_order_of_events_breaks_a_promise(
+    kind: str, make_database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.attempt.random", SimpleNamespace(random=lambda: 0.5))
+    ledger = open_ledger(make_database(kind))
+    if kind == "sqlite":
+        event.listen(ledger, "connect", lambda connection, _: connection.execute("PRAGMA synchronous = OFF"))
+    try:
+        run_state_machine_as_test(lambda: Machine(ledger), settings=SETTINGS)
+    finally:
+        ledger.dispose()
