@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.cancellation.lifecycle import Move, Policy, expire
+from worker.cancellation.lifecycle import Move, Policy, expire, give_up
 from worker.cancellation.pace import seconds_to_send
 from worker.ledger import agenda as due
 from worker.ledger import claims
@@ -102,7 +103,10 @@ class Housekeeper:
         with reading(self._ledger).connect() as connection:
             agenda = due.look(connection)
         done = self._promote() if agenda.is_due(agenda.run_at) else 0
-        done += self._expire() if agenda.is_due(agenda.send_by) else 0
+        done += self._end(due.overdue, expire) if agenda.is_due(agenda.send_by) else 0
+        horizon = timedelta(seconds=self._policy.retry_horizon)
+        if agenda.sent_at is not None and agenda.is_due(agenda.sent_at + horizon):
+            done += self._end(partial(due.worn_out, horizon_seconds=self._policy.retry_horizon), give_up)
         done += self._take_back() if agenda.is_due(agenda.lease_end) else 0
         done += self._look_again() if agenda.is_due(agenda.confirm_at) else 0
         if agenda.is_due(agenda.publish_at):
@@ -117,10 +121,10 @@ class Housekeeper:
         self._doors.pending(connection_ids)
         return len(connection_ids)
 
-    def _expire(self) -> int:
+    def _end(self, find: Callable[..., list[Overdue]], decide: Callable[..., Move]) -> int:
         with self._ledger.begin() as connection:
-            found = due.overdue(connection, MAX_SWEEP)
-            moves = [(row, expire(row.state, now=row.now, policy=self._policy)) for row in found]
+            found = find(connection, limit=MAX_SWEEP)
+            moves = [(row, decide(row.state, now=row.now, policy=self._policy)) for row in found]
             ended = apply_unsent(connection, [(row.id, move) for row, move in moves])
         self._doors.expired([(row, move) for row, move in moves if row.id in ended])
         return len(ended)

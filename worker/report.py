@@ -47,15 +47,19 @@ def tell_holds(held: frozenset[str] | int) -> None:
 
 
 def tell_expired(ended: list[tuple[Overdue, Move]]) -> None:
-    """Log what could not be sent in time."""
+    """Log what could not be sent in time, and alert where that leaves an order in doubt."""
     for row, move in ended:
+        event = "cancellation.exhausted" if move.status is Status.EXHAUSTED else "cancellation.expired"
         log.info(
-            "cancellation.expired",
+            event,
             id=row.id,
             connection_id=row.connection_id,
             order_id=row.order_id,
             verdict=move.verdict,
         )
+        if move.status is Status.EXHAUSTED:
+            who = {"id": row.id, "connection_id": row.connection_id, "order_id": row.order_id}
+            alert("cancellation.exhausted", reason=move.reason, verdict=move.verdict, **who)
 
 
 def _log_attempts(record: Record, *, applied: bool) -> None:

@@ -15,6 +15,7 @@ down_revision = "5b1d9c3e7a20"
 branch_labels = None
 depends_on = None
 
+SENT_BEFORE = "status = 'pending' AND first_sent_at IS NOT NULL"
 CHECK = "hold_reason_known"
 OLD = "hold_reason IN ('credentials', 'operator', 'outage', 'unknown_connection')"
 NEW = "hold_reason IN ('credentials', 'operator', 'outage', 'trackstar_outage', 'unknown_connection')"
@@ -22,12 +23,20 @@ NEW = "hold_reason IN ('credentials', 'operator', 'outage', 'trackstar_outage', 
 
 def upgrade() -> None:
     op.add_column("cancellations", sa.Column("warned_at", Instant(), nullable=True))
+    op.create_index(
+        "ix_cancellations_sent_before",
+        "cancellations",
+        ["first_sent_at"],
+        postgresql_where=sa.text(SENT_BEFORE),
+        sqlite_where=sa.text(SENT_BEFORE),
+    )
     _change_check(NEW)
 
 
 def downgrade() -> None:
     op.execute("UPDATE connections SET hold_reason = 'outage' WHERE hold_reason = 'trackstar_outage'")
     _change_check(OLD)
+    op.drop_index("ix_cancellations_sent_before", table_name="cancellations")
     op.drop_column("cancellations", "warned_at")
 
 

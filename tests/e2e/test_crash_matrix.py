@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from harness import killable
+from harness.ledgers import SLOW_LEDGERS
 from harness.truth import leftovers, record_id, untruths, wait_for_ends
 
 from worker.inbox import INBOX
@@ -82,7 +83,7 @@ def the_id(cell: Cell) -> str:
     return f"{cell.point} {' '.join(cell.script)}".strip()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=SLOW_LEDGERS)
 def deployment(request: pytest.FixtureRequest, make_deployment: Any) -> Iterator[Any]:
     """A deployment whose Trackstar renews its copy often, so that what was in doubt is proven within the test."""
     with make_deployment(request.param, sync_seconds=0.5) as made:

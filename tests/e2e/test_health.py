@@ -68,7 +68,8 @@ def test_a_worker_that_is_connected_but_consumes_nothing_turns_unready_and_says_
     with Celery("operator", broker=deployment.redis_url, set_as_current=False) as app:
         # What a wedged consumer looks like from outside: connected, answering, taking nothing.
         deployment.wait_until(lambda: app.control.ping(timeout=0.5), "the worker to answer")
-        app.control.cancel_consumer("cancellations", reply=True)
+        (owner,) = re.findall(r'"owner": "([^"]+)", .*"worker.started"', worker.output)
+        app.control.cancel_consumer(f"cancellations.{owner}", reply=True)
         deployment.trackstar.add_order(shop, "o-1")
         deployment.client.enqueue(shop, "o-1")
         deployment.wait_until(lambda: ask(worker, "readyz")[0] == 503, "the worker to turn unready", 60)
@@ -76,7 +77,9 @@ def test_a_worker_that_is_connected_but_consumes_nothing_turns_unready_and_says_
         assert "has taken none of it" in ask(worker, "readyz")[1][0]
         assert (200, []) == ask(worker, "livez")
 
-        app.control.add_consumer("cancellations", reply=True)
+        app.control.add_consumer(
+            f"cancellations.{owner}", exchange="", routing_key=f"cancellations.{owner}", reply=True
+        )
         deployment.client.wait(record_id("o-1"), 30)
         deployment.wait_until(lambda: ask(worker, "readyz")[0] == 200, "the worker to be ready again")
 

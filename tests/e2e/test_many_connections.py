@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from harness.ledgers import SLOW_LEDGERS
 from harness.truth import record_id, untruths, wait_for_ends
 
 from worker.inbox import EVENTS
@@ -26,7 +27,7 @@ SETTINGS = {
 SHOPS = ("shop-1", "shop-2", "shop-3", "shop-4")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=SLOW_LEDGERS)
 def deployment(request: pytest.FixtureRequest, make_deployment: Any, vault: TokenVault) -> Iterator[Any]:
     with make_deployment(request.param, sync_seconds=0.5) as made:
         for name in SHOPS:

@@ -8,9 +8,12 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
+from harness.ledgers import SLOW_LEDGERS
 from harness.truth import leftovers, record_id, untruths, wait_for_ends
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from worker.ledger.credentials import TokenVault
 
 SETTINGS = {
@@ -20,6 +23,12 @@ SETTINGS = {
     "CONCURRENCY": "5",  # of which one connection alone takes four
 }
 SHORT = SETTINGS | {"REQUEST_TIMEOUT_SECONDS": "1", "LEASE_SECONDS": "5.7"}
+
+
+@pytest.fixture(params=SLOW_LEDGERS)
+def deployment(request: pytest.FixtureRequest, make_deployment: Any) -> Iterator[Any]:
+    with make_deployment(request.param) as made:
+        yield made
 
 
 @pytest.fixture

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from harness.ledgers import SLOW_LEDGERS
 from harness.truth import record_id, untruths
 from sqlalchemy import text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from worker.ledger.credentials import TokenVault
 
 WAITING = 100_000
@@ -25,6 +28,12 @@ MADE_ID = {
 }
 MOMENT = {"postgresql": "timestamptz", "sqlite": "text"}
 LATER = "2999-01-01 00:00:00.000000+00:00"
+
+
+@pytest.fixture(params=SLOW_LEDGERS)
+def deployment(request: pytest.FixtureRequest, make_deployment: Any) -> Iterator[Any]:
+    with make_deployment(request.param) as made:
+        yield made
 
 
 @pytest.fixture

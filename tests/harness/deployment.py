@@ -140,10 +140,10 @@ class Deployment:
         assert found is not None
         return found
 
-    def messages(self) -> int:
-        """Count what waits on the Celery lists: the common one, and each worker's own."""
+    def messages(self, *, lasting: bool = False) -> int:
+        """Count what waits on the Celery lists, the common one and each worker's own; or only what will not expire."""
         lists = [name for name in self.redis.keys("cancellations*") if self.redis.type(name) == b"list"]
-        return sum(self.redis.llen(name) for name in lists)
+        return sum(self.redis.llen(name) for name in lists if not lasting or self.redis.ttl(name) < 0)
 
     def wait_until(self, fact: Callable[[], Any], what: str, timeout: float = 30.0) -> None:
         """Look at the ledger or at Redis until it is as it should be; neither tells a test by itself."""

@@ -81,6 +81,6 @@ def leftovers(deployment: Deployment) -> list[str]:
     """Say what is left in Redis that should not be there once everything has ended."""
     left = {
         "entries on the inbox": deployment.redis.xlen(INBOX),
-        "messages on the Celery list": deployment.messages(),
+        "messages on the Celery list": deployment.messages(lasting=True),
     }
     return [f"{count} {what}" for what, count in left.items() if count]

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Engine, select, update
 
+from worker.cancellation.lifecycle import Policy, give_up
 from worker.cancellation.request import CancelRequest
 from worker.ledger import accepting, agenda, connections, holds, reading, turns
+from worker.ledger.moving import apply_unsent
 from worker.ledger.tables import cancellations, events
 from worker.ledger.tables import connections as connection_rows
 
@@ -232,6 +234,22 @@ def test_a_job_that_cannot_make_its_deadline_is_found_and_announced_once(ledger:
 
     ((kind, payload),) = told(ledger)
     assert ("cancellation.wont_make_it", "hurried") == (kind, payload["order_id"])
+
+
+def test_what_is_pending_beyond_the_retry_horizon_is_given_up_truthfully(ledger: Engine) -> None:
+    accept(ledger, {"order_id": "never-sent"}, {"order_id": "sent"}, {"order_id": "doubted"}, {"order_id": "young"})
+    long_ago = datetime.now(UTC) - timedelta(hours=25)
+    with ledger.begin() as connection:
+        for name, sent, verdict in (("sent", long_ago, None), ("doubted", long_ago, "unknown"), ("young", None, None)):
+            change = update(cancellations).where(c.order_id == name)
+            connection.execute(change.values(first_sent_at=sent or datetime.now(UTC), verdict=verdict))
+        found = agenda.worn_out(connection, 86_400, limit=10)
+        moves = {row.order_id: give_up(row.state, now=row.now, policy=Policy()) for row in found}
+        assert 2 == len(apply_unsent(connection, [(row.id, moves[row.order_id]) for row in found]))
+
+    assert {"sent": ("exhausted", "not_cancelled"), "doubted": ("exhausted", "unknown")} == {
+        name: (move.status, move.verdict) for name, move in moves.items()
+    }
 
 
 def test_a_removed_connection_keeps_its_jobs_waiting_and_its_history(ledger: Engine, vault: TokenVault) -> None:

@@ -6,8 +6,8 @@ All rules about state live here, and this file does not know who applies them, w
        ▲          │            │
        ├──────────┘            ├──► waiting ──► pending
        └───────────────────────┘        (until run_at)
-    expired and withdrawn are also reached from pending, queued and waiting; replay leads from an ended status
-    back to pending.
+    expired and withdrawn are also reached from pending, queued and waiting; what is pending beyond the retry horizon
+    (its connection is held) is given up; replay leads from an ended status back to pending.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SafeToRefund(StrEnum):
 
 S = Status
 LEGAL: dict[Status, frozenset[Status]] = {
-    S.PENDING: frozenset({S.QUEUED, S.EXPIRED, S.WITHDRAWN}),
+    S.PENDING: frozenset({S.QUEUED, S.EXPIRED, S.WITHDRAWN, S.EXHAUSTED, S.REJECTED}),
     S.QUEUED: frozenset({S.IN_FLIGHT, S.PENDING, S.EXPIRED, S.WITHDRAWN}),
     S.IN_FLIGHT: frozenset({S.WAITING, S.PENDING, S.SUCCEEDED, S.REJECTED, S.EXHAUSTED, S.EXPIRED}),
     S.WAITING: frozenset({S.PENDING, S.EXPIRED, S.WITHDRAWN}),
@@ -244,6 +244,13 @@ def _set_aside(state: State, outcome: Outcome) -> Move:
 def expire(state: State, *, now: datetime, policy: Policy) -> Move:
     """End an unsent cancellation whose `send_by` has passed, with a truthful verdict."""
     return _end_unproven(Status.EXPIRED, state, "send_by_passed", now, policy)
+
+
+def give_up(state: State, *, now: datetime, policy: Policy) -> Move:
+    """End what has waited past the retry horizon, as while its connection is held: its key has lived its life."""
+    if state.awaits_read:
+        return _reject(state, state.remembered_refusal, now, policy)
+    return _end_unproven(Status.EXHAUSTED, state, "horizon_passed", now, policy)
 
 
 def withdraw(state: State, *, now: datetime, policy: Policy) -> Move | None:

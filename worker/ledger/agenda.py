@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, func, null, select, update
+from sqlalchemy import ColumnElement, Connection, func, literal, null, select, update
 
-from worker.cancellation.lifecycle import State, Verdict
+from worker.cancellation.lifecycle import Evidence, State, Verdict
 from worker.ledger.outbox import announce
-from worker.ledger.sqltypes import RecordId, as_rows, db_now, given, picked
+from worker.ledger.sqltypes import RecordId, as_rows, db_now, given, now_plus, picked
 from worker.ledger.tables import cancellations, connections, events
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Agenda(msgspec.Struct, frozen=True, kw_only=True):
     send_by: datetime | None
     confirm_at: datetime | None
     publish_at: datetime | None
+    sent_at: datetime | None  # the oldest first request of what is pending again
 
     def is_due(self, when: datetime | None) -> bool:
         return when is not None and when <= self.now
@@ -49,6 +50,7 @@ class Agenda(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _leased = c.status.in_(["queued", "in_flight"])
+_sent_before = (c.status == "pending") & c.first_sent_at.is_not(None)
 _unsent = c.status.in_(["pending", "queued", "waiting"]) & c.evidence.is_(None) & c.send_by.is_not(None)
 
 
@@ -62,9 +64,18 @@ def look(connection: Connection) -> Agenda:
             select(func.min(c.send_by)).where(_unsent).scalar_subquery(),
             select(func.min(c.confirm_at)).where(c.confirm_at.is_not(None)).scalar_subquery(),
             select(func.min(events.c.publish_at)).where(events.c.publish_at.is_not(None)).scalar_subquery(),
+            select(func.min(c.first_sent_at)).where(_sent_before).scalar_subquery(),
         )
     ).one()
-    return Agenda(now=row[0], run_at=row[1], lease_end=row[2], send_by=row[3], confirm_at=row[4], publish_at=row[5])
+    return Agenda(
+        now=row[0],
+        run_at=row[1],
+        lease_end=row[2],
+        send_by=row[3],
+        confirm_at=row[4],
+        publish_at=row[5],
+        sent_at=row[6],
+    )
 
 
 def promote_due(connection: Connection, limit: int) -> list[str]:
@@ -91,7 +102,7 @@ def _made_pending(connection: Connection, which: ColumnElement[bool], order: Any
 
 
 class Overdue(msgspec.Struct, frozen=True):
-    """An unsent cancellation whose send_by has passed."""
+    """An unsent cancellation whose time is over: its send_by has passed, or the retry horizon."""
 
     id: str
     connection_id: str
@@ -102,6 +113,16 @@ class Overdue(msgspec.Struct, frozen=True):
 
 def overdue(connection: Connection, limit: int) -> list[Overdue]:
     """Lock unsent rows whose send_by has passed; a refusal that waits to be read is not among them."""
+    return _locked(connection, _unsent & (c.send_by <= db_now()), c.send_by, limit)
+
+
+def worn_out(connection: Connection, horizon_seconds: float, limit: int) -> list[Overdue]:
+    """Lock pending rows whose first request was longer ago than the retry horizon."""
+    too_old = _sent_before & (c.first_sent_at <= now_plus(literal(-horizon_seconds)))
+    return _locked(connection, too_old, c.first_sent_at, limit)
+
+
+def _locked(connection: Connection, which: ColumnElement[bool], order: Any, limit: int) -> list[Overdue]:
     rows = connection.execute(
         select(
             c.id,
@@ -110,11 +131,14 @@ def overdue(connection: Connection, limit: int) -> list[Overdue]:
             c.attempts,
             c.first_sent_at,
             c.verdict,
+            c.evidence,
+            c.outcome_reason,
+            c.outcome_message,
             c.send_by,
             db_now().label("now"),
         )
-        .where(_unsent, c.send_by <= db_now())
-        .order_by(c.send_by)
+        .where(which)
+        .order_by(order)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
@@ -128,6 +152,9 @@ def overdue(connection: Connection, limit: int) -> list[Overdue]:
                 first_sent_at=row.first_sent_at or row.now,
                 send_by=row.send_by,
                 verdict=Verdict(row.verdict) if row.verdict else None,
+                evidence=Evidence(row.evidence) if row.evidence else None,
+                reason=row.outcome_reason,
+                message=row.outcome_message,
             ),
             row.now,
         )

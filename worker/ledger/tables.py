@@ -134,6 +134,9 @@ Index("ix_cancellations_leased", c.lease_expires_at, postgresql_where=_leased, s
 # A refusal that waits to be read (its evidence says so) is not sent again, so its send_by does not matter.
 _unsent = c.status.in_(sorted(UNSENT)) & c.send_by.is_not(None) & c.evidence.is_(None)
 Index("ix_cancellations_send_by", c.send_by, postgresql_where=_unsent, sqlite_where=_unsent)
+# What was sent before and waits for its turn again: it is given up when the retry horizon has passed.
+_sent_before = (c.status == "pending") & c.first_sent_at.is_not(None)
+Index("ix_cancellations_sent_before", c.first_sent_at, postgresql_where=_sent_before, sqlite_where=_sent_before)
 _unproven = c.confirm_at.is_not(None)
 Index("ix_cancellations_confirm", c.confirm_at, postgresql_where=_unproven, sqlite_where=_unproven)
 Index("ix_cancellations_order", c.connection_id, c.order_id)
