@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check chaos soak sabotage lock clean
+.PHONY: help install demo test check chaos soak sabotage bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +36,15 @@ soak: install ## random faults for MINUTES (3), from a SEED or a new one; LEDGER
 sabotage: install ## break each promise on purpose and see that a test turns red
 	$(BIN)/python tests/sabotage
 
+PARTS ?= pace flood urgent outage throughput latency slow enqueue intake flat idle sqlite
+bench: install .venv-bench/.installed ## measure, in ratios of one run: PARTS="pace flood", BENCH="--rounds 1"
+	@for part in $(PARTS); do PYTHONPATH=tests $(BIN)/python -m bench $$part $(BENCH) || exit 1; done
+
+.venv-bench/.installed: requirements/bench.lock
+	$(PYTHON) -m venv --clear .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/bench.lock
+	@touch $@
+
 check: install ## lint, types, import contracts, and models = migrations
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,9 +57,12 @@ lock: ## renew requirements/*.lock from pyproject.toml (needs uv)
 	  --extra flower pyproject.toml -o requirements/run.lock
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --extra flower --extra embedded --extra dev pyproject.toml -c requirements/run.lock -o requirements/dev.lock
+	@# arq caps redis-py at 5; it runs on the newer one that all others use.
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --override <(echo 'redis[hiredis]>=6.4,<9') -c requirements/dev.lock tests/bench/requirements.in -o requirements/bench.lock
 	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' | \
 	  uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  - -c requirements/dev.lock -o requirements/build.lock
 
 clean: ## remove what make made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-bench bench-results .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -92,7 +92,6 @@ def set_up_sentry(dsn: str, secrets: list[str], **options: Any) -> None:
 
     `data_collection` and `send_default_pii` stay unset: setting the first, even to nothing, turns the scrubber off.
     """
-
     if not dsn:
         return  # its integrations would wrap every thread, query and Redis command for nobody
 
