@@ -795,6 +795,14 @@ def test_a_held_connection_is_not_read(ledger: Engine, shop: str) -> None:
         assert [] == claims.claim_read_backs(connection, LEASE, 10)
 
 
+def test_a_connection_whose_warehouse_is_down_is_still_read(ledger: Engine, shop: str) -> None:
+    unconfirmed(ledger, shop)
+    _hold(ledger, "outage")
+
+    with ledger.begin() as connection:
+        assert 1 == len(claims.claim_read_backs(connection, LEASE, 10))
+
+
 # -- holding connections
 
 WRONG_TOKEN = reply(401, error="no", origin="trackstar")

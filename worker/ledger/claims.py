@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 c = cancellations.c
 
 
+# Reads are answered from Trackstar's own copy: a warehouse that is down does not keep them from being told.
+STILL_READ = ("outage", "trackstar_outage")
+
+
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """The right to attempt one cancellation, and all that an attempt must know."""
 
@@ -129,7 +133,7 @@ def claim_read_backs(connection: Connection, lease_seconds: float, limit: int) -
     due = (
         select(c.id)
         .where(c.confirm_at <= db_now())
-        .where(_hold.is_(None))
+        .where(_hold.is_(None) | _hold.in_(STILL_READ))
         .order_by(c.confirm_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
