@@ -36,7 +36,7 @@ soak: install ## random faults for MINUTES (3), from a SEED or a new one; LEDGER
 sabotage: install ## break each promise on purpose and see that a test turns red
 	$(BIN)/python tests/sabotage
 
-PARTS ?= pace flood urgent outage throughput latency slow enqueue intake flat idle sqlite
+PARTS ?= pace flood urgent outage ticks throughput latency slow enqueue intake flat idle sqlite
 bench: install .venv-bench/.installed ## measure, in ratios of one run: PARTS="pace flood", BENCH="--rounds 1"
 	@for part in $(PARTS); do PYTHONPATH=tests $(BIN)/python -m bench $$part $(BENCH) || exit 1; done
 

@@ -25,7 +25,7 @@ from bench.running import Environment
 ROOT = Path(__file__).parents[2]
 PARTS = (
     *("throughput", "latency", "slow", "enqueue", "intake", "flat", "idle", "sqlite", "tune"),
-    *("pace", "flood", "urgent", "outage"),
+    *("pace", "flood", "urgent", "outage", "ticks"),
 )
 _VERSIONS = """
 import json, importlib.metadata as m

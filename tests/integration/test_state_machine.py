@@ -537,10 +537,16 @@ class Machine(RuleBasedStateMachine):
                 recording.record(connection, chosen)
 
     @precondition(lambda self: self._those(*UNSENT))
-    @rule(owner=owners, fault=faults, fault_of_read=faults_of_reads, until=st.sampled_from(WAY))
-    def work(self, owner: str, fault: Fault, fault_of_read: Fault, until: str) -> None:
-        """Go the usual way, or some of it, with what is free to go."""
-        self._wait(*self._those("waiting"), seconds=1000)
+    @rule(
+        seconds=st.sampled_from([1000, 20]),
+        owner=owners,
+        fault=faults,
+        fault_of_read=faults_of_reads,
+        until=st.sampled_from(WAY),
+    )
+    def work(self, seconds: int, owner: str, fault: Fault, fault_of_read: Fault, until: str) -> None:
+        """Wait, then go the usual way, or some of it, with what is free to go."""
+        self._wait(*self._those("waiting"), seconds=seconds)
         queued = self._dispatch(owner)
         if until == "handed back":
             with self.transaction() as connection:
@@ -566,18 +572,18 @@ class Machine(RuleBasedStateMachine):
 
     def _wait(self, *ids: str, seconds: int) -> None:
         """Move cancellations, and all that belongs to them, into the past."""
-        ago = timedelta(seconds=seconds)
-        for record_id in ids:
-            row = self.rows[record_id]
-            earlier = {name: row[name] - ago for name in TIMES if row[name]}
-            with self.transaction() as connection:
+        ago, before = timedelta(seconds=seconds), self.rows
+        with self.transaction() as connection:
+            for record_id in ids:
+                earlier = {name: before[record_id][name] - ago for name in TIMES if before[record_id][name]}
                 connection.execute(update(cancellations).where(cancellations.c.id == record_id).values(earlier))
+        self.hands = [
+            msgspec.structs.replace(claim, claimed_at=claim.claimed_at - ago * (claim.fence.id in ids))
+            for claim in self.hands
+        ]
+        for record_id in ids:
             self.lease[record_id] = self.lease.get(record_id, 0.0) - seconds
-            self.hands = [
-                msgspec.structs.replace(claim, claimed_at=claim.claimed_at - ago * (claim.fence.id == record_id))
-                for claim in self.hands
-            ]
-            order = self.trackstar.orders[row["order_id"]]
+            order = self.trackstar.orders[before[record_id]["order_id"]]
             order.copy = order.real if seconds >= COPY_LAG else order.copy
             order.running = set() if seconds >= KEY_BUSY else order.running
             order.stored = {} if seconds >= KEY_LIFE else order.stored
@@ -639,13 +645,13 @@ class Machine(RuleBasedStateMachine):
             self._it_ended_as_well_as_it_could(row, self.rows[str(row["id"])])
 
     def _do_all_that_is_due(self) -> None:
-        self._wait(*self.rows, seconds=1000)
+        self._wait(*self.rows, seconds=1000 if self._those(*UNSENT, "in_flight") else 5000)
         due = self._agenda()
         assert due.is_due(due.run_at) == bool(self._those("waiting"))
         assert due.is_due(due.lease_end) == bool(self._those("queued", "in_flight"))
         self._rescue("w-3", at_once=True)
         if self._those(*UNSENT):
-            self.work("w-3", Fault.NONE, Fault.NONE, until="recorded")
+            self.work(0, "w-3", Fault.NONE, Fault.NONE, until="recorded")
         if self._unproven():
             known = len(self.answers)
             self.look_again(0, 1, Fault.NONE)

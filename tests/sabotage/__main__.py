@@ -52,8 +52,8 @@ LIST = [
             ),
             (
                 "ledger/claims.py",
-                '.where(c.id.in_(ours.scalar_subquery()), c.status == "queued")',
-                ".where(c.id.in_(ours.scalar_subquery()))",
+                '.where(among(connection, c.id, ours), c.status == "queued")',
+                ".where(among(connection, c.id, ours))",
             ),
         ),
         LEDGER,

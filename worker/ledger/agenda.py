@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, func, literal, null, select, u
 
 from worker.cancellation.lifecycle import Evidence, State, Verdict
 from worker.ledger.outbox import announce
-from worker.ledger.sqltypes import RecordId, as_rows, db_now, given, now_plus, picked
+from worker.ledger.sqltypes import RecordId, among, as_rows, db_now, given, now_plus
 from worker.ledger.tables import cancellations, connections, events
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def take_back_lost_messages(connection: Connection, limit: int) -> list[str]:
 
 def _made_pending(connection: Connection, which: ColumnElement[bool], order: Any, limit: int) -> list[str]:
     chosen = select(c.id).where(which).order_by(order).limit(limit).with_for_update(skip_locked=True)
-    change: Update = update(cancellations).where(c.id.in_(picked(chosen)), which)
+    change: Update = update(cancellations).where(among(connection, c.id, chosen), which)
     rows = connection.execute(
         change.values(status="pending", run_at=null(), lease_owner=null(), lease_expires_at=null()).returning(
             c.connection_id

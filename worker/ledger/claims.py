@@ -15,11 +15,11 @@ from worker.cancellation.lifecycle import Evidence, State, Verdict
 from worker.ledger.moving import Fence
 from worker.ledger.sqltypes import (
     RecordId,
+    among,
     as_rows,
     db_now,
     given,
     now_plus,
-    picked,
 )
 from worker.ledger.tables import cancellations, connections
 
@@ -96,7 +96,7 @@ def claim(connection: Connection, ids: Iterable[str], owner: str, lease_seconds:
     )
     rows = connection.execute(
         update(cancellations)
-        .where(c.id.in_(ours.scalar_subquery()), c.status == "queued")
+        .where(among(connection, c.id, ours), c.status == "queued")
         .values(
             status="in_flight",
             lease_owner=owner,
@@ -121,7 +121,7 @@ def take_over(connection: Connection, owner: str, lease_seconds: float, limit: i
     )
     rows = connection.execute(
         update(cancellations)
-        .where(c.id.in_(picked(lost)), c.status == "in_flight")
+        .where(among(connection, c.id, lost), c.status == "in_flight")
         .values(lease_owner=owner, lease_expires_at=now_plus(lease_seconds))
         .returning(*_CLAIM_COLUMNS)
     )
@@ -140,7 +140,7 @@ def claim_read_backs(connection: Connection, lease_seconds: float, limit: int) -
     )
     rows = connection.execute(
         update(cancellations)
-        .where(c.id.in_(picked(due)), c.confirm_at.is_not(None))
+        .where(among(connection, c.id, due), c.confirm_at.is_not(None))
         .values(confirm_at=now_plus(lease_seconds), claims=c.claims + 1)
         .returning(*_CLAIM_COLUMNS)
     )

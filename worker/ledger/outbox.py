@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import Connection, select, update
 
-from worker.ledger.sqltypes import RowId, as_rows, db_now, given, now_plus, picked
+from worker.ledger.sqltypes import RowId, among, as_rows, db_now, given, now_plus
 from worker.ledger.tables import events
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def take_unpublished(connection: Connection, limit: int) -> list[Event]:
     )
     taken = connection.execute(
         update(events)
-        .where(events.c.id.in_(picked(due)))
+        .where(among(connection, events.c.id, due))
         .values(publish_at=now_plus(PUBLISH_LEASE_SECONDS))
         .returning(events.c.id, events.c.type, events.c.payload)
     )

@@ -12,6 +12,7 @@ import msgspec
 from sqlalchemy import (
     JSON,
     BigInteger,
+    ColumnElement,
     DateTime,
     FromClause,
     Integer,
@@ -113,9 +114,16 @@ def given(connection: Connection, columns: Mapping[str, Any]) -> FromClause:
     )
 
 
-def picked(rows: Select[Any]) -> Select[Any]:
-    """Choose rows for an UPDATE once: a plain subquery is run again per row, and then its LIMIT limits nothing."""
-    return select(rows.cte("picked").c.id)
+def among(connection: Connection, column: ColumnElement[Any], rows: Select[Any]) -> ColumnElement[bool]:
+    """Whether a column is among the rows of a query that chooses and locks, asked once.
+
+    A plain subquery is run again per row, and then its LIMIT limits nothing. And PostgreSQL, which cannot know how few
+    rows it will be, would read a whole table to find them; an array sends it to the index.
+    """
+    chosen = select(rows.cte("picked").c.id)
+    if connection.dialect.name == "sqlite":
+        return column.in_(chosen)
+    return column == func.any(func.array(chosen.scalar_subquery()))
 
 
 def as_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -132,11 +140,11 @@ __all__ = [
     "Instant",
     "RecordId",
     "RowId",
+    "among",
     "as_rows",
     "db_now",
     "given",
     "instant_or_none",
     "instant_text",
     "now_plus",
-    "picked",
 ]

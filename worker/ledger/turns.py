@@ -25,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 
-from worker.ledger.sqltypes import RecordId, as_rows, db_now, given, now_plus, picked
+from worker.ledger.sqltypes import RecordId, among, as_rows, db_now, given, now_plus
 from worker.ledger.tables import cancellations, connections
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def queue(
     """
     found: dict[str, list[Queued]] = {}
     for name, count in (longest_waiting or {}).items():
-        found[name] = _mark(connection, picked(_longest_waiting(name, count)), owner, lease_seconds)
+        found[name] = _mark(connection, _longest_waiting(name, count), owner, lease_seconds)
     rest = {name: share - len(found.get(name, [])) for name, share in shares.items()}
     for row in _mark_next(connection, {n: s for n, s in rest.items() if s > 0}, owner, lease_seconds, probes=probes):
         found.setdefault(row.connection_id, []).append(row)
@@ -105,14 +105,12 @@ def _mark_next(
         return [
             row
             for name, share in shares.items()
-            for row in _mark(connection, picked(_next(literal(name), may_send).limit(share)), owner, lease_seconds)
+            for row in _mark(connection, _next(literal(name), may_send).limit(share), owner, lease_seconds)
         ]
     source = given(connection, {"name": Text(), "share": Integer()})
     turn = _next(source.c.name, may_send).limit(source.c.share).lateral("turn")
     rows = as_rows({"name": name, "share": share} for name, share in shares.items())
-    return _mark(
-        connection, picked(select(turn.c.id).select_from(source).join(turn, true())), owner, lease_seconds, rows
-    )
+    return _mark(connection, select(turn.c.id).select_from(source).join(turn, true()), owner, lease_seconds, rows)
 
 
 def _next(name: ColumnElement[str], may_send: ColumnElement[bool]) -> Select[tuple[str]]:
@@ -150,7 +148,7 @@ def _mark(
 ) -> list[Queued]:
     marked = connection.execute(
         update(cancellations)
-        .where(c.id.in_(chosen), c.status == "pending")
+        .where(among(connection, c.id, chosen), c.status == "pending")
         .values(status="queued", lease_owner=owner, lease_expires_at=now_plus(lease_seconds))
         .returning(*_QUEUED_COLUMNS),
         rows or {},
