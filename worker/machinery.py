@@ -195,9 +195,9 @@ class Machinery:
         """Return what was claimed, and a monotonic time before its lease began: a pause since then counts."""
         pause = Pause(self._stopping)
         while not self._stopping.is_set():
-            asked = time.monotonic()
             try:
                 with self._ledger.begin() as connection:
+                    asked = time.monotonic()  # after SQLite's wait for its lock, which is no part of the lease
                     return claims.claim(connection, ids, self.owner, self._settings.lease_seconds), asked
             except SQLAlchemyError as error:
                 pause.wait("claim.ledger_away", error, ids=len(ids))
