@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from worker.cancellation.pace import LOOKAHEAD_SECONDS, interval
-from worker.trackstar.pacing import Pacing, Permits
+from worker.trackstar.pacing import Pace, Pacing, Permit, Permits
 
 
 @pytest.fixture
@@ -103,3 +103,19 @@ def test_an_emptied_redis_goes_on_at_the_pace(redis: Any, pacing: Pacing) -> Non
 
     assert 5 == pacing.reserve({"shop-1": (50.0, 100)})["shop-1"].count
     assert 0 == pacing.reserve({"shop-1": (50.0, 100)})["shop-1"].count
+
+
+def test_whose_permit_came_too_late_waits_for_another_and_is_never_sent_without(redis: Redis) -> None:
+    pace = Pace(redis, 50, 10)
+    pace.writes.reserve({"shop-1": (50.0, 100)})
+    late = Permit(time.monotonic() - 1.0, 50.0, saturated=True)
+
+    def send(_: int) -> float:
+        pace.wait_to_write("shop-1", late)
+        return time.monotonic()
+
+    with ThreadPoolExecutor(20) as pool:
+        sent = sorted(pool.map(send, range(20)))
+
+    # All of them at once would take no time; at the pace it is twenty times its interval, behind the five before.
+    assert sent[-1] - sent[0] >= 19 * interval(50) * 0.9

@@ -67,7 +67,7 @@ redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[2]) + ARGV[1] * 1000)
 """
 
 
-_MOST_RENEWALS = 20  # beyond that the machine, not the pace, is what is wrong
+_MOST_RENEWALS = 100  # beyond that the machine, not the pace, is what is wrong
 # A read that would have to wait longer is put off in the ledger instead of holding a thread.
 READ_WAIT_SECONDS = 1.0
 
@@ -76,7 +76,7 @@ class Permits(Grant, frozen=True):
     """Permits by this process's monotonic clock."""
 
     mark: bytes = b""  # what Redis knows their end by
-    saturated: bool = False  # others stood before them: this connection sends all that it may
+    saturated: bool = False  # others stand before or behind them: this connection sends all that it may
 
 
 class Permit(msgspec.Struct, frozen=True):
@@ -115,8 +115,8 @@ class Pacing:
         # Redis looked at its clock somewhere between the two; the middle is right to half a round trip.
         now = (asked + time.monotonic()) / 2
         return {
-            name: Permits(now + first / 1e6, step / 1e6, count, mark, first > 0)
-            for name, (count, first, step, mark) in zip(wants, answer, strict=True)
+            name: Permits(now + first / 1e6, step / 1e6, count, mark, first > 0 or count < wanted)
+            for (name, (_, wanted)), (count, first, step, mark) in zip(wants.items(), answer, strict=True)
         }
 
     def give_back(self, connection_id: str, permits: Permits, unused: int) -> None:
@@ -152,21 +152,23 @@ class Pace:
         """
         if permit is None:  # of a message that was not ours, or was lost and came back: its permit is long past
             return
-        moment = permit.moment
+        moment, given = permit.moment, True
         for _ in range(_MOST_RENEWALS):
             time.sleep(max(0.0, moment - time.monotonic()))
-            if not permit.saturated or time.monotonic() - moment < LATE_SECONDS:
+            if given and (not permit.saturated or time.monotonic() - moment < LATE_SECONDS):
                 return
-            moment = self._renewed(connection_id, permit.rate)
+            moment, given = self._renewed(connection_id, permit.rate)
 
-    def _renewed(self, connection_id: str, rate: float) -> float:
+    def _renewed(self, connection_id: str, rate: float) -> tuple[float, bool]:
+        """Return the moment of another permit; or, with False, when to ask again: none is given so far ahead."""
         try:
             permits = self.writes.reserve({connection_id: (rate, 1)})[connection_id]
         except RedisError as error:
             log.warning("pace.redis_away", error=type(error).__name__)
-            return time.monotonic()
-        # Where none is given yet, the next one will be: look again when it comes near.
-        return permits.first if permits.count else permits.first - LOOKAHEAD_SECONDS - LATE_SECONDS
+            return time.monotonic(), True
+        if permits.count:
+            return permits.first, True
+        return max(permits.first - LOOKAHEAD_SECONDS, time.monotonic() + LATE_SECONDS), False
 
     def wait_to_read(self, connection_id: str) -> bool:
         """Wait for a permit to read; False when none is free soon. Without Redis it is not known, so it is given."""
