@@ -22,6 +22,7 @@ def run(bench: Bench) -> list[Verdict]:
         with scene(bench) as stage:
             stage.add_connections(["flood", "quiet"])
             stage.start_workers(2)
+            stage.seconds_until_seen("quiet", "warm-up")
             idle = _waits(stage, "idle")
             stage.enqueue("flood", [f"o-{n}" for n in range(FLOOD)], priority="bulk")
             time.sleep(3)  # until the inbox is in the ledger
