@@ -57,13 +57,13 @@ class LedgerClock(msgspec.Struct, frozen=True):
         return time.monotonic() - self.monotonic
 
 
-def attempt(claim: Claim, clock: LedgerClock, tools: Tools) -> Record | None:
+def attempt(claim: Claim, clock: LedgerClock, tools: Tools) -> Record:
     """Make the requests of one claim and decide what follows.
 
-    None where this process was paused for so long that another may soon hold the claim: then nothing is sent.
+    Nothing is sent where this process was paused for so long that another may soon hold the claim.
     """
     if clock.elapsed() > tools.start_within:
-        return None
+        return _too_late(claim, clock, tools)
     rows: list[AttemptRow] = []
     token = _token(claim, tools)
     if token is None:
@@ -77,6 +77,20 @@ def attempt(claim: Claim, clock: LedgerClock, tools: Tools) -> Record | None:
         reading = _read_back(claim, clock, tools, token, rows)
     move = decide(claim.state, outcome, reading, now=clock.now(), jitter=random.random(), policy=tools.policy)
     return Record(claim=claim, attempts=tuple(rows), move=move)
+
+
+_TOO_LATE = "started_too_late"
+
+
+def _too_late(claim: Claim, clock: LedgerClock, tools: Tools) -> Record:
+    """Give a claim back unused: nothing was sent, so nothing is in doubt that was not before."""
+    log.warning("cancellation.started_too_late", id=claim.fence.id, seconds=round(clock.elapsed(), 1))
+    outcome, reading = Outcome(kind=Kind.SLOW_DOWN, reason=_TOO_LATE, retry_after=0.0), None
+    if claim.state.awaits_read:
+        outcome = claim.state.remembered_refusal
+        reading = Reading(sight=Sight.LATER, reason=_TOO_LATE, spends_attempt=False)
+    move = decide(claim.state, outcome, reading, now=clock.now(), jitter=random.random(), policy=tools.policy)
+    return Record(claim=claim, attempts=(), move=move)
 
 
 def rescue(claim: Claim, policy: Policy) -> Record:
@@ -99,7 +113,7 @@ def rescue(claim: Claim, policy: Policy) -> Record:
 def look_up(claims: Sequence[Claim], clock: LedgerClock, tools: Tools) -> list[Record]:
     """Read orders of one connection whose refusal is known and unread, in one request, and decide about each."""
     if clock.elapsed() > tools.start_within:
-        return []
+        return [_too_late(claim, clock, tools) for claim in claims]
     began, started = clock.now(), time.monotonic()
     token = _token(claims[0], tools)
     answer = _ask(claims, token, tools) if token else None

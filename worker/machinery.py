@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from worker.cancellation.lifecycle import Move
     from worker.ledger.agenda import Overdue
     from worker.ledger.claims import Claim
+    from worker.ledger.moving import Fence
     from worker.ledger.recording import Record, Recorded
     from worker.settings import Settings
     from worker.trackstar.pacing import Permit
@@ -89,7 +90,8 @@ class Machinery:
         self._vitals = Vitals()
         self._breaker = Breaker(self._redis)
         self._flower = FlowerReporter(app, hostname)
-        self._recorder = Recorder(self._ledger, self._on_recorded)
+        self._in_hand: set[Fence] = set()  # claims that have no record yet
+        self._recorder = Recorder(self._ledger, self._on_recorded, self._on_refused)
         self._publisher = Publisher(self._redis, self._ledger)
         self._dispatcher = Dispatcher(
             self._ledger,
@@ -182,6 +184,7 @@ class Machinery:
         claimed, asked = self._claim(ids)
         permits = {claim.fence.id: self._berths.board(claim.fence.id, claim.connection_id) for claim in claimed}
         self._berths.forget(ids)
+        self._in_hand.update(claim.fence for claim in claimed)
         self._flower.claimed(claimed)
         unread = [claim for claim in claimed if claim.state.awaits_read]
         for batch in batches_of_reads(unread):
@@ -209,12 +212,12 @@ class Machinery:
             if batch[0].state.awaits_read:
                 records = look_up(batch, clock, self._tools)
             else:
-                record = attempt(batch[0], clock, self._tools)
-                records = [record] if record is not None else []
+                records = [attempt(batch[0], clock, self._tools)]
             for each in records:
                 self._recorder.put(each)
         except Exception:  # noqa: BLE001
             # A bug: the claim's lease ends, and the rescue takes it from there as in doubt.
+            self._in_hand.difference_update(claim.fence for claim in batch)
             report_bug("cancellation.attempt_failed", ids=[claim.fence.id for claim in batch])
         finally:
             for claim in batch:
@@ -222,6 +225,8 @@ class Machinery:
 
     def _rescue(self, lost: list[Claim]) -> None:
         for claim in lost:
+            if claim.fence in self._in_hand:
+                continue  # ours all the while, as after a pause or while the ledger was away: its answer comes
             log.warning("cancellation.rescued", id=claim.fence.id, connection_id=claim.connection_id)
             self._recorder.put(rescue(claim, self._tools.policy))
 
@@ -237,7 +242,11 @@ class Machinery:
         except Exception:  # noqa: BLE001 - a bug: its next time stands in the ledger already
             report_bug("cancellation.read_back_failed", ids=[claim.fence.id for claim in batch])
 
+    def _on_refused(self, record: Record) -> None:
+        self._in_hand.discard(record.claim.fence)
+
     def _on_recorded(self, records: list[Record], recorded: Recorded) -> None:
+        self._in_hand.difference_update(record.claim.fence for record in records)
         tell(records, recorded)
         for record in records:
             if record.move is not None and record.claim.fence.id in recorded.applied:

@@ -29,14 +29,16 @@ log = structlog.get_logger()
 MAX_GROUP = 200  # rows in one transaction: enough to make its cost per row small, few enough to keep it short
 
 OnRecorded = Callable[["list[Record]", "Recorded"], None]
+OnRefused = Callable[["Record"], None]
 
 
 class Recorder:
     """One thread that writes records in the order in which their answers came."""
 
-    def __init__(self, ledger: Engine, on_recorded: OnRecorded) -> None:
+    def __init__(self, ledger: Engine, on_recorded: OnRecorded, on_refused: OnRefused) -> None:
         self._ledger = ledger
         self._on_recorded = on_recorded
+        self._on_refused = on_refused
         self._answers: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self._giving_up = threading.Event()
         self.thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -99,3 +101,4 @@ class Recorder:
             except SQLAlchemyError as error:
                 # Its lease ends and the rescue decides anew; the error's text may hold the row, so only its kind.
                 log.error("recorder.record_failed", id=record.claim.fence.id, error=type(error).__name__)  # noqa: TRY400
+                self._on_refused(record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ SETTINGS = {
     "RETRY_CAP_SECONDS": "1",
     "READ_BACK_SECONDS": "1,2,3",
 }
+
+HALTING = (sys.executable, str(Path(skewed.__file__).with_name("halting.py")), "celery", "-A", "worker", "worker")
 
 
 @pytest.fixture(params=SLOW_LEDGERS)
@@ -70,10 +73,7 @@ def test_a_worker_paused_between_its_claim_and_its_request_does_not_send_it_any_
     deployment: Any, shop: str
 ) -> None:
     deployment.trackstar.add_order(shop, "o-1")
-    halting = Path(skewed.__file__).with_name("halting.py")
-    paused = deployment.start_worker(
-        command=(sys.executable, str(halting), "celery", "-A", "worker", "worker"), **SETTINGS
-    )
+    paused = deployment.start_worker(command=HALTING, **SETTINGS)
     deployment.client.enqueue(shop, "o-1")
     deployment.wait_until(lambda: paused.stopped, "the worker to stop itself after its claim")
     deployment.start_worker(**SETTINGS)
@@ -85,6 +85,23 @@ def test_a_worker_paused_between_its_claim_and_its_request_does_not_send_it_any_
     assert "succeeded" == recorded.status
     assert 1 == len(deployment.trackstar.order(shop, "o-1").truth.cancels)
     assert recorded == deployment.client.get(record_id("o-1"))
+
+
+def test_a_worker_that_comes_too_late_to_send_gives_its_claim_back_without_a_doubt(deployment: Any, shop: str) -> None:
+    deployment.trackstar.add_order(shop, "o-1")
+    paused = deployment.start_worker(command=HALTING, **SETTINGS | {"LEASE_SECONDS": "12"})  # late after 4.5 s
+    deployment.client.enqueue(shop, "o-1")
+    deployment.wait_until(lambda: paused.stopped, "the worker to stop itself after its claim")
+    (row,) = deployment.all()
+    late = row.first_sent_at + timedelta(seconds=5)
+    deployment.wait_until(lambda: datetime.now(UTC) > late, "the claim to be too old to be used")
+    paused.send(signal.SIGCONT)
+    recorded = deployment.client.wait(record_id("o-1"), 30)
+
+    assert "cancellation.started_too_late" in paused.output
+    assert "cancellation.rescued" not in paused.output
+    assert ("succeeded", "cancelled", 1) == (recorded.status, recorded.verdict, recorded.attempts)
+    assert ["accepted"] == [each["reason"] for each in deployment.timeline(record_id("o-1")).attempts]
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
