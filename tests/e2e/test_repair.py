@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from harness.commands import run
 from harness.truth import record_id, untruths
 
 from worker.inbox import INBOX
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from worker.ledger.credentials import TokenVault
 
 
@@ -23,13 +23,6 @@ def shop(deployment: Any, vault: TokenVault) -> str:
     deployment.trackstar.connect("shop-1", "token-of-shop-1")
     deployment.add_connection(vault, "shop-1", "token-of-shop-1")
     return "shop-1"
-
-
-def run(deployment: Any, *words: str, typed: bytes = b"") -> tuple[int, str]:
-    """Run the command line as an operator does; return its exit code and what it said."""
-    program = Path(sys.executable).with_name("cancel-worker")
-    done = subprocess.run([program, *words], env=deployment.env, input=typed, capture_output=True, check=False)
-    return done.returncode, (done.stdout + done.stderr).decode()
 
 
 def test_a_refused_cancel_is_replayed_with_a_new_key_and_its_timeline_shows_both(deployment: Any, shop: str) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -59,6 +59,10 @@ SETTINGS = settings(
     max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "60")),
     stateful_step_count=40,
     deadline=None,
+    # Sabotage wants to know whether anything is found, not what its shortest form is.
+    phases=[
+        each for each in Phase if "HYPOTHESIS_AS_FOUND" not in os.environ or each not in {Phase.shrink, Phase.explain}
+    ],
     print_blob=True,
     suppress_health_check=list(HealthCheck),
 )

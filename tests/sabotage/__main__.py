@@ -314,7 +314,7 @@ def noticed(folder: Path, sabotage: Sabotage) -> bool:
     """Run the tests that must notice; stop at the first that does."""
     for tests in sabotage.tests:
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(tests)]
-        env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_AS_FOUND": "1"}
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
         if done.returncode == FAILED:
             return True
