@@ -9,10 +9,11 @@ import pytest
 from sqlalchemy import Engine, select, update
 
 from worker.attempt import rescue
-from worker.cancellation.lifecycle import Evidence, Move, Policy, Status, Verdict
+from worker.cancellation.lifecycle import Confirmation, Evidence, Move, Policy, Status, Verdict
 from worker.cancellation.request import CancelRequest
 from worker.ledger import accepting, by_hand, claims, dead_letters, reading, recording, turns
 from worker.ledger.accepting import DeadLetter
+from worker.ledger.moving import apply_unsent
 from worker.ledger.recording import Record
 from worker.ledger.tables import cancellations, events
 
@@ -149,6 +150,24 @@ def test_a_read_back_that_was_due_does_not_touch_a_replayed_one(ledger: Engine) 
     replay(ledger)
     with ledger.begin() as connection:
         assert [] == claims.claim_read_backs(connection, 60, 10)
+
+
+def test_a_read_back_under_way_does_not_touch_a_replayed_one_that_has_ended_too(ledger: Engine) -> None:
+    end(ledger, Status.EXHAUSTED, Verdict.UNKNOWN)
+    with ledger.begin() as connection:
+        connection.execute(update(cancellations).values(confirm_at=datetime(2001, 1, 1, tzinfo=UTC)))
+    with ledger.begin() as connection:
+        (stale,) = claims.claim_read_backs(connection, 60, 10)
+    replay(ledger)
+    with ledger.begin() as connection:
+        expired = Move(status=Status.EXPIRED, attempts=0, reason="for_a_test", verdict=Verdict.UNKNOWN)
+        assert {ID} == apply_unsent(connection, [(ID, expired)])
+    found = Confirmation(verdict=Verdict.CANCELLED, evidence=Evidence.READ_BACK, confirm_at=None)
+    with ledger.begin() as connection:
+        recorded = recording.record(connection, [Record(claim=stale, attempts=(), confirmation=found)])
+
+    assert frozenset() == recorded.applied
+    assert ("expired", "unknown") == (get(ledger).status, get(ledger).verdict)
 
 
 def test_a_dead_letter_is_kept_after_it_was_requeued(ledger: Engine) -> None:

@@ -111,7 +111,7 @@ def client_of(url: str, **limits: Any) -> Iterator[TrackstarClient]:
     given = {"connect_timeout": TIMEOUT, "request_timeout": TIMEOUT, "max_response_bytes": LIMIT, "threads": 8}
     client = TrackstarClient(url, API_KEY, **given | limits)
     yield client
-    client._session.close()
+    client._adapter.close()
 
 
 def ask(*plays: Play, times: int = 1, **limits: Any) -> tuple[list[Answer], RawServer]:
@@ -511,6 +511,16 @@ def test_no_secret_stands_in_a_log_or_in_an_answer(caplog: pytest.LogCaptureFixt
 
     assert any("PUT /wms/orders/o-1/cancel" in line for line in said)  # it listens at all
     assert [] == [text for text in (*said, *map(repr, answers)) if API_KEY in text or TOKEN in text]
+
+
+def test_a_token_that_no_header_can_carry_is_not_sent_and_not_told() -> None:
+    with RawServer() as server, client_of(server.url) as client:
+        answer = client.cancel("o-1", access_token=f"{TOKEN}\nx: y", idempotency_key="key-1")
+
+    assert isinstance(answer, NoReply)
+    assert not answer.sent
+    assert TOKEN not in repr(answer)
+    assert [] == server.heads
 
 
 # -- against the sandbox

@@ -13,13 +13,13 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import IncompleteRead  # urllib3's own is one too
-from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import requests
 from requests.adapters import HTTPAdapter
 from requests.exceptions import RequestException
+from requests.structures import CaseInsensitiveDict
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError
@@ -99,12 +99,6 @@ class _Adapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
 
 
-class _Session(requests.Session):
-    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002 - the base's shape
-        # Even when told not to follow, the base reads a redirect's whole body and trips over a bad Location.
-        return None
-
-
 class _Watchdog:
     """Cuts off requests that outlive their deadline.
 
@@ -158,24 +152,16 @@ class TrackstarClient:
         self._request_timeout = request_timeout
         self._max_response_bytes = max_response_bytes
         self._watchdog = _Watchdog()
-        self._session = _Session()
-        # No proxy, netrc or certificate from the environment: a secret goes only where the settings say.
-        self._session.trust_env = False
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self._session.headers.clear()
-        self._session.headers.update(
-            {
-                "x-trackstar-api-key": api_key,
-                "User-Agent": "trackstar-cancel-worker",
-                "Accept": "application/json",
-                "Accept-Encoding": "identity",  # the size limit then counts what is kept
-                "Connection": "keep-alive",
-            }
-        )
-        # Zero retries here: the ledger is the only layer that tries again.
-        adapter = _Adapter(pool_connections=4, pool_maxsize=threads, max_retries=0)
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
+        self._headers = {
+            "x-trackstar-api-key": api_key,
+            "User-Agent": "trackstar-cancel-worker",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",  # the size limit then counts what is kept
+            "Connection": "keep-alive",
+        }
+        # No session around it: no redirect is followed, no cookie kept, no proxy, netrc or certificate taken from the
+        # environment, so a secret goes only where the settings say. Zero retries: the ledger alone tries again.
+        self._adapter = _Adapter(pool_connections=4, pool_maxsize=threads, max_retries=0)
 
     def cancel(self, order_id: str, *, access_token: str, idempotency_key: str) -> Answer:
         """`PUT /wms/orders/{order_id}/cancel`, without a body."""
@@ -203,21 +189,22 @@ class TrackstarClient:
     ) -> Answer:
         with self._watchdog.limit(self._request_timeout) as call:
             try:
-                prepared = self._session.prepare_request(requests.Request(method, self._base_url, headers=headers))
-                # Set after preparing: `requests` would tidy the percent-encoding, and an id must stay one segment.
-                prepared.url = self._base_url + path
-                return self._exchange(prepared, call, read)
-            except (RequestException, HTTPError, OSError) as error:
+                return self._exchange(self._prepared(method, path, headers), call, read)
+            except (RequestException, HTTPError, OSError, ValueError) as error:  # ValueError: of a header's value
                 # Its kind only: the text may hold a header.
                 return NoReply(_why(error, call), call.sent, type(error).__name__)
 
+    def _prepared(self, method: str, path: str, headers: dict[str, str]) -> requests.PreparedRequest:
+        # By hand: preparing would tidy the percent-encoding, and an id must stay one segment. It also takes longer
+        # than the rest of a call.
+        prepared = requests.PreparedRequest()
+        prepared.method, prepared.url = method, self._base_url + path
+        prepared.headers = CaseInsensitiveDict(self._headers | headers)
+        return prepared
+
     def _exchange(self, prepared: requests.PreparedRequest, call: _Call, read: Callable[..., Reply]) -> Answer:
-        response = self._session.send(
-            prepared,
-            stream=True,
-            timeout=(self._connect_timeout, self._request_timeout),
-            allow_redirects=False,  # the headers carry secrets
-        )
+        timeout = (self._connect_timeout, self._request_timeout)
+        response = self._adapter.send(prepared, stream=True, timeout=timeout)
         with response:
             content = self._read_body(response)
             if content is None:
