@@ -252,7 +252,9 @@ class Machinery:
             if record.move is not None and record.claim.fence.id in recorded.applied:
                 runtime = sum(row.duration_ms or 0 for row in record.attempts) / 1000
                 self._flower.moved(record.claim.fence.id, record.move, runtime=runtime)
-        self._publisher.wake()
+        self._publisher.put(recorded.events)
+        if recorded.held or recorded.resumed or recorded.trackstar_resumed or any(r.confirmation for r in records):
+            self._publisher.wake()
         if any(record.move and record.move.run_at for record in records):
             self._housekeeper.wake()  # a retry may be due before the next poll
         self._judge(records, recorded)

@@ -1,11 +1,15 @@
 """Outcome events from the outbox to the stream `cancellations:events`, at least once.
 
+What this process has just written is handed over in memory; what it could not publish in time, or what nobody was
+there to publish, is found in the outbox.
+
 Knows rows and the stream; does not know what the events mean.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import TYPE_CHECKING
 
 from redis import RedisError
@@ -17,18 +21,23 @@ from worker.observability import report_bug
 from worker.pause import Pause
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from redis import Redis
     from sqlalchemy import Engine
 
 BATCH = 500
+MOST_HANDED = 20_000  # beyond that they are left to the outbox
 
 
 class Publisher:
-    """One thread that empties the outbox whenever it is woken."""
+    """One thread that publishes what it is given, and empties the outbox whenever it is woken."""
 
     def __init__(self, redis: Redis, ledger: Engine) -> None:
         self._redis = redis
         self._ledger = ledger
+        self._handed: deque[Event] = deque()
+        self._look = threading.Event()
         self._wake = threading.Event()
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -36,7 +45,15 @@ class Publisher:
     def start(self) -> None:
         self.thread.start()
 
+    def put(self, events: Iterable[Event]) -> None:
+        """Publish these, which are leased to this process."""
+        if len(self._handed) < MOST_HANDED:
+            self._handed.extend(events)
+        self._wake.set()
+
     def wake(self) -> None:
+        """Look into the outbox."""
+        self._look.set()
         self._wake.set()
 
     def stop(self) -> None:
@@ -52,28 +69,32 @@ class Publisher:
             self._wake.clear()
             last_round = self._stop.is_set()
             try:
-                while self.publish_batch() == BATCH:
-                    pass
+                self._publish_all()
                 pause.over("publisher.back")
             except (RedisError, SQLAlchemyError, OSError) as error:
                 pause.wait("publisher.part_away", error)
-                self._wake.set()
+                self.wake()
             except Exception as error:  # noqa: BLE001 - a bug may not end it: the events stay in the outbox
                 report_bug("publisher.failed")
                 pause.wait("publisher.failed", error)
             if last_round:
                 return
 
-    def publish_batch(self) -> int:
-        """Publish what is due; return how many events that were."""
-        with self._ledger.begin() as connection:
-            events = take_unpublished(connection, BATCH)
-        if not events:
-            return 0
-        self._add_to_stream(events)
-        with self._ledger.begin() as connection:
-            mark_published(connection, [event.id for event in events])
-        return len(events)
+    def _publish_all(self) -> None:
+        while self._handed:
+            self._publish([self._handed.popleft() for _ in range(min(BATCH, len(self._handed)))])
+        while self._look.is_set():
+            with self._ledger.begin() as connection:
+                events = take_unpublished(connection, BATCH)
+            self._publish(events)
+            if len(events) < BATCH:
+                self._look.clear()
+
+    def _publish(self, events: list[Event]) -> None:
+        if events:
+            self._add_to_stream(events)
+            with self._ledger.begin() as connection:
+                mark_published(connection, [event.id for event in events])
 
     def _add_to_stream(self, events: list[Event]) -> None:
         pipeline = self._redis.pipeline(transaction=False)

@@ -923,6 +923,15 @@ def test_an_event_is_leased_published_and_done(ledger: Engine) -> None:
         assert {None} == set(connection.execute(select(events.c.publish_at)).scalars())
 
 
+def test_events_that_their_writer_publishes_fall_to_others_when_it_does_not(ledger: Engine) -> None:
+    with ledger.begin() as connection:
+        written = outbox.announce_leased(connection, [(None, "a.b", {"n": n}) for n in range(3)])
+    with ledger.begin() as connection:
+        assert [] == outbox.take_unpublished(connection, 10)
+        connection.execute(update(events).values(publish_at=datetime.now(UTC) - timedelta(seconds=1)))
+        assert written == outbox.take_unpublished(connection, 10)
+
+
 def test_events_of_a_publisher_that_died_are_taken_again_in_order(ledger: Engine) -> None:
     with ledger.begin() as connection:
         outbox.announce(connection, [(None, "a.b", {"n": n}) for n in range(5)])

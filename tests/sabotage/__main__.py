@@ -165,11 +165,11 @@ LIST = [
     Sabotage(
         "an event is noted as published after it was (P1)",
         (
-            ("publisher.py", "        self._add_to_stream(events)\n", ""),
+            ("publisher.py", "            self._add_to_stream(events)\n", ""),
             (
                 "publisher.py",
-                "        return len(events)\n",
-                "        self._add_to_stream(events)\n        return len(events)\n",
+                "[event.id for event in events])\n",
+                "[event.id for event in events])\n            self._add_to_stream(events)\n",
             ),
         ),
         ("tests/e2e/test_crash_matrix.py -k event",),
@@ -204,7 +204,7 @@ LIST = [
     Sabotage(
         "an ending worker hands back what is queued (P1)",
         (("dispatcher.py", "turns.hand_back_all(connection, self._owner)", "pass"),),
-        ("tests/e2e/test_shutdown.py -k finishes_what",),
+        ("tests/integration/test_dispatcher.py",),
     ),
     Sabotage(
         "a second SIGTERM ends at once",

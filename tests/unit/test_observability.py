@@ -36,7 +36,7 @@ class Captured(Transport):
 @pytest.fixture
 def sentry() -> Iterator[type[Captured]]:
     Captured.events = []
-    set_up_sentry("http://public@127.0.0.1/1", [SECRET], transport=Captured, auto_enabling_integrations=False)
+    set_up_sentry("http://public@127.0.0.1/1", [SECRET], transport=Captured)
     yield Captured
     sentry_sdk.get_client().close()
     sentry_sdk.init()

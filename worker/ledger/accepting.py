@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import JSON, Connection, Text, func, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.ledger.outbox import announce
-from worker.ledger.sqltypes import Instant, RecordId, as_rows, db_now, given, instant_or_none
+from worker.ledger.sqltypes import Instant, RecordId, as_rows, db_now, given, instant_or_none, once
 from worker.ledger.tables import cancellations, connections, dead_letters
 
 if TYPE_CHECKING:
@@ -51,10 +51,15 @@ def accept(connection: Connection, requests: Sequence[CancelRequest]) -> set[str
     if not requests:
         return set()
     rows = as_rows(_as_row(request) for request in _first_of_each(requests))
-    source = given(connection, _GIVEN)
-    on_conflict = _insert(connection)
-    connection.execute(
-        on_conflict(connections)
+    connection.execute(_note_connections(connection), rows)
+    return {str(row.id) for row in connection.execute(_insert_new(connection), rows)}
+
+
+@once
+def _note_connections(dialect: str) -> Any:
+    source = given(dialect, _GIVEN)
+    return (
+        _insert(dialect)(connections)
         .from_select(
             ["id", "name", "hold_reason", "held_at", "created_at", "updated_at"],
             select(
@@ -69,12 +74,16 @@ def accept(connection: Connection, requests: Sequence[CancelRequest]) -> set[str
             .group_by(source.c.connection_id)
             .order_by(source.c.connection_id),
         )
-        .on_conflict_do_nothing(),
-        rows,
+        .on_conflict_do_nothing()
     )
+
+
+@once
+def _insert_new(dialect: str) -> Any:
+    source = given(dialect, _GIVEN)
     columns = [column for name, column in source.c.items() if name != "requested_at"]
-    inserted = connection.execute(
-        on_conflict(cancellations)
+    return (
+        _insert(dialect)(cancellations)
         .from_select(
             [*(column.name for column in columns), "requested_at", "received_at", "status"],
             select(*columns, func.coalesce(source.c.requested_at, db_now()), db_now(), literal("pending"))
@@ -82,21 +91,24 @@ def accept(connection: Connection, requests: Sequence[CancelRequest]) -> set[str
             .order_by(source.c.id),
         )
         .on_conflict_do_nothing()
-        .returning(cancellations.c.id),
-        rows,
+        .returning(cancellations.c.id)
     )
-    return {str(row.id) for row in inserted}
+
+
+@once
+def _find_conflicts(dialect: str) -> Any:
+    source = given(dialect, {"id": RecordId, "order_id": Text()})
+    return select(cancellations.c.id, cancellations.c.order_id).join(
+        source, (source.c.id == cancellations.c.id) & (source.c.order_id != cancellations.c.order_id)
+    )
 
 
 def find_conflicts(connection: Connection, requests: Sequence[CancelRequest]) -> dict[str, str]:
     """Return, by record id, the order that the record is for, wherever that is not the order asked for."""
     if not requests:
         return {}
-    source = given(connection, {"id": RecordId, "order_id": Text()})
     known = connection.execute(
-        select(cancellations.c.id, cancellations.c.order_id).join(
-            source, (source.c.id == cancellations.c.id) & (source.c.order_id != cancellations.c.order_id)
-        ),
+        _find_conflicts(connection),
         as_rows({"id": request.record_id, "order_id": request.order_id} for request in requests),
     )
     return {str(row.id): row.order_id for row in known}
@@ -115,7 +127,7 @@ def bury(connection: Connection, letters: Sequence[DeadLetter]) -> None:
     if not letters:
         return
     kept = connection.execute(
-        _insert(connection)(dead_letters)
+        _insert(connection.dialect.name)(dead_letters)
         .values(received_at=db_now())
         .on_conflict_do_nothing()
         .returning(dead_letters.c.id, dead_letters.c.reason, dead_letters.c.source),
@@ -139,8 +151,8 @@ def bury(connection: Connection, letters: Sequence[DeadLetter]) -> None:
     )
 
 
-def _insert(connection: Connection) -> type[postgresql.Insert | sqlite.Insert]:
-    return sqlite.Insert if connection.dialect.name == "sqlite" else postgresql.Insert
+def _insert(dialect: str) -> type[postgresql.Insert | sqlite.Insert]:
+    return sqlite.Insert if dialect == "sqlite" else postgresql.Insert
 
 
 def _first_of_each(requests: Sequence[CancelRequest]) -> list[CancelRequest]:

@@ -54,19 +54,20 @@ _sent_before = (c.status == "pending") & c.first_sent_at.is_not(None)
 _unsent = c.status.in_(["pending", "queued", "waiting"]) & c.evidence.is_(None) & c.send_by.is_not(None)
 
 
+_LOOK = select(
+    db_now().label("now"),
+    select(func.min(c.run_at)).where(c.status == "waiting").scalar_subquery(),
+    select(func.min(c.lease_expires_at)).where(_leased).scalar_subquery(),
+    select(func.min(c.send_by)).where(_unsent).scalar_subquery(),
+    select(func.min(c.confirm_at)).where(c.confirm_at.is_not(None)).scalar_subquery(),
+    select(func.min(events.c.publish_at)).where(events.c.publish_at.is_not(None)).scalar_subquery(),
+    select(func.min(c.first_sent_at)).where(_sent_before).scalar_subquery(),
+)
+
+
 def look(connection: Connection) -> Agenda:
     """Read the whole agenda in one statement: what an idle worker costs the database."""
-    row = connection.execute(
-        select(
-            db_now().label("now"),
-            select(func.min(c.run_at)).where(c.status == "waiting").scalar_subquery(),
-            select(func.min(c.lease_expires_at)).where(_leased).scalar_subquery(),
-            select(func.min(c.send_by)).where(_unsent).scalar_subquery(),
-            select(func.min(c.confirm_at)).where(c.confirm_at.is_not(None)).scalar_subquery(),
-            select(func.min(events.c.publish_at)).where(events.c.publish_at.is_not(None)).scalar_subquery(),
-            select(func.min(c.first_sent_at)).where(_sent_before).scalar_subquery(),
-        )
-    ).one()
+    row = connection.execute(_LOOK).one()
     return Agenda(
         now=row[0],
         run_at=row[1],
@@ -92,7 +93,7 @@ def take_back_lost_messages(connection: Connection, limit: int) -> list[str]:
 
 def _made_pending(connection: Connection, which: ColumnElement[bool], order: Any, limit: int) -> list[str]:
     chosen = select(c.id).where(which).order_by(order).limit(limit).with_for_update(skip_locked=True)
-    change: Update = update(cancellations).where(among(connection, c.id, chosen), which)
+    change: Update = update(cancellations).where(among(connection.dialect.name, c.id, chosen), which)
     rows = connection.execute(
         change.values(status="pending", run_at=null(), lease_owner=null(), lease_expires_at=null()).returning(
             c.connection_id
@@ -218,7 +219,7 @@ def hurried(connection: Connection, limit: int) -> list[Hurried]:
 
 def warn(connection: Connection, late: Sequence[tuple[Hurried, datetime]]) -> int:
     """Note and announce, once each, that these cannot be sent in time; with the time that is expected for them."""
-    source = given(connection, {"id": RecordId})
+    source = given(connection.dialect.name, {"id": RecordId})
     noted = connection.execute(
         update(cancellations)
         .where(c.id.in_(select(source.c.id)), c.warned_at.is_(None), c.ended_at.is_(None))

@@ -68,7 +68,7 @@ def replay(connection: Connection, ids: Iterable[str], *, send_by: datetime | No
     Left out are those that have not ended and those proven cancelled. An old `send_by` goes: it has passed, or the
     person who replays would say it again. What an earlier generation may have done stays in doubt.
     """
-    source = given(connection, {"id": RecordId})
+    source = given(connection.dialect.name, {"id": RecordId})
     rows = connection.execute(
         update(cancellations)
         .where(

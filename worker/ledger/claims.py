@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import Connection, func, or_, select, update
+from sqlalchemy import Connection, Integer, Text, bindparam, func, or_, select, update
 
 from worker.cancellation.lifecycle import Evidence, State, Verdict
 from worker.ledger.moving import Fence
@@ -19,7 +19,8 @@ from worker.ledger.sqltypes import (
     as_rows,
     db_now,
     given,
-    now_plus,
+    now_plus_given,
+    once,
 )
 from worker.ledger.tables import cancellations, connections
 
@@ -75,12 +76,14 @@ _CLAIM_COLUMNS = (
 )
 
 
-def claim(connection: Connection, ids: Iterable[str], owner: str, lease_seconds: float) -> list[Claim]:
-    """Claim what is queued among `ids`. What is not ours any more is left out silently.
+_owner = bindparam("owner", type_=Text())
+_limit = bindparam("limit", type_=Integer())
+_lease_end = now_plus_given("lease_seconds")
 
-    The claim number rises here, before the call: a crash after this line is known to be in doubt.
-    """
-    source = given(connection, {"id": RecordId})
+
+@once
+def _claim(dialect: str) -> Any:
+    source = given(dialect, {"id": RecordId})
     ours = (
         select(c.id)
         .where(
@@ -94,57 +97,75 @@ def claim(connection: Connection, ids: Iterable[str], owner: str, lease_seconds:
         # instant that is ours, and a skipped one would be left until its lease ends.
         .with_for_update()
     )
-    rows = connection.execute(
+    return (
         update(cancellations)
-        .where(among(connection, c.id, ours), c.status == "queued")
+        .where(among(dialect, c.id, ours), c.status == "queued")
         .values(
             status="in_flight",
-            lease_owner=owner,
-            lease_expires_at=now_plus(lease_seconds),
+            lease_owner=_owner,
+            lease_expires_at=_lease_end,
             claims=c.claims + 1,
             first_sent_at=func.coalesce(c.first_sent_at, db_now()),
         )
-        .returning(*_CLAIM_COLUMNS),
-        as_rows({"id": record_id} for record_id in ids),
+        .returning(*_CLAIM_COLUMNS)
     )
-    return [_as_claim(row) for row in rows]
 
 
-def take_over(connection: Connection, owner: str, lease_seconds: float, limit: int) -> list[Claim]:
-    """Take claims whose lease has ended: their worker is dead, or paused and too late."""
+def claim(connection: Connection, ids: Iterable[str], owner: str, lease_seconds: float) -> list[Claim]:
+    """Claim what is queued among `ids`. What is not ours any more is left out silently.
+
+    The claim number rises here, before the call: a crash after this line is known to be in doubt.
+    """
+    rows = as_rows({"id": record_id} for record_id in ids)
+    claimed = connection.execute(_claim(connection), {**rows, "owner": owner, "lease_seconds": lease_seconds})
+    return [_as_claim(row) for row in claimed]
+
+
+@once
+def _take_over(dialect: str) -> Any:
     lost = (
         select(c.id)
         .where(c.status.in_(["queued", "in_flight"]), c.lease_expires_at <= db_now(), c.status == "in_flight")
         .order_by(c.lease_expires_at)
-        .limit(limit)
+        .limit(_limit)
         .with_for_update(skip_locked=True)
     )
-    rows = connection.execute(
+    return (
         update(cancellations)
-        .where(among(connection, c.id, lost), c.status == "in_flight")
-        .values(lease_owner=owner, lease_expires_at=now_plus(lease_seconds))
+        .where(among(dialect, c.id, lost), c.status == "in_flight")
+        .values(lease_owner=_owner, lease_expires_at=_lease_end)
         .returning(*_CLAIM_COLUMNS)
     )
-    return [_as_claim(row) for row in rows]
 
 
-def claim_read_backs(connection: Connection, lease_seconds: float, limit: int) -> list[Claim]:
-    """Claim ended cancellations whose read-back is due, by moving it past the time that reading takes."""
+def take_over(connection: Connection, owner: str, lease_seconds: float, limit: int) -> list[Claim]:
+    """Take claims whose lease has ended: their worker is dead, or paused and too late."""
+    values = {"owner": owner, "lease_seconds": lease_seconds, "limit": limit}
+    return [_as_claim(row) for row in connection.execute(_take_over(connection), values)]
+
+
+@once
+def _claim_read_backs(dialect: str) -> Any:
     due = (
         select(c.id)
         .where(c.confirm_at <= db_now())
         .where(_hold.is_(None) | _hold.in_(STILL_READ))
         .order_by(c.confirm_at)
-        .limit(limit)
+        .limit(_limit)
         .with_for_update(skip_locked=True)
     )
-    rows = connection.execute(
+    return (
         update(cancellations)
-        .where(among(connection, c.id, due), c.confirm_at.is_not(None))
-        .values(confirm_at=now_plus(lease_seconds), claims=c.claims + 1)
+        .where(among(dialect, c.id, due), c.confirm_at.is_not(None))
+        .values(confirm_at=_lease_end, claims=c.claims + 1)
         .returning(*_CLAIM_COLUMNS)
     )
-    return [_as_claim(row) for row in rows]
+
+
+def claim_read_backs(connection: Connection, lease_seconds: float, limit: int) -> list[Claim]:
+    """Claim ended cancellations whose read-back is due, by moving it past the time that reading takes."""
+    values = {"lease_seconds": lease_seconds, "limit": limit}
+    return [_as_claim(row) for row in connection.execute(_claim_read_backs(connection), values)]
 
 
 def _as_claim(row: Any) -> Claim:

@@ -30,10 +30,12 @@ def open_ledger(url: str, *, pool_size: int = 8) -> Engine:
         parsed.set(drivername="postgresql+psycopg"),
         pool_size=pool_size,
         max_overflow=4,
+        pool_use_lifo=True,  # the same few connections, which know the statements
         hide_parameters=True,  # an error may be logged; a row may not
         pool_timeout=10,
         connect_args={
             "connect_timeout": 5,
+            "prepare_threshold": 1,  # a few statements, all of one text, again and again
             # A network that swallows packets answers nothing: without these a thread would wait for ever.
             "keepalives_idle": 10,
             "keepalives_interval": 5,
@@ -69,7 +71,10 @@ def _open_sqlite(url: str) -> Engine:
 
 def reading(engine: Engine) -> Engine:
     """Return the same engine for transactions that only read, so that they never wait for a writer."""
-    return engine.execution_options(ledger_readonly=True)
+    if engine.dialect.name == "sqlite":
+        return engine.execution_options(ledger_readonly=True)
+    # One statement is one round trip then; and a ROLLBACK would make the driver forget all that it has prepared.
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def refuses_the_row(error: BaseException) -> bool:

@@ -8,15 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Integer, Text, case, func, null, update
+from sqlalchemy import ColumnElement, Connection, FromClause, Integer, Text, case, func, null, update
 
 from worker.cancellation.lifecycle import FINAL, UNSENT, Move, Status, Verdict, safe_to_refund
-from worker.ledger.outbox import announce
-from worker.ledger.sqltypes import Instant, RecordId, as_rows, db_now, given, instant_or_none
+from worker.ledger.outbox import announce, announce_leased
+from worker.ledger.sqltypes import Instant, RecordId, as_rows, db_now, given, instant_or_none, once
 from worker.ledger.tables import cancellations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from sqlalchemy import Row
+
+    from worker.ledger.outbox import Event, News
 
 c = cancellations.c
 
@@ -46,27 +50,34 @@ class Fence(msgspec.Struct, frozen=True):
     claim: int
 
 
-def apply_claimed(connection: Connection, moves: Sequence[tuple[Fence, Move]]) -> set[str]:
-    """Apply moves where the claim is still ours; return the ids that were."""
-    source = given(connection, _GIVEN)
-    ours = (c.status == "in_flight") & (c.lease_owner == source.c.owner) & (c.claims == source.c.claim)
-    return _apply(connection, source, ours, moves)
+def apply_claimed(connection: Connection, moves: Sequence[tuple[Fence, Move]]) -> tuple[set[str], list[Event]]:
+    """Apply moves where the claim is still ours; return the ids that were, and events for the caller to publish."""
+    moved = _apply(connection, _move_claimed(connection), moves)
+    return _ids(moved), announce_leased(connection, _ends(moved))
 
 
 def apply_unsent(connection: Connection, moves: Sequence[tuple[str, Move]]) -> set[str]:
     """End cancellations that nobody is sending; return the ids that were still unsent."""
-    source = given(connection, _GIVEN)
-    unsent = c.status.in_(sorted(UNSENT))
-    return _apply(connection, source, unsent, [(Fence(record_id, "", 0), move) for record_id, move in moves])
+    moved = _apply(connection, _move_unsent(connection), [(Fence(each, "", 0), move) for each, move in moves])
+    announce(connection, _ends(moved))
+    return _ids(moved)
 
 
-def _apply(
-    connection: Connection, source: Any, guard: ColumnElement[bool], moves: Sequence[tuple[Fence, Move]]
-) -> set[str]:
-    if not moves:
-        return set()
+@once
+def _move_claimed(dialect: str) -> Any:
+    source = given(dialect, _GIVEN)
+    ours = (c.status == "in_flight") & (c.lease_owner == source.c.owner) & (c.claims == source.c.claim)
+    return _moving(source, ours)
+
+
+@once
+def _move_unsent(dialect: str) -> Any:
+    return _moving(given(dialect, _GIVEN), c.status.in_(sorted(UNSENT)))
+
+
+def _moving(source: FromClause, guard: ColumnElement[bool]) -> Any:
     final = source.c.status.in_(sorted(FINAL))
-    moved = connection.execute(
+    return (
         update(cancellations)
         .where(c.id == source.c.id, guard)
         .values(
@@ -97,14 +108,22 @@ def _apply(
             c.outcome_reason.label("reason"),
             c.attempts,
             c.ended_at,
-        ),
-        as_rows(_as_row(fence, move) for fence, move in moves),
-    ).all()
-    announce(
-        connection,
-        [(str(row.id), "cancellation.ended", ended_payload(row)) for row in moved if row.ended_at],
+        )
     )
+
+
+def _apply(connection: Connection, moving: Any, moves: Sequence[tuple[Fence, Move]]) -> Sequence[Row[Any]]:
+    if not moves:
+        return ()
+    return connection.execute(moving, as_rows(_as_row(fence, move) for fence, move in moves)).all()
+
+
+def _ids(moved: Sequence[Row[Any]]) -> set[str]:
     return {str(row.id) for row in moved}
+
+
+def _ends(moved: Sequence[Row[Any]]) -> list[News]:
+    return [(str(row.id), "cancellation.ended", ended_payload(row)) for row in moved if row.ended_at]
 
 
 def ended_payload(row: Any) -> dict[str, Any]:

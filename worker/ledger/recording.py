@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from sqlalchemy import Boolean, Connection, Float, Integer, Text, func, select, update
@@ -17,8 +17,8 @@ from worker.cancellation.lifecycle import Confirmation, Move, Status, safe_to_re
 from worker.ledger import holds
 from worker.ledger.claims import Claim
 from worker.ledger.moving import Fence, apply_claimed
-from worker.ledger.outbox import announce
-from worker.ledger.sqltypes import Instant, RecordId, as_rows, given, instant_or_none, instant_text
+from worker.ledger.outbox import Event, announce
+from worker.ledger.sqltypes import Instant, RecordId, as_rows, given, instant_or_none, instant_text, once
 from worker.ledger.tables import attempts, cancellations
 
 if TYPE_CHECKING:
@@ -58,17 +58,18 @@ class Recorded(msgspec.Struct, frozen=True):
     held: frozenset[str]  # connections that this batch set aside
     resumed: frozenset[str]  # connections that a probe opened again
     trackstar_resumed: bool = False  # a probe showed that Trackstar as a whole is back
+    events: tuple[Event, ...] = ()  # of cancellations that ended, for the caller to publish
 
 
 def record(connection: Connection, records: Sequence[Record]) -> Recorded:
     """Write what came of a batch of claims, in the caller's one transaction."""
     records = _one_of_each_claim(records)
     _keep_attempts(connection, records)
-    applied = apply_claimed(connection, [(r.claim.fence, r.move) for r in records if r.move])
+    applied, ends = apply_claimed(connection, [(r.claim.fence, r.move) for r in records if r.move])
     applied |= _confirm(connection, [r for r in records if r.confirmation])
     no_access = {r.claim.connection_id for r in records if r.move and r.move.hold_connection}
     held = holds.hold(connection, no_access, holds.CREDENTIALS)
-    return Recorded(frozenset(applied), held, *_end_holds(connection, records, no_access))
+    return Recorded(frozenset(applied), held, *_end_holds(connection, records, no_access), tuple(ends))
 
 
 _WORKER_LOST = "worker_lost"
@@ -84,10 +85,8 @@ def _one_of_each_claim(records: Sequence[Record]) -> list[Record]:
     return list(kept.values())
 
 
-def _keep_attempts(connection: Connection, records: Sequence[Record]) -> None:
-    rows = [_attempt_row(r.claim, attempt) for r in records for attempt in r.attempts]
-    if not rows:
-        return
+@once
+def _keep(dialect: str) -> Any:
     columns = {
         "cancellation_id": RecordId,
         "number": Integer(),
@@ -103,19 +102,22 @@ def _keep_attempts(connection: Connection, records: Sequence[Record]) -> None:
         "replayed": Boolean(),
         "retry_after": Float(),
     }
-    source = given(connection, columns)
-    insert = sqlite.Insert if connection.dialect.name == "sqlite" else postgresql.Insert
+    source = given(dialect, columns)
+    insert = sqlite.Insert if dialect == "sqlite" else postgresql.Insert
     statement = insert(attempts).from_select(list(columns), select(*source.c).where(source.c.number.is_not(None)))
     late = {name: statement.excluded[name] for name in columns if name not in {"cancellation_id", "number", "kind"}}
-    connection.execute(
-        # Twice the same is once. An answer that comes after its worker was given up replaces that guess.
-        statement.on_conflict_do_update(
-            index_elements=["cancellation_id", "number", "kind"],
-            set_=late,
-            where=attempts.c.reason == _WORKER_LOST,
-        ),
-        as_rows(rows),
+    # Twice the same is once. An answer that comes after its worker was given up replaces that guess.
+    return statement.on_conflict_do_update(
+        index_elements=["cancellation_id", "number", "kind"],
+        set_=late,
+        where=attempts.c.reason == _WORKER_LOST,
     )
+
+
+def _keep_attempts(connection: Connection, records: Sequence[Record]) -> None:
+    rows = [_attempt_row(r.claim, attempt) for r in records for attempt in r.attempts]
+    if rows:
+        connection.execute(_keep(connection), as_rows(rows))
 
 
 def _attempt_row(claim_: Claim, attempt: AttemptRow) -> dict[str, object]:
@@ -128,11 +130,10 @@ def _attempt_row(claim_: Claim, attempt: AttemptRow) -> dict[str, object]:
     }
 
 
-def _confirm(connection: Connection, records: Sequence[Record]) -> set[str]:
-    if not records:
-        return set()
+@once
+def _confirming(dialect: str) -> Any:
     source = given(
-        connection,
+        dialect,
         {
             "id": RecordId,
             "claim": Integer(),
@@ -144,7 +145,7 @@ def _confirm(connection: Connection, records: Sequence[Record]) -> set[str]:
             "order_snapshot": Text(),
         },
     )
-    rows = connection.execute(
+    return (
         update(cancellations)
         .where(
             c.id == source.c.id,
@@ -159,9 +160,14 @@ def _confirm(connection: Connection, records: Sequence[Record]) -> set[str]:
             order_status=func.coalesce(source.c.order_status, c.order_status),
             order_snapshot=func.coalesce(source.c.order_snapshot, c.order_snapshot),
         )
-        .returning(c.id, c.claims, c.status),
-        as_rows(_confirmation_row(r) for r in records),
-    ).all()
+        .returning(c.id, c.claims, c.status)
+    )
+
+
+def _confirm(connection: Connection, records: Sequence[Record]) -> set[str]:
+    if not records:
+        return set()
+    rows = connection.execute(_confirming(connection), as_rows(_confirmation_row(r) for r in records)).all()
     status = {str(row.id): Status(row.status) for row in rows}
     current = {(str(row.id), row.claims) for row in rows}
     news = (

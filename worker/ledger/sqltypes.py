@@ -6,7 +6,8 @@ Nothing else in the ledger names a dialect.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from sqlalchemy import (
@@ -14,6 +15,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     DateTime,
+    Float,
     FromClause,
     Integer,
     String,
@@ -32,9 +34,11 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from sqlalchemy import Connection, Dialect, Select
+
+T = TypeVar("T")
 
 # As text of one width, so that SQLite compares instants as it compares words.
 _SQLITE_FORMAT = "%Y-%m-%d %H:%M:%f000+00:00"
@@ -92,13 +96,24 @@ def _now_plus_sqlite(element: now_plus, compiler: Any, **kw: Any) -> str:
     return f"strftime('{_SQLITE_FORMAT}', 'now', ({compiler.process(seconds, **kw)}) || ' seconds')"
 
 
-def given(connection: Connection, columns: Mapping[str, Any]) -> FromClause:
+def now_plus_given(name: str) -> now_plus:
+    """Read the database's clock, plus as many seconds as the parameter of that name says."""
+    return now_plus(bindparam(name, type_=Float()))
+
+
+def once(build: Callable[[str], T]) -> Callable[[Connection], T]:
+    """Let a statement be built once for each kind of database: building one takes longer than running it."""
+    built = cache(build)
+    return lambda connection: built(connection.dialect.name)
+
+
+def given(dialect: str, columns: Mapping[str, Any]) -> FromClause:
     """Return a table named `given`, filled by one parameter: `as_rows(...)` bound to the name `rows`.
 
     A list of any length is then one statement with one text, so it is parsed and planned once.
     """
     rows = bindparam("rows", type_=Text())
-    if connection.dialect.name == "sqlite":
+    if dialect == "sqlite":
         entries = func.json_each(rows).table_valued(column("value", Text()), name="entries")
         picked = [
             cast(func.json_extract(entries.c.value, f"$.{name}"), kind).label(name)
@@ -114,14 +129,14 @@ def given(connection: Connection, columns: Mapping[str, Any]) -> FromClause:
     )
 
 
-def among(connection: Connection, column: ColumnElement[Any], rows: Select[Any]) -> ColumnElement[bool]:
+def among(dialect: str, column: ColumnElement[Any], rows: Select[Any]) -> ColumnElement[bool]:
     """Whether a column is among the rows of a query that chooses and locks, asked once.
 
     A plain subquery is run again per row, and then its LIMIT limits nothing. And PostgreSQL, which cannot know how few
     rows it will be, would read a whole table to find them; an array sends it to the index.
     """
     chosen = select(rows.cte("picked").c.id)
-    if connection.dialect.name == "sqlite":
+    if dialect == "sqlite":
         return column.in_(chosen)
     return column == func.any(func.array(chosen.scalar_subquery()))
 
@@ -147,4 +162,6 @@ __all__ = [
     "instant_or_none",
     "instant_text",
     "now_plus",
+    "now_plus_given",
+    "once",
 ]

@@ -6,7 +6,7 @@ Every question is answered from a partial index, so its cost does not grow with 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import (
@@ -15,6 +15,7 @@ from sqlalchemy import (
     Integer,
     Select,
     Text,
+    bindparam,
     func,
     literal,
     null,
@@ -25,7 +26,7 @@ from sqlalchemy import (
     update,
 )
 
-from worker.ledger.sqltypes import RecordId, among, as_rows, db_now, given, now_plus
+from worker.ledger.sqltypes import RecordId, among, as_rows, db_now, given, now_plus_given, once
 from worker.ledger.tables import cancellations, connections
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ k = connections.c
 
 _has_pending = select(literal(1)).where(c.connection_id == k.id, c.status == "pending").correlate(connections).exists()
 _open = k.hold_reason.is_(None)
+_share = bindparam("share", type_=Integer())
 _probe_due = k.hold_reason.is_not(None) & (k.probe_at <= db_now())
 # Urgent, normal, bulk: the alphabet happens to run backwards.
 _IN_TURN = (c.priority.desc(), c.send_by.asc().nulls_last(), c.requested_at)
@@ -88,7 +90,8 @@ def queue(
     """
     found: dict[str, list[Queued]] = {}
     for name, count in (longest_waiting or {}).items():
-        found[name] = _mark(connection, _longest_waiting(name, count), owner, lease_seconds)
+        values = {"name": name, "share": count, "owner": owner, "lease_seconds": lease_seconds}
+        found[name] = _marked(connection, _mark_longest_waiting(connection), values)
     rest = {name: share - len(found.get(name, [])) for name, share in shares.items()}
     for row in _mark_next(connection, {n: s for n, s in rest.items() if s > 0}, owner, lease_seconds, probes=probes):
         found.setdefault(row.connection_id, []).append(row)
@@ -100,17 +103,45 @@ def _mark_next(
 ) -> list[Queued]:
     if not shares:
         return []
-    may_send = true() if probes else _open
     if connection.dialect.name == "sqlite":  # which has no LATERAL; a statement more costs it no round trip
         return [
             row
             for name, share in shares.items()
-            for row in _mark(connection, _next(literal(name), may_send).limit(share), owner, lease_seconds)
+            for row in _marked(
+                connection,
+                _mark_one_probe(connection) if probes else _mark_one_share(connection),
+                {"name": name, "share": share, "owner": owner, "lease_seconds": lease_seconds},
+            )
         ]
-    source = given(connection, {"name": Text(), "share": Integer()})
-    turn = _next(source.c.name, may_send).limit(source.c.share).lateral("turn")
     rows = as_rows({"name": name, "share": share} for name, share in shares.items())
-    return _mark(connection, select(turn.c.id).select_from(source).join(turn, true()), owner, lease_seconds, rows)
+    marking = _mark_probes(connection) if probes else _mark_shares(connection)
+    return _marked(connection, marking, {**rows, "owner": owner, "lease_seconds": lease_seconds})
+
+
+@once
+def _mark_shares(dialect: str) -> Any:
+    return _of_shares(dialect, _open)
+
+
+@once
+def _mark_probes(dialect: str) -> Any:
+    return _of_shares(dialect, true())
+
+
+def _of_shares(dialect: str, may_send: ColumnElement[bool]) -> Any:
+    source = given(dialect, {"name": Text(), "share": Integer()})
+    turn = _next(source.c.name, may_send).limit(source.c.share).lateral("turn")
+    return _marking(dialect, select(turn.c.id).select_from(source).join(turn, true()))
+
+
+@once
+def _mark_one_share(dialect: str) -> Any:
+    return _marking(dialect, _next(bindparam("name", type_=Text()), _open).limit(_share))
+
+
+@once
+def _mark_one_probe(dialect: str) -> Any:
+    return _marking(dialect, _next(bindparam("name", type_=Text()), true()).limit(_share))
 
 
 def _next(name: ColumnElement[str], may_send: ColumnElement[bool]) -> Select[tuple[str]]:
@@ -123,37 +154,40 @@ def _next(name: ColumnElement[str], may_send: ColumnElement[bool]) -> Select[tup
     )
 
 
-def _longest_waiting(name: str, count: int) -> Select[tuple[str]]:
+@once
+def _mark_longest_waiting(dialect: str) -> Any:
+    name = bindparam("name", type_=Text())
     # The head of each line of the index: one of them has waited longest, and none can be overtaken for ever.
     lines = [
         select(c.id, c.requested_at)
         .where(c.connection_id == name, c.status == "pending", c.priority == priority, *without)
         .order_by(c.send_by.asc().nulls_last(), c.requested_at)
-        .limit(count)
+        .limit(_share)
         .subquery()
         for priority in ("urgent", "normal", "bulk")
         for without in ((), (c.send_by.is_(None),))
     ]
     heads = union_all(*(select(line.c.id, line.c.requested_at) for line in lines)).subquery()
     sending = select(literal(1)).where(k.id == name, _open).exists()
-    return select(heads.c.id).where(sending).group_by(heads.c.id).order_by(func.min(heads.c.requested_at)).limit(count)
+    oldest = select(heads.c.id).where(sending).group_by(heads.c.id).order_by(func.min(heads.c.requested_at))
+    return _marking(dialect, oldest.limit(_share))
 
 
-def _mark(
-    connection: Connection,
-    chosen: Select[tuple[str]],
-    owner: str,
-    lease_seconds: float,
-    rows: Mapping[str, str] | None = None,
-) -> list[Queued]:
-    marked = connection.execute(
+def _marking(dialect: str, chosen: Select[tuple[str]]) -> Any:
+    return (
         update(cancellations)
-        .where(among(connection, c.id, chosen), c.status == "pending")
-        .values(status="queued", lease_owner=owner, lease_expires_at=now_plus(lease_seconds))
-        .returning(*_QUEUED_COLUMNS),
-        rows or {},
+        .where(among(dialect, c.id, chosen), c.status == "pending")
+        .values(
+            status="queued",
+            lease_owner=bindparam("owner", type_=Text()),
+            lease_expires_at=now_plus_given("lease_seconds"),
+        )
+        .returning(*_QUEUED_COLUMNS)
     )
-    return [_as_queued(row) for row in marked]
+
+
+def _marked(connection: Connection, marking: Any, values: Mapping[str, object]) -> list[Queued]:
+    return [_as_queued(row) for row in connection.execute(marking, values)]
 
 
 def _as_queued(row: Row[tuple[str, str, str, datetime | None, datetime]]) -> Queued:
@@ -170,7 +204,7 @@ def _by_turn(row: Queued) -> tuple[int, bool, float, datetime]:
 
 def hand_back(connection: Connection, ids: Iterable[str], owner: str) -> int:
     """Make queued rows pending again that we could not, or will not, publish."""
-    source = given(connection, {"id": RecordId})
+    source = given(connection.dialect.name, {"id": RecordId})
     return connection.execute(
         update(cancellations)
         .where(c.id.in_(select(source.c.id)), c.status == "queued", c.lease_owner == owner)
