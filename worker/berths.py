@@ -30,6 +30,7 @@ class Berths:
         self._handed: dict[str, _Handed] = {}
         self._in_flight: Counter[str] = Counter()
         self._changed = threading.Condition()
+        self._wanted: tuple[int, threading.Event] | None = None
 
     def hand_out(self, permits: Mapping[str, tuple[str, Permit | None]], seconds: float) -> None:
         """Note jobs, (connection, permit) by id, that are on their way here; forgotten unless claimed in time."""
@@ -57,6 +58,17 @@ class Berths:
             if not self._in_flight[connection_id]:
                 del self._in_flight[connection_id]
             self._changed.notify_all()
+            if self._wanted and self._free() >= self._wanted[0]:
+                self._wanted[1].set()
+                self._wanted = None
+
+    def tell_when_free(self, threads: int, event: threading.Event) -> None:
+        """Set this event, once, when so many threads are nobody's."""
+        with self._changed:
+            self._wanted = (threads, event)
+
+    def _free(self) -> int:
+        return self.capacity - self._in_flight.total() - len(self._handed)
 
     def taken(self) -> Counter[str]:
         """Return how many threads each connection has, or is about to have."""

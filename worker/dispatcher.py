@@ -41,7 +41,9 @@ LOOK_SECONDS = 1.0  # how late a row of another process' transaction, or of a co
 MAX_BATCH = 64  # ids in one Celery message: its cost is then small beside theirs
 # A queued row whose message nobody took for this long is offered again: its message was lost.
 QUEUED_LEASE_SECONDS = 10
-FULL_SECONDS = 0.02  # how long room is gathered before it is given out again: a gulp costs as much as a sip
+# A worker without room waits for a good part of it, or this long: a gulp costs as much as a sip.
+FULL_SECONDS = 0.05
+GULP = 4  # the part of all threads that is worth a message, as a fraction
 LEAST_REST_SECONDS = 0.005
 
 
@@ -70,7 +72,7 @@ class Dispatcher:
         self._lock = threading.Lock()
         self._arrived: set[str] = set()
         self._rates: dict[str, float] = {}  # of the connections that have something to send
-        self._sent: dict[str, int] = {}
+        self._sent: dict[str, tuple[int, int]] = {}  # in all, and by age
         self._last: str | None = None
         self._looked_at = float("-inf")
         self._wake = threading.Event()
@@ -127,13 +129,14 @@ class Dispatcher:
         taken = self._berths.taken()
         seats = self._deal(taken)
         if not seats:
-            return FULL_SECONDS if self._rates else LOOK_SECONDS
+            return self._until_there_is_room() if self._rates else LOOK_SECONDS
         permits = self._pacing.reserve({name: (self._rates[name], count) for name, count in seats.items()})
         granted = {name: each.count for name, each in permits.items() if each.count}
-        full = sum(granted.values()) >= self._berths.capacity - taken.total()
         if granted:
             self._hand_out(granted, permits)
-        return self._rest(permits, full=full)
+        if self._rates and granted == seats:
+            return self._until_there_is_room()
+        return self._rest(permits)
 
     def _look(self) -> None:
         """Learn who has something to send: everybody once a second, in between only those that were told of."""
@@ -149,7 +152,7 @@ class Dispatcher:
         self._rates = known if complete else self._rates | known
         if complete:
             self._looked_at = time.monotonic()
-            self._sent = {name: count for name, count in self._sent.items() if name in known}
+            self._sent = {name: counts for name, counts in self._sent.items() if name in known}
             if probing := {each.connection_id: self._rate(each) for each in found if each.probing}:
                 self._send_probes(probing)
 
@@ -172,14 +175,15 @@ class Dispatcher:
         by_age = {
             name: old
             for name, count in granted.items()
-            if (old := for_the_longest_waiting(self._sent.get(name, 0), count))
+            if (old := for_the_longest_waiting(*self._sent.get(name, (0, 0)), count))
         }
         with self._ledger.begin() as connection:
             queued = turns.queue(connection, granted, self._owner, QUEUED_LEASE_SECONDS, longest_waiting=by_age)
         given: dict[str, tuple[str, Permit | None]] = {}
         for name, count in granted.items():
             rows = queued.get(name, [])
-            self._sent[name] = self._sent.get(name, 0) + len(rows)
+            sent, old = self._sent.get(name, (0, 0))
+            self._sent[name] = (sent + len(rows), old + by_age.get(name, 0))
             given |= {row.id: (name, self._permit(permits[name], number)) for number, row in enumerate(rows)}
             if len(rows) < count:
                 self._rates.pop(name, None)  # until it is told of again, or the next look
@@ -218,11 +222,15 @@ class Dispatcher:
                 raise
             self._vitals.handed()
 
-    def _rest(self, permits: dict[str, Permits], *, full: bool) -> float:
+    def _until_there_is_room(self) -> float:
+        self._berths.tell_when_free(max(1, self._berths.capacity // GULP), self._wake)
+        return FULL_SECONDS
+
+    def _rest(self, permits: dict[str, Permits]) -> float:
         # Half of what is given ahead is used up then: time enough for the next permits to get to their threads.
         now, ahead = time.monotonic(), LOOKAHEAD_SECONDS / 2
         times = [each.end - ahead - now for name, each in permits.items() if name in self._rates]
         soonest = max(LEAST_REST_SECONDS, min(times, default=LOOK_SECONDS))
         # Who got no seat this time waits for room, not for a permit.
-        crowded = full or len(permits) < len(self._rates)
+        crowded = len(permits) < len(self._rates)
         return min(soonest, FULL_SECONDS if crowded else LOOK_SECONDS)

@@ -63,7 +63,7 @@ _PARTS = _BODY.split(_MARK)
 _REST = sum(map(len, _PARTS))
 _HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Request-Id: req-%d\r\n"
-    b"x-ratelimit-limit: 50\r\nx-ratelimit-remaining: 49\r\nContent-Length: %d\r\n\r\n"
+    b"x-ratelimit-limit: 1000000\r\nx-ratelimit-remaining: 999999\r\nContent-Length: %d\r\n\r\n"
 )
 _END_OF_HEAD = b"\r\n\r\n"
 _SUFFIX = b"/cancel"

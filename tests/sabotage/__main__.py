@@ -257,7 +257,7 @@ LIST = [
         (
             (
                 "cancellation/sharing.py",
-                "return (sent_before + count) // LONGEST_WAITING_EVERY - sent_before // LONGEST_WAITING_EVERY",
+                "return min(owed, count) if owed >= LUMP else 0",
                 "return 0",
             ),
         ),

@@ -40,11 +40,17 @@ def deal(room: int, wants: Sequence[tuple[str, int]]) -> dict[str, int]:
 
 # Every eighth permit of a connection goes to whoever has waited longest, whatever its priority: nothing starves.
 LONGEST_WAITING_EVERY = 8
+# They are taken in lumps, for to find them costs a statement; an urgent cancel waits for one lump at most.
+LUMP = 16
 
 
-def for_the_longest_waiting(sent_before: int, count: int) -> int:
-    """Return how many of the next `count` permits go by waiting time and not by priority."""
-    return (sent_before + count) // LONGEST_WAITING_EVERY - sent_before // LONGEST_WAITING_EVERY
+def for_the_longest_waiting(sent: int, by_age: int, count: int) -> int:
+    """Return how many of the next `count` permits go by waiting time and not by priority.
+
+    `sent` permits went before, `by_age` of them to whoever had waited longest.
+    """
+    owed = (sent + count) // LONGEST_WAITING_EVERY - by_age
+    return min(owed, count) if owed >= LUMP else 0
 
 
 def rotated(names: Iterable[str], after: str | None) -> list[str]:

@@ -135,7 +135,7 @@ def among(dialect: str, column: ColumnElement[Any], rows: Select[Any]) -> Column
     A plain subquery is run again per row, and then its LIMIT limits nothing. And PostgreSQL, which cannot know how few
     rows it will be, would read a whole table to find them; an array sends it to the index.
     """
-    chosen = select(rows.cte("picked").c.id)
+    chosen = select(rows.cte().c.id)
     if dialect == "sqlite":
         return column.in_(chosen)
     return column == func.any(func.array(chosen.scalar_subquery()))

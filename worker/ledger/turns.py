@@ -170,7 +170,9 @@ def _mark_longest_waiting(dialect: str) -> Any:
     heads = union_all(*(select(line.c.id, line.c.requested_at) for line in lines)).subquery()
     sending = select(literal(1)).where(k.id == name, _open).exists()
     oldest = select(heads.c.id).where(sending).group_by(heads.c.id).order_by(func.min(heads.c.requested_at))
-    return _marking(dialect, oldest.limit(_share))
+    # Another dispatcher looks at the same heads: what it has in hand is left to it, never waited for.
+    free = select(c.id).where(among(dialect, c.id, oldest.limit(_share))).with_for_update(skip_locked=True)
+    return _marking(dialect, free)
 
 
 def _marking(dialect: str, chosen: Select[tuple[str]]) -> Any:
