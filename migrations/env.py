@@ -32,6 +32,9 @@ def run(connection: Connection) -> None:
         connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'"))
         connection.execute(text(f"SELECT pg_advisory_lock({MIGRATION_LOCK})"))
         connection.commit()
+    else:
+        # SQLite changes a table by copying it, and would delete the rows that refer to the one it drops.
+        connection.connection.dbapi_connection.execute("PRAGMA foreign_keys = OFF")
     context.configure(
         connection=connection,
         target_metadata=metadata,
@@ -42,6 +45,10 @@ def run(connection: Connection) -> None:
     )
     with context.begin_transaction():
         context.run_migrations()
+    if connection.dialect.name == "sqlite" and (
+        orphans := connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    ):
+        raise RuntimeError(f"The migration left {len(orphans)} rows that refer to nothing: restore the backup.")
 
 
 shared = context.config.attributes.get("connection")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import cached_property
 from math import isfinite
 from typing import Annotated, Any, Literal, NoReturn
 from uuid import UUID, uuid5
@@ -47,7 +48,9 @@ class InvalidRequest(ValueError):  # noqa: N818 - the field's word for it
         self.reason = reason
 
 
-class CancelRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class CancelRequest(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, dict=True
+):
     """One intent to cancel one order, as the producer stated it; invalid ones cannot be made."""
 
     connection_id: str
@@ -79,7 +82,7 @@ class CancelRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """The producer's key, or the one derived from the order: one intent to cancel per order."""
         return self.idempotency_key or f"cancel:{self.order_id}"
 
-    @property
+    @cached_property
     def record_id(self) -> str:
         """UUIDv5 of (connection_id, intent_key): the id in the ledger, in logs, in Flower and at Trackstar."""
         # Neither part can hold a control character, so the line feed keeps any two pairs apart.

@@ -109,7 +109,7 @@ cancellations = Table(
     CheckConstraint("ended_at IS NULL OR verdict IS NOT NULL", name="final_has_verdict"),
     CheckConstraint("confirm_at IS NULL OR ended_at IS NOT NULL", name="confirm_after_end"),
     CheckConstraint("attempts >= 0 AND claims >= attempts AND generation >= 1", name="counters_sane"),
-    UniqueConstraint("connection_id", "idempotency_key"),
+    # (connection_id, idempotency_key) is unique by the id, which is made of them.
 )
 
 c = cancellations.c
@@ -139,7 +139,7 @@ _sent_before = (c.status == "pending") & c.first_sent_at.is_not(None)
 Index("ix_cancellations_sent_before", c.first_sent_at, postgresql_where=_sent_before, sqlite_where=_sent_before)
 _unproven = c.confirm_at.is_not(None)
 Index("ix_cancellations_confirm", c.confirm_at, postgresql_where=_unproven, sqlite_where=_unproven)
-Index("ix_cancellations_order", c.connection_id, c.order_id)
+Index("ix_cancellations_order", c.order_id)
 Index("ix_cancellations_received_at", c.received_at)
 
 attempts = Table(

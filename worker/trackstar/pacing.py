@@ -154,7 +154,8 @@ class Pace:
             return
         moment, given = permit.moment, True
         for _ in range(_MOST_RENEWALS):
-            time.sleep(max(0.0, moment - time.monotonic()))
+            if (early := moment - time.monotonic()) > 0:
+                time.sleep(early)
             if given and (not permit.saturated or time.monotonic() - moment < LATE_SECONDS):
                 return
             moment, given = self._renewed(connection_id, permit.rate)
