@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 LOOK_SECONDS = 1.0  # how late a row of another process' transaction, or of a connection that goes on, may be noticed
+KNOWN_SECONDS = 10.0  # how late a rate that was changed while nothing was sent may be noticed
 MAX_BATCH = 64  # ids in one Celery message: its cost is then small beside theirs
 # A queued row whose message nobody took for this long is offered again: its message was lost.
 QUEUED_LEASE_SECONDS = 10
@@ -72,9 +73,10 @@ class Dispatcher:
         self._lock = threading.Lock()
         self._arrived: set[str] = set()
         self._rates: dict[str, float] = {}  # of the connections that have something to send
+        self._known: dict[str, float] = {}  # of all that had, lately
         self._sent: dict[str, tuple[int, int]] = {}  # in all, and by age
         self._last: str | None = None
-        self._looked_at = float("-inf")
+        self._looked_at = self._learnt_at = float("-inf")
         self._wake = threading.Event()
         self._stop = threading.Event()
         self.thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
@@ -139,9 +141,14 @@ class Dispatcher:
         return self._rest(permits)
 
     def _look(self) -> None:
-        """Learn who has something to send: everybody once a second, in between only those that were told of."""
+        """Learn who has something to send: everybody once a second, in between only those that were told of.
+
+        Whose rate is known need not be looked up; if it is held by now, its rows stay where they are.
+        """
         with self._lock:
-            told, self._arrived = self._arrived - self._rates.keys(), set()
+            told, self._arrived = self._arrived, set()
+        self._rates |= {name: self._known[name] for name in told & self._known.keys()}
+        told -= self._rates.keys()
         complete = time.monotonic() - self._looked_at >= LOOK_SECONDS
         if not complete and not told:
             return
@@ -150,7 +157,10 @@ class Dispatcher:
         self._vitals.answered(LEDGER)
         known = {each.connection_id: self._rate(each) for each in found if not each.probing}
         self._rates = known if complete else self._rates | known
+        self._known |= known
         if complete:
+            if time.monotonic() - self._learnt_at >= KNOWN_SECONDS:
+                self._learnt_at, self._known = time.monotonic(), known
             self._looked_at = time.monotonic()
             self._sent = {name: counts for name, counts in self._sent.items() if name in known}
             if probing := {each.connection_id: self._rate(each) for each in found if each.probing}:

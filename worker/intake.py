@@ -199,7 +199,7 @@ def _insert(
     requests = [request for _, request in candidates]
     new_ids = accept(connection, requests)
     # A record that was there already, or came twice in this batch, may be for another order.
-    conflicts = find_conflicts(connection, requests)
+    conflicts = find_conflicts(connection, requests) if len(new_ids) < len(requests) else {}
     clashing = [(entry, request) for entry, request in candidates if _differs(request, conflicts)]
     refused = [*letters, *(_conflict(entry, request, conflicts) for entry, request in clashing)]
     bury(connection, refused)

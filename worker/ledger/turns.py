@@ -53,12 +53,21 @@ class Sender(msgspec.Struct, frozen=True):
     probing: bool
 
 
+_SENDERS = select(k.id, k.writes_per_second, k.hold_reason.is_not(None)).where(or_(_open, _probe_due), _has_pending)
+
+
+@once
+def _senders_among(dialect: str) -> Any:
+    return _SENDERS.where(k.id.in_(select(given(dialect, {"name": Text()}).c.name)))
+
+
 def senders(connection: Connection, only: Sequence[str] | None = None) -> list[Sender]:
     """Return the connections that have something to send and may, or may probe; `only` these, where given."""
-    query = select(k.id, k.writes_per_second, k.hold_reason.is_not(None)).where(or_(_open, _probe_due), _has_pending)
-    if only is not None:
-        query = query.where(k.id.in_(only))
-    return [Sender(row[0], row[1], bool(row[2])) for row in connection.execute(query)]
+    if only is None:
+        rows = connection.execute(_SENDERS)
+    else:
+        rows = connection.execute(_senders_among(connection), as_rows({"name": name} for name in only))
+    return [Sender(row[0], row[1], bool(row[2])) for row in rows]
 
 
 class Queued(msgspec.Struct, frozen=True):
