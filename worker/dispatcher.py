@@ -44,7 +44,7 @@ MAX_BATCH = 64  # ids in one Celery message: its cost is then small beside their
 QUEUED_LEASE_SECONDS = 10
 # A worker without room waits for a good part of it, or this long: a gulp costs as much as a sip.
 FULL_SECONDS = 0.05
-GULP = 4  # the part of all threads that is worth a message, as a fraction
+GULP_PART, GULP_MOST = 4, 32  # so many threads are worth a message: a fourth of all, or that many
 LEAST_REST_SECONDS = 0.005
 
 
@@ -233,7 +233,7 @@ class Dispatcher:
             self._vitals.handed()
 
     def _until_there_is_room(self) -> float:
-        self._berths.tell_when_free(max(1, self._berths.capacity // GULP), self._wake)
+        self._berths.tell_when_free(max(1, min(self._berths.capacity // GULP_PART, GULP_MOST)), self._wake)
         return FULL_SECONDS
 
     def _rest(self, permits: dict[str, Permits]) -> float:

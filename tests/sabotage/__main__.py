@@ -249,7 +249,13 @@ LIST = [
     ),
     Sabotage(
         "a flood leaves threads to its neighbours (P5)",
-        (("cancellation/sharing.py", "return max(1, capacity // RESERVED_PART) if capacity > 1 else 0", "return 0"),),
+        (
+            (
+                "cancellation/sharing.py",
+                "return min(max(1, capacity // RESERVED_PART), RESERVED_MOST) if capacity > 1 else 0",
+                "return 0",
+            ),
+        ),
         ("tests/unit/test_sharing.py",),
     ),
     Sabotage(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 # The last sixteenth of the threads is for connections that have nothing in flight: a slow warehouse takes all others.
-RESERVED_PART = 16
+# Of many threads eight are enough, for some of the others come free all the time.
+RESERVED_PART, RESERVED_MOST = 16, 8
 
 
 def reserved(capacity: int) -> int:
     """Return how many threads are kept free for a connection that has none in flight."""
-    return max(1, capacity // RESERVED_PART) if capacity > 1 else 0
+    return min(max(1, capacity // RESERVED_PART), RESERVED_MOST) if capacity > 1 else 0
 
 
 def most_for(own: int, free: int, capacity: int, contenders: int) -> int:

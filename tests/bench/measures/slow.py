@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 from bench.contenders import OURS
 from bench.report import Spread, Verdict, print_table
+from worker.cancellation.sharing import RESERVED_MOST
 
 if TYPE_CHECKING:
     from bench.bench import Bench
     from bench.contenders import Contender
 
-IN_FLIGHT = 500
+IN_FLIGHT = 500  # of one connection, which never gets the threads that are kept for others
 DELAY = 1.0
-JOBS = 20 * IN_FLIGHT  # the last ones alone in flight then weigh little
+JOBS = 40 * IN_FLIGHT  # how it begins and ends then weighs little
 MOST_MB = 300.0
 
 
@@ -39,7 +40,7 @@ def run(bench: Bench) -> list[Verdict]:
 
 
 def _measure(bench: Bench, contender: Contender, number: int) -> None:
-    with bench.working(contender, processes=1, concurrency=IN_FLIGHT) as running:
+    with bench.working(contender, processes=1, concurrency=IN_FLIGHT + RESERVED_MOST) as running:
         running.warm_up(IN_FLIGHT)
         measured = running.measure(min(JOBS, bench.options.jobs or JOBS), delay=DELAY)
     bench.note(
