@@ -84,11 +84,12 @@ class Publisher:
         while self._handed:
             self._publish([self._handed.popleft() for _ in range(min(BATCH, len(self._handed)))])
         while self._look.is_set():
+            self._look.clear()  # before looking: what is announced meanwhile is looked for again
             with self._ledger.begin() as connection:
                 events = take_unpublished(connection, BATCH)
             self._publish(events)
-            if len(events) < BATCH:
-                self._look.clear()
+            if len(events) == BATCH:
+                self._look.set()
 
     def _publish(self, events: list[Event]) -> None:
         if events:

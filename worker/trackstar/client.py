@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import requests
 from requests.adapters import HTTPAdapter
-from requests.exceptions import RequestException
+from requests.exceptions import InvalidHeader, RequestException
 from requests.structures import CaseInsensitiveDict
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -207,13 +207,12 @@ class TrackstarClient:
         with self._watchdog.limit(self._request_timeout) as call:
             try:
                 return self._exchange(self._prepared(method, path, headers), call, read)
-            except (RequestException, HTTPError, OSError, ValueError) as error:  # ValueError: of a header's value
+            except (RequestException, HTTPError, OSError) as error:
                 # Its kind only: the text may hold a header.
                 return NoReply(_why(error, call), call.sent, type(error).__name__)
 
     def _prepared(self, method: str, path: str, headers: dict[str, str]) -> requests.PreparedRequest:
-        # By hand: preparing would tidy the percent-encoding, and an id must stay one segment. It also takes longer
-        # than the rest of a call.
+        # By hand: preparing would tidy the percent-encoding, and an id must stay one segment.
         prepared = requests.PreparedRequest()
         prepared.method, prepared.url = method, self._base_url + path
         prepared.headers = CaseInsensitiveDict(self._headers | headers)
@@ -221,7 +220,10 @@ class TrackstarClient:
 
     def _exchange(self, prepared: requests.PreparedRequest, call: _Call, read: Callable[..., Reply]) -> Answer:
         timeout = (self._connect_timeout, self._request_timeout)
-        response = self._adapter.send(prepared, stream=True, timeout=timeout)
+        try:
+            response = self._adapter.send(prepared, stream=True, timeout=timeout)
+        except ValueError:  # of a header's value, which its text shows
+            raise InvalidHeader from None
         with response:
             content = self._read_body(response)
             if content is None:
