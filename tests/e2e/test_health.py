@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,7 +34,7 @@ def shop(deployment: Any, vault: TokenVault) -> str:
 
 def ask(worker: Any, probe: str) -> tuple[int, list[str]]:
     worker.wait_for_line("health.listening")
-    (port,) = re.findall(r'"port": (\d+), "event": "health.listening"', worker.output)
+    port = worker.told("health.listening")["port"]
     answer = requests.get(f"http://127.0.0.1:{port}/{probe}", timeout=5)
     return answer.status_code, answer.json()["problems"]
 
@@ -68,7 +67,7 @@ def test_a_worker_that_is_connected_but_consumes_nothing_turns_unready_and_says_
     with Celery("operator", broker=deployment.redis_url, set_as_current=False) as app:
         # What a wedged consumer looks like from outside: connected, answering, taking nothing.
         deployment.wait_until(lambda: app.control.ping(timeout=0.5), "the worker to answer")
-        (owner,) = re.findall(r'"owner": "([^"]+)", .*"worker.started"', worker.output)
+        owner = worker.told("worker.started")["owner"]
         app.control.cancel_consumer(f"cancellations.{owner}", reply=True)
         deployment.trackstar.add_order(shop, "o-1")
         deployment.client.enqueue(shop, "o-1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -61,6 +62,11 @@ class Worker:
             assert self.alive, self.output
             assert time.monotonic() < deadline, f"Waited {timeout:g} s for {words!r}, in vain:\n{self.output}"
             time.sleep(0.02)
+
+    def told(self, event: str) -> dict[str, Any]:
+        """Return the fields of the first line that tells of this event."""
+        lines = (json.loads(line) for line in self.output.splitlines() if line.startswith("{"))
+        return next(line for line in lines if line["event"] == event)
 
     def wait_until_ready(self) -> None:
         self.wait_for_line("worker.started")
