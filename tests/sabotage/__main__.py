@@ -52,8 +52,8 @@ LIST = [
             ),
             (
                 "ledger/claims.py",
-                '.where(among(connection, c.id, ours), c.status == "queued")',
-                ".where(among(connection, c.id, ours))",
+                '.where(among(dialect, c.id, ours), c.status == "queued")',
+                ".where(among(dialect, c.id, ours))",
             ),
         ),
         LEDGER,
@@ -271,7 +271,10 @@ LIST = [
     ),
     Sabotage(
         "a held connection sends nothing (P5)",
-        (("ledger/turns.py", "    may_send = true() if probes else _open\n", "    may_send = true()\n"),),
+        (
+            ("ledger/turns.py", "return _of_shares(dialect, _open)", "return _of_shares(dialect, true())"),
+            ("ledger/turns.py", "type_=Text()), _open).limit(", "type_=Text()), true()).limit("),
+        ),
         ("tests/integration/test_turns.py",),
     ),
     Sabotage(
