@@ -80,7 +80,7 @@ class CancelClient:
     def _ledger(self) -> Engine:
         if self._database_url is None:
             raise LedgerUnavailableError("Set DATABASE_URL (or pass database_url) to ask about cancellations.")
-        return open_ledger(self._database_url, pool_size=4)
+        return open_ledger(self._database_url, pool_size=4, ask_first=True)
 
     def enqueue(
         self,

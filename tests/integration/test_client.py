@@ -53,6 +53,20 @@ def intake(redis: Redis, ledger: Engine) -> Intake:
     return Intake(redis, ledger, "w-1", lambda _: None, Vitals())
 
 
+def test_a_client_whose_idle_connections_were_cut_does_not_notice(client: CancelClient, ledger: Engine) -> None:
+    if ledger.dialect.name == "sqlite":
+        return  # which has no connections to cut
+    assert client.get("00000000-0000-5000-8000-000000000001") is None
+    with ledger.begin() as connection:
+        others = (
+            "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname = current_database()"
+        )
+        cut = connection.exec_driver_sql(f"{others} AND pid <> pg_backend_pid()").scalar_one()
+
+    assert cut >= 1
+    assert client.get("00000000-0000-5000-8000-000000000001") is None
+
+
 def end(ledger: Engine, record_id: str, **known: Any) -> None:
     """Let a worker have ended this one."""
     values = {"status": "succeeded", "verdict": "cancelled", "ended_at": datetime.now(UTC), **known}

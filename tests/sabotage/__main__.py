@@ -148,7 +148,11 @@ LIST = [
     ),
     Sabotage(
         "the text of an error stays inside (P6)",
-        (("trackstar/client.py", "call.sent, type(error).__name__)", "call.sent, str(error))"),),
+        (
+            ("trackstar/client.py", "call.sent, type(error).__name__)", "call.sent, str(error))"),
+            ("trackstar/client.py", "except ValueError:  #", "except ValueError as error:  #"),
+            ("trackstar/client.py", "raise InvalidHeader from None", "raise InvalidHeader(str(error)) from None"),
+        ),
         ("tests/integration/test_trackstar_client.py",),
     ),
     Sabotage(

@@ -13,8 +13,11 @@ LOCK_TIMEOUT_MS = 10_000
 SQLITE_BUSY_SECONDS = 15
 
 
-def open_ledger(url: str, *, pool_size: int = 8) -> Engine:
+def open_ledger(url: str, *, pool_size: int = 8, ask_first: bool = False) -> Engine:
     """Make the engine for a `DATABASE_URL`; connects at first use.
+
+    With `ask_first` a connection that died while nobody used it is replaced before it is used: one round trip more
+    each time, for those who have no loop that tries again.
 
     Raises ValueError with a sentence where the URL is of no known kind.
     """
@@ -30,6 +33,7 @@ def open_ledger(url: str, *, pool_size: int = 8) -> Engine:
         parsed.set(drivername="postgresql+psycopg"),
         pool_size=pool_size,
         max_overflow=4,
+        pool_pre_ping=ask_first,
         pool_use_lifo=True,  # the same few connections, which know the statements
         hide_parameters=True,  # an error may be logged; a row may not
         pool_timeout=10,
