@@ -99,6 +99,6 @@ def _explain(connection: Connection, connections: int, rows: int) -> None:
     turns.queue(connection, _shares(connections), "bench", 10)
     connection.rollback()
     event.remove(connection, "before_cursor_execute", keep)
-    statement, parameters = next(each for each in asked if "picked" in each[0])
+    statement, parameters = next(each for each in asked if each[0].startswith("WITH"))
     plan = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS) {statement}", parameters).scalars()
     console.print(f"{rows:,} rows, {connections:,} connections:\n" + "\n".join(plan), markup=False, highlight=False)
