@@ -549,6 +549,18 @@ def test_the_guess_that_a_worker_was_lost_replaces_no_answer(ledger: Engine, sho
     assert ["accepted"] == reasons(ledger, claimed.fence.id)
 
 
+@pytest.mark.parametrize("answer_first", [True, False])
+def test_a_worker_that_rescued_its_own_claim_writes_the_answer_alone(
+    ledger: Engine, shop: str, *, answer_first: bool
+) -> None:
+    claimed = accepted_and_claimed(ledger, connection_id=shop)
+    both = [answered(claimed, yes()), rescue(claimed, POLICY)]
+    write(ledger, *(both if answer_first else reversed(both)))
+
+    assert ["accepted"] == reasons(ledger, claimed.fence.id)
+    assert "succeeded" == get(ledger, claimed.fence.id).status
+
+
 def test_a_batch_of_records_is_written_in_one_transaction(ledger: Engine, shop: str) -> None:
     requests = [job(f"o-{number}", shop) for number in range(200)]
     accept(ledger, *requests)

@@ -228,7 +228,7 @@ LIST = [
     Sabotage(
         "a record of a claim is written once (P1)",
         (("ledger/recording.py", "    records = _one_of_each_claim(records)\n", ""),),
-        ("tests/integration/test_state_machine.py -k postgresql",),
+        LEDGER,
     ),
     Sabotage(
         "all workers share one pace (P4)",
