@@ -160,7 +160,8 @@ def database_url(request: pytest.FixtureRequest, make_database: MakeDatabase) ->
 
 @pytest.fixture
 def ledger(database_url: str) -> Iterator[Engine]:
-    engine = open_ledger(database_url)
+    """A migrated ledger, opened as a worker opens it."""
+    engine = open_ledger(database_url, plan_once=True)
     yield engine
     engine.dispose()
 

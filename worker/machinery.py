@@ -65,7 +65,7 @@ class Machinery:
         self, settings: Settings, app: Celery, hostname: str, owner: str, publish: Callable[[Sequence[str]], None]
     ) -> None:
         self._settings = settings
-        self._ledger = open_ledger(settings.database_url, pool_size=LEDGER_CONNECTIONS)
+        self._ledger = open_ledger(settings.database_url, pool_size=LEDGER_CONNECTIONS, plan_once=True)
         self._redis = connect_redis(settings.redis_url)
         self._vault = TokenVault(settings.keys)
         self.owner = owner

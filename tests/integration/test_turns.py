@@ -121,6 +121,12 @@ def test_bulk_is_sent_although_urgents_never_end(ledger: Engine) -> None:
     pytest.fail("The bulk job starved.")
 
 
+def test_a_held_connection_sends_nothing_beside_one_that_may(ledger: Engine) -> None:
+    accept(ledger, {"order_id": "held"}, {"order_id": "free", "connection_id": "shop-2"})
+    hold(ledger, "credentials", "shop-1", due=False)
+    assert {"shop-2": ["free"]} == queue(ledger, {"shop-1": 5, "shop-2": 5})
+
+
 def test_a_held_connection_sends_nothing_but_a_probe(ledger: Engine) -> None:
     accept(ledger, {"order_id": "a"}, {"order_id": "b"})
     hold(ledger, holds.OUTAGE, "shop-1")

@@ -47,13 +47,8 @@ LIST = [
         (
             (
                 "ledger/claims.py",
-                '            c.status == "queued",\n            # A cancel',
+                '            unindexed(c.status) == "queued",\n            # A cancel',
                 "            # A cancel",
-            ),
-            (
-                "ledger/claims.py",
-                '.where(among(dialect, c.id, ours), c.status == "queued")',
-                ".where(among(dialect, c.id, ours))",
             ),
         ),
         LEDGER,
@@ -63,7 +58,7 @@ LIST = [
         (
             (
                 "ledger/moving.py",
-                '(c.status == "in_flight") & (c.lease_owner == source.c.owner) & (c.claims == source.c.claim)',
+                "claimed & (c.lease_owner == moves.c.owner) & (c.claims == moves.c.claim)",
                 "c.ended_at.is_(None) | c.ended_at.is_not(None)",
             ),
         ),
@@ -277,7 +272,7 @@ LIST = [
         "a held connection sends nothing (P5)",
         (
             ("ledger/turns.py", "return _of_shares(dialect, _open)", "return _of_shares(dialect, true())"),
-            ("ledger/turns.py", "type_=Text()), _open).limit(", "type_=Text()), true()).limit("),
+            ("ledger/turns.py", "return _of_one(dialect, _open)", "return _of_one(dialect, true())"),
         ),
         ("tests/integration/test_turns.py",),
     ),

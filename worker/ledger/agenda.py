@@ -14,7 +14,16 @@ from sqlalchemy import ColumnElement, Connection, func, literal, null, select, u
 from worker.cancellation.lifecycle import Evidence, State, Verdict
 from worker.ledger.outbox import announce
 from worker.ledger.sqltypes import RecordId, among, as_rows, db_now, given, now_plus
-from worker.ledger.tables import cancellations, connections, events
+from worker.ledger.tables import (
+    LEASED,
+    PENDING,
+    SENT_BEFORE,
+    UNSENT_IN_TIME,
+    WAITING,
+    cancellations,
+    connections,
+    events,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,19 +58,14 @@ class Agenda(msgspec.Struct, frozen=True, kw_only=True):
         return (min(times) - self.now).total_seconds() if times else float("inf")
 
 
-_leased = c.status.in_(["queued", "in_flight"])
-_sent_before = (c.status == "pending") & c.first_sent_at.is_not(None)
-_unsent = c.status.in_(["pending", "queued", "waiting"]) & c.evidence.is_(None) & c.send_by.is_not(None)
-
-
 _LOOK = select(
     db_now().label("now"),
-    select(func.min(c.run_at)).where(c.status == "waiting").scalar_subquery(),
-    select(func.min(c.lease_expires_at)).where(_leased).scalar_subquery(),
-    select(func.min(c.send_by)).where(_unsent).scalar_subquery(),
+    select(func.min(c.run_at)).where(WAITING).scalar_subquery(),
+    select(func.min(c.lease_expires_at)).where(LEASED).scalar_subquery(),
+    select(func.min(c.send_by)).where(UNSENT_IN_TIME).scalar_subquery(),
     select(func.min(c.confirm_at)).where(c.confirm_at.is_not(None)).scalar_subquery(),
     select(func.min(events.c.publish_at)).where(events.c.publish_at.is_not(None)).scalar_subquery(),
-    select(func.min(c.first_sent_at)).where(_sent_before).scalar_subquery(),
+    select(func.min(c.first_sent_at)).where(SENT_BEFORE).scalar_subquery(),
 )
 
 
@@ -81,19 +85,19 @@ def look(connection: Connection) -> Agenda:
 
 def promote_due(connection: Connection, limit: int) -> list[str]:
     """Move `waiting` rows whose time has come to `pending`; return the connection of each."""
-    return _made_pending(connection, (c.status == "waiting") & (c.run_at <= db_now()), c.run_at, limit)
+    return _made_pending(connection, WAITING & (c.run_at <= db_now()), c.run_at, limit)
 
 
 def take_back_lost_messages(connection: Connection, limit: int) -> list[str]:
     """Make queued rows pending again whose message nobody took within its lease; return the connection of each."""
     # Both statuses are named because the index holds both; the last condition chooses.
-    lost = _leased & (c.lease_expires_at <= db_now()) & (c.status == "queued")
+    lost = LEASED & (c.lease_expires_at <= db_now()) & (c.status == "queued")
     return _made_pending(connection, lost, c.lease_expires_at, limit)
 
 
 def _made_pending(connection: Connection, which: ColumnElement[bool], order: Any, limit: int) -> list[str]:
     chosen = select(c.id).where(which).order_by(order).limit(limit).with_for_update(skip_locked=True)
-    change: Update = update(cancellations).where(among(connection.dialect.name, c.id, chosen), which)
+    change: Update = update(cancellations).where(among(connection.dialect.name, c.id, chosen))
     rows = connection.execute(
         change.values(status="pending", run_at=null(), lease_owner=null(), lease_expires_at=null()).returning(
             c.connection_id
@@ -114,12 +118,12 @@ class Overdue(msgspec.Struct, frozen=True):
 
 def overdue(connection: Connection, limit: int) -> list[Overdue]:
     """Lock unsent rows whose send_by has passed; a refusal that waits to be read is not among them."""
-    return _locked(connection, _unsent & (c.send_by <= db_now()), c.send_by, limit)
+    return _locked(connection, UNSENT_IN_TIME & (c.send_by <= db_now()), c.send_by, limit)
 
 
 def worn_out(connection: Connection, horizon_seconds: float, limit: int) -> list[Overdue]:
     """Lock pending rows whose first request was longer ago than the retry horizon."""
-    too_old = _sent_before & (c.first_sent_at <= now_plus(literal(-horizon_seconds)))
+    too_old = SENT_BEFORE & (c.first_sent_at <= now_plus(literal(-horizon_seconds)))
     return _locked(connection, too_old, c.first_sent_at, limit)
 
 
@@ -177,7 +181,7 @@ class Hurried(msgspec.Struct, frozen=True):
 
 def hurried(connection: Connection, limit: int) -> list[Hurried]:
     """Return pending rows that have a send_by, have not been warned of, and whose connection may send."""
-    unwarned = (c.status == "pending") & _unsent & c.warned_at.is_(None)
+    unwarned = PENDING & UNSENT_IN_TIME & c.warned_at.is_(None)
     concerned = select(c.connection_id).where(unwarned).distinct()
     placed = (
         select(
@@ -194,7 +198,7 @@ def hurried(connection: Connection, limit: int) -> list[Hurried]:
                 - 1
             ).label("place"),
         )
-        .where(c.status == "pending", c.connection_id.in_(concerned))
+        .where(PENDING, c.connection_id.in_(concerned))
         .subquery()
     )
     rows = connection.execute(

@@ -21,8 +21,9 @@ from worker.ledger.sqltypes import (
     given,
     now_plus_given,
     once,
+    unindexed,
 )
-from worker.ledger.tables import cancellations, connections
+from worker.ledger.tables import LEASED, cancellations, connections
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,8 +88,8 @@ def _claim(dialect: str) -> Any:
     ours = (
         select(c.id)
         .where(
-            c.id.in_(select(source.c.id)),
-            c.status == "queued",
+            among(dialect, c.id, select(source.c.id)),
+            unindexed(c.status) == "queued",
             # A cancel that is worthless by now is not sent; a refusal that must be read is read at any time.
             or_(c.send_by.is_(None), c.send_by > db_now(), c.evidence.is_not(None)),
         )
@@ -99,7 +100,7 @@ def _claim(dialect: str) -> Any:
     )
     return (
         update(cancellations)
-        .where(among(dialect, c.id, ours), c.status == "queued")
+        .where(among(dialect, c.id, ours))
         .values(
             status="in_flight",
             lease_owner=_owner,
@@ -125,14 +126,14 @@ def claim(connection: Connection, ids: Iterable[str], owner: str, lease_seconds:
 def _take_over(dialect: str) -> Any:
     lost = (
         select(c.id)
-        .where(c.status.in_(["queued", "in_flight"]), c.lease_expires_at <= db_now(), c.status == "in_flight")
+        .where(LEASED, c.lease_expires_at <= db_now(), c.status == "in_flight")
         .order_by(c.lease_expires_at)
         .limit(_limit)
         .with_for_update(skip_locked=True)
     )
     return (
         update(cancellations)
-        .where(among(dialect, c.id, lost), c.status == "in_flight")
+        .where(among(dialect, c.id, lost))
         .values(lease_owner=_owner, lease_expires_at=_lease_end)
         .returning(*_CLAIM_COLUMNS)
     )
@@ -156,7 +157,7 @@ def _claim_read_backs(dialect: str) -> Any:
     )
     return (
         update(cancellations)
-        .where(among(dialect, c.id, due), c.confirm_at.is_not(None))
+        .where(among(dialect, c.id, due))
         .values(confirm_at=_lease_end, claims=c.claims + 1)
         .returning(*_CLAIM_COLUMNS)
     )

@@ -13,7 +13,8 @@ from sqlalchemy import Connection, literal, null, select, update
 from worker.cancellation.breaker import FIRST_PROBE_SECONDS, seconds_to_probe
 from worker.ledger.outbox import announce
 from worker.ledger.sqltypes import db_now, now_plus
-from worker.ledger.tables import cancellations, connections
+from worker.ledger.tables import connections
+from worker.ledger.turns import HAS_PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -110,15 +111,9 @@ def claim_probes(connection: Connection) -> list[str]:
 
     Whoever asks first gets them; the next time is put off, further the longer the hold lasts.
     """
-    has_pending = (
-        select(literal(1))
-        .where(cancellations.c.connection_id == k.id, cancellations.c.status == "pending")
-        .correlate(connections)
-        .exists()
-    )
     due = connection.execute(
         select(k.id, k.hold_reason, k.held_at, db_now().label("now"))
-        .where(k.hold_reason.in_(PROBED), k.probe_at <= db_now(), has_pending)
+        .where(k.hold_reason.in_(PROBED), k.probe_at <= db_now(), HAS_PENDING)
         .order_by(k.id)
         .with_for_update()
     ).all()

@@ -8,11 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, FromClause, Integer, Text, case, func, null, update
+from sqlalchemy import CTE, ColumnElement, Connection, Integer, Text, case, func, null, select, update
 
 from worker.cancellation.lifecycle import FINAL, UNSENT, Move, Status, Verdict, safe_to_refund
 from worker.ledger.outbox import announce, announce_leased
-from worker.ledger.sqltypes import Instant, RecordId, as_rows, db_now, given, instant_or_none, once
+from worker.ledger.sqltypes import (
+    Instant,
+    RecordId,
+    as_rows,
+    db_now,
+    found_by,
+    given,
+    instant_or_none,
+    once,
+    unindexed,
+)
 from worker.ledger.tables import cancellations
 
 if TYPE_CHECKING:
@@ -65,21 +75,26 @@ def apply_unsent(connection: Connection, moves: Sequence[tuple[str, Move]]) -> s
 
 @once
 def _move_claimed(dialect: str) -> Any:
-    source = given(dialect, _GIVEN)
-    ours = (c.status == "in_flight") & (c.lease_owner == source.c.owner) & (c.claims == source.c.claim)
-    return _moving(source, ours)
+    moves = _moves(dialect)
+    claimed = unindexed(c.status) == "in_flight"
+    return _moving(dialect, moves, claimed & (c.lease_owner == moves.c.owner) & (c.claims == moves.c.claim))
 
 
 @once
 def _move_unsent(dialect: str) -> Any:
-    return _moving(given(dialect, _GIVEN), c.status.in_(sorted(UNSENT)))
+    return _moving(dialect, _moves(dialect), unindexed(c.status).in_(sorted(UNSENT)))
 
 
-def _moving(source: FromClause, guard: ColumnElement[bool]) -> Any:
+def _moves(dialect: str) -> CTE:
+    # Named, because it is asked for twice and the snapshots are long: they are read once.
+    return select(*given(dialect, _GIVEN).c).cte("moves")
+
+
+def _moving(dialect: str, source: CTE, guard: ColumnElement[bool]) -> Any:
     final = source.c.status.in_(sorted(FINAL))
     return (
         update(cancellations)
-        .where(c.id == source.c.id, guard)
+        .where(found_by(dialect, c.id, source), guard)
         .values(
             status=source.c.status,
             attempts=source.c.attempts,

@@ -15,7 +15,7 @@ from worker.cancellation.lifecycle import FINAL, SafeToRefund, Status, Verdict, 
 from worker.cancellation.pace import seconds_to_send
 from worker.cancellation.request import is_record_id
 from worker.ledger.sqltypes import db_now
-from worker.ledger.tables import attempts, cancellations, connections, events
+from worker.ledger.tables import PENDING, attempts, cancellations, connections, events
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,7 +129,7 @@ def expected_at(connection: Connection, record_id: str, usual_rate: float) -> da
     before = connection.execute(
         select(func.count()).where(
             c.connection_id == mine.connection_id,
-            c.status == "pending",
+            PENDING,
             (c.priority > mine.priority) | ((c.priority == mine.priority) & sooner),
         )
     ).scalar_one()
@@ -142,9 +142,7 @@ def next_turn(
 ) -> tuple[datetime | None, str | None]:
     """Return when a job that comes now is sent at the connection's pace, and the reason of its hold, if any."""
     ahead = (
-        select(func.count())
-        .where(c.connection_id == connection_id, c.status == "pending", c.priority >= priority)
-        .scalar_subquery()
+        select(func.count()).where(c.connection_id == connection_id, PENDING, c.priority >= priority).scalar_subquery()
     )
     row = connection.execute(
         select(k.hold_reason, k.writes_per_second, ahead, db_now().label("now")).where(k.id == connection_id)

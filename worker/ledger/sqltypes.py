@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from sqlalchemy import (
+    CTE,
     JSON,
     BigInteger,
     ColumnElement,
@@ -141,6 +142,20 @@ def among(dialect: str, column: ColumnElement[Any], rows: Select[Any]) -> Column
     return column == func.any(func.array(chosen.scalar_subquery()))
 
 
+def unindexed(column: ColumnElement[str]) -> ColumnElement[str]:
+    """Name a status so that no index is thought of: the primary key has found the few rows already.
+
+    PostgreSQL would read the whole partial index of that status beside it, with every entry that is not vacuumed yet.
+    """
+    return column.concat("")
+
+
+def found_by(dialect: str, column: ColumnElement[Any], rows: CTE) -> ColumnElement[bool]:
+    """Join a table to rows by their `id`, through the column's index however large the planner thinks either is."""
+    same: ColumnElement[bool] = column == rows.c.id
+    return same if dialect == "sqlite" else same & among(dialect, column, select(rows.c.id))
+
+
 def as_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Bind a list of rows to `given`."""
     return {"rows": msgspec.json.encode(list(rows), enc_hook=str).decode()}
@@ -158,10 +173,12 @@ __all__ = [
     "among",
     "as_rows",
     "db_now",
+    "found_by",
     "given",
     "instant_or_none",
     "instant_text",
     "now_plus",
     "now_plus_given",
     "once",
+    "unindexed",
 ]

@@ -26,8 +26,8 @@ from sqlalchemy import (
     update,
 )
 
-from worker.ledger.sqltypes import RecordId, among, as_rows, db_now, given, now_plus_given, once
-from worker.ledger.tables import cancellations, connections
+from worker.ledger.sqltypes import RecordId, among, as_rows, db_now, given, now_plus_given, once, unindexed
+from worker.ledger.tables import PENDING, cancellations, connections
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -37,8 +37,12 @@ if TYPE_CHECKING:
 c = cancellations.c
 k = connections.c
 
-_has_pending = select(literal(1)).where(c.connection_id == k.id, c.status == "pending").correlate(connections).exists()
+# As a value and not by EXISTS, which PostgreSQL may turn into a join: one row answers it, however many wait.
+HAS_PENDING = (
+    select(literal(1)).where(c.connection_id == k.id, PENDING).limit(1).correlate(connections).scalar_subquery()
+).is_not(None)
 _open = k.hold_reason.is_(None)
+_name = bindparam("name", type_=Text())
 _share = bindparam("share", type_=Integer())
 _probe_due = k.hold_reason.is_not(None) & (k.probe_at <= db_now())
 # Urgent, normal, bulk: the alphabet happens to run backwards.
@@ -53,7 +57,7 @@ class Sender(msgspec.Struct, frozen=True):
     probing: bool
 
 
-_SENDERS = select(k.id, k.writes_per_second, k.hold_reason.is_not(None)).where(or_(_open, _probe_due), _has_pending)
+_SENDERS = select(k.id, k.writes_per_second, k.hold_reason.is_not(None)).where(or_(_open, _probe_due), HAS_PENDING)
 
 
 @once
@@ -139,37 +143,44 @@ def _mark_probes(dialect: str) -> Any:
 
 def _of_shares(dialect: str, may_send: ColumnElement[bool]) -> Any:
     source = given(dialect, {"name": Text(), "share": Integer()})
-    turn = _next(source.c.name, may_send).limit(source.c.share).lateral("turn")
-    return _marking(dialect, select(turn.c.id).select_from(source).join(turn, true()))
+    turn = _next(source.c.name).limit(source.c.share).lateral("turn")
+    sending = source.join(connections, (k.id == source.c.name) & may_send)
+    return _marking(dialect, select(turn.c.id).select_from(sending.join(turn, true())))
 
 
 @once
 def _mark_one_share(dialect: str) -> Any:
-    return _marking(dialect, _next(bindparam("name", type_=Text()), _open).limit(_share))
+    return _of_one(dialect, _open)
 
 
 @once
 def _mark_one_probe(dialect: str) -> Any:
-    return _marking(dialect, _next(bindparam("name", type_=Text()), true()).limit(_share))
+    return _of_one(dialect, true())
 
 
-def _next(name: ColumnElement[str], may_send: ColumnElement[bool]) -> Select[tuple[str]]:
-    sending = select(literal(1)).where(k.id == name, may_send).exists()
+def _of_one(dialect: str, may_send: ColumnElement[bool]) -> Any:
+    return _marking(dialect, _next(_name).where(_sends(may_send)).limit(_share))
+
+
+def _next(name: ColumnElement[str]) -> Select[tuple[str]]:
     return (
         select(c.id)
-        .where(c.connection_id == name, c.status == "pending", sending)
+        .where(c.connection_id == name, PENDING)
         .order_by(*_IN_TURN)
         .with_for_update(skip_locked=True, of=cancellations)
     )
 
 
+def _sends(may_send: ColumnElement[bool]) -> ColumnElement[bool]:
+    return select(literal(1)).where(k.id == _name, may_send).exists()
+
+
 @once
 def _mark_longest_waiting(dialect: str) -> Any:
-    name = bindparam("name", type_=Text())
     # The head of each line of the index: one of them has waited longest, and none can be overtaken for ever.
     lines = [
         select(c.id, c.requested_at)
-        .where(c.connection_id == name, c.status == "pending", c.priority == priority, *without)
+        .where(c.connection_id == _name, PENDING, c.priority == priority, *without)
         .order_by(c.send_by.asc().nulls_last(), c.requested_at)
         .limit(_share)
         .subquery()
@@ -177,17 +188,16 @@ def _mark_longest_waiting(dialect: str) -> Any:
         for without in ((), (c.send_by.is_(None),))
     ]
     heads = union_all(*(select(line.c.id, line.c.requested_at) for line in lines)).subquery()
-    sending = select(literal(1)).where(k.id == name, _open).exists()
-    oldest = select(heads.c.id).where(sending).group_by(heads.c.id).order_by(func.min(heads.c.requested_at))
+    oldest = select(heads.c.id).where(_sends(_open)).group_by(heads.c.id).order_by(func.min(heads.c.requested_at))
     # Another dispatcher looks at the same heads: what it has in hand is left to it, never waited for.
-    free = select(c.id).where(among(dialect, c.id, oldest.limit(_share))).with_for_update(skip_locked=True)
-    return _marking(dialect, free)
+    free = select(c.id).where(among(dialect, c.id, oldest.limit(_share)), unindexed(c.status) == "pending")
+    return _marking(dialect, free.with_for_update(skip_locked=True))
 
 
 def _marking(dialect: str, chosen: Select[tuple[str]]) -> Any:
     return (
         update(cancellations)
-        .where(among(dialect, c.id, chosen), c.status == "pending")
+        .where(among(dialect, c.id, chosen))
         .values(
             status="queued",
             lease_owner=bindparam("owner", type_=Text()),

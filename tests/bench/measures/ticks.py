@@ -10,6 +10,7 @@ from sqlalchemy import event, text
 from bench.contenders import OURS
 from bench.report import Spread, Verdict, console, print_table, ratios
 from worker.ledger import turns
+from worker.ledger.engine import open_ledger
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -41,12 +42,14 @@ def run(bench: Bench) -> list[Verdict]:
             connection.execute(text(_ROWS), {"connections": connections, "rows": rows})
             connection.commit()
             connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql("VACUUM ANALYZE")
+        engine = open_ledger(ledger.url, plan_once=True)  # as a worker does
         for number in range(bench.options.rounds):
-            with ledger.engine.connect() as connection:
+            with engine.connect() as connection:
                 facts = _turns(connection, connections)
             bench.note(OURS, number, **{f"{name}_{connections}_{rows}": value for name, value in facts.items()})
-        with ledger.engine.connect() as connection:
+        with engine.connect() as connection:
             _explain(connection, connections, rows)
+        engine.dispose()
         bench.ledgers.drop(ledger)
     shown = [
         [
