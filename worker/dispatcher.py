@@ -20,7 +20,7 @@ from worker.cancellation.pace import LOOKAHEAD_SECONDS, SHARE
 from worker.cancellation.sharing import deal, for_the_longest_waiting, most_for, reserved, rotated
 from worker.health import LEDGER
 from worker.ledger import holds, turns
-from worker.ledger.engine import reading
+from worker.ledger.engine import one_statement, reading
 from worker.observability import report_bug
 from worker.pause import Pause
 from worker.trackstar.pacing import Permit
@@ -187,7 +187,7 @@ class Dispatcher:
             for name, count in granted.items()
             if (old := for_the_longest_waiting(*self._sent.get(name, (0, 0)), count))
         }
-        with self._ledger.begin() as connection:
+        with self._ledger.begin() if by_age else one_statement(self._ledger) as connection:
             queued = turns.queue(connection, granted, self._owner, QUEUED_LEASE_SECONDS, longest_waiting=by_age)
         given: dict[str, tuple[str, Permit | None]] = {}
         for name, count in granted.items():

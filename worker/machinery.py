@@ -27,7 +27,7 @@ from worker.intake import Intake
 from worker.ledger import claims, holds
 from worker.ledger.connections import ensure_default
 from worker.ledger.credentials import TokenVault
-from worker.ledger.engine import open_ledger
+from worker.ledger.engine import one_statement, open_ledger
 from worker.observability import report_bug
 from worker.pause import Pause
 from worker.publisher import Publisher
@@ -199,7 +199,7 @@ class Machinery:
         pause = Pause(self._stopping)
         while not self._stopping.is_set():
             try:
-                with self._ledger.begin() as connection:
+                with one_statement(self._ledger) as connection:
                     asked = time.monotonic()  # after SQLite's wait for its lock, which is no part of the lease
                     return claims.claim(connection, ids, self.owner, self._settings.lease_seconds), asked
             except SQLAlchemyError as error:

@@ -9,6 +9,7 @@ Knows rows and the stream; does not know what the events mean.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.inbox import EVENTS, EVENTS_KEPT
+from worker.ledger.engine import one_statement
 from worker.ledger.outbox import Event, mark_published, take_unpublished
 from worker.observability import report_bug
 from worker.pause import Pause
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 BATCH = 500
 MOST_HANDED = 20_000  # beyond that they are left to the outbox
+# One event alone is marked at once; under load marks gather so long, far below the lease of an event.
+MARK_SECONDS, MOST_MARKED = 0.5, 2_000
 
 
 class Publisher:
@@ -37,6 +41,8 @@ class Publisher:
         self._redis = redis
         self._ledger = ledger
         self._handed: deque[Event] = deque()
+        self._published: list[int] = []  # ids that the ledger still calls unpublished
+        self._marked_at = 0.0
         self._look = threading.Event()
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -65,11 +71,12 @@ class Publisher:
     def _run(self) -> None:
         pause = Pause(self._stop)
         while True:
-            self._wake.wait()
+            self._wake.wait(MARK_SECONDS if self._published else None)
             self._wake.clear()
             last_round = self._stop.is_set()
             try:
                 self._publish_all()
+                self._mark_published(wait=not last_round)
                 pause.over("publisher.back")
             except (RedisError, SQLAlchemyError, OSError) as error:
                 pause.wait("publisher.part_away", error)
@@ -94,8 +101,18 @@ class Publisher:
     def _publish(self, events: list[Event]) -> None:
         if events:
             self._add_to_stream(events)
-            with self._ledger.begin() as connection:
-                mark_published(connection, [event.id for event in events])
+            self._published.extend(event.id for event in events)
+            self._mark_published()
+
+    def _mark_published(self, *, wait: bool = True) -> None:
+        """Note in the ledger what is on the stream, many at once; after a crash before that it is published again."""
+        if wait and len(self._published) < MOST_MARKED and time.monotonic() - self._marked_at < MARK_SECONDS:
+            return
+        if self._published:
+            with one_statement(self._ledger) as connection:
+                mark_published(connection, self._published)
+            self._published.clear()
+            self._marked_at = time.monotonic()
 
     def _add_to_stream(self, events: list[Event]) -> None:
         pipeline = self._redis.pipeline(transaction=False)

@@ -47,8 +47,8 @@ LIST = [
         (
             (
                 "ledger/claims.py",
-                '            unindexed(c.status) == "queued",\n            # A cancel',
-                "            # A cancel",
+                'unindexed(c.status) == "queued"',
+                'unindexed(c.status) != "withdrawn"',
             ),
         ),
         LEDGER,

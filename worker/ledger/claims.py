@@ -85,22 +85,16 @@ _lease_end = now_plus_given("lease_seconds")
 @once
 def _claim(dialect: str) -> Any:
     source = given(dialect, {"id": RecordId})
-    ours = (
-        select(c.id)
+    return (
+        update(cancellations)
         .where(
             among(dialect, c.id, select(source.c.id)),
+            # Waits for a lock and skips none: a dispatcher with an older view of the ledger locks a row for an
+            # instant that is ours, and a skipped one would be left until its lease ends.
             unindexed(c.status) == "queued",
             # A cancel that is worthless by now is not sent; a refusal that must be read is read at any time.
             or_(c.send_by.is_(None), c.send_by > db_now(), c.evidence.is_not(None)),
         )
-        .order_by(c.id)
-        # Waits for a lock and does not skip it: a dispatcher with an older view of the ledger locks a row for an
-        # instant that is ours, and a skipped one would be left until its lease ends.
-        .with_for_update()
-    )
-    return (
-        update(cancellations)
-        .where(among(dialect, c.id, ours))
         .values(
             status="in_flight",
             lease_owner=_owner,
