@@ -9,22 +9,17 @@ import os
 import signal
 import sys
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import bootsteps, signals
-from kombu.entity import Exchange, Queue
 
 from worker import observability
-from worker.envelope import ATTEMPT_BATCH, QUEUE
+from worker.envelope import QUEUE
 from worker.environment import SettingsError, from_environment
+from worker.inbox import connect_redis
 from worker.machinery import CLAIMING_THREADS, Machinery
 from worker.settings import load_worker_settings
-from worker.transport import CancelApp
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-OWN_LIST_SECONDS = 600
+from worker.transport import CancelApp, OwnList
 
 app = CancelApp("worker", broker=from_environment("REDIS_URL") or "redis://localhost:6379/0", include=["worker.tasks"])
 app.conf.update(
@@ -41,9 +36,6 @@ app.conf.update(
     # A message is settled when its ids are claimed: from then on the lease in the ledger keeps them.
     task_acks_late=True,
     task_reject_on_worker_lost=True,
-    # Never Celery's own retries or countdowns: they get lost, come twice, or fill the memory. A retry is a row.
-    task_publish_retry=True,
-    task_publish_retry_policy={"max_retries": 1, "interval_start": 0.1, "interval_step": 0.1},
     # Threads claim and hand over; the requests run in the process's own pool (CONCURRENCY).
     worker_pool="threads",
     worker_concurrency=CLAIMING_THREADS,
@@ -95,17 +87,12 @@ class CancelMachinery(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         settings = _settings_or_exit()
-        # A list of its own, beside the common one: a worker hands out to itself, and takes what it has room for.
         owner = f"{worker.hostname}:{uuid.uuid4().hex[:8]}"
-        own_list = f"{QUEUE}.{owner}"
-        app.amqp.queues.select_add(_queue_of_its_own(own_list))
-
-        def publish(ids: Sequence[str]) -> None:
-            app.send_task(ATTEMPT_BATCH, (list(ids),), queue=own_list, argsrepr=f"{len(ids)} cancellations")
-
+        own_list = OwnList(connect_redis(settings.redis_url), owner)
+        app.amqp.queues.select_add(own_list.queue)
         observability.set_up_sentry(settings.sentry_dsn.get_secret_value(), settings.secrets())
         try:
-            self._machinery = Machinery(settings, app, worker.hostname, owner, publish)
+            self._machinery = Machinery(settings, app, worker.hostname, owner, own_list.put)
         except SettingsError as error:
             raise SystemExit(f"The worker does not start: {error}") from error
 
@@ -118,11 +105,6 @@ class CancelMachinery(bootsteps.StartStopStep):  # type: ignore[misc]
         if CancelMachinery.running is not None:
             CancelMachinery.running = None
             self._machinery.stop()
-
-
-def _queue_of_its_own(name: str) -> Any:
-    # It goes by itself when its worker has been dead for a while; the rows in it were taken back long before.
-    return Queue(name, Exchange(""), routing_key=name, expires=OWN_LIST_SECONDS)  # type: ignore[no-untyped-call]
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]

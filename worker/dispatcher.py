@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
-from kombu.exceptions import OperationalError as BrokerError
 from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -115,7 +114,7 @@ class Dispatcher:
                     self._prepare()
                     prepared = True
                 rest = self.tick()
-            except (SQLAlchemyError, RedisError, BrokerError, OSError) as error:
+            except (SQLAlchemyError, RedisError, OSError) as error:
                 pause.wait("dispatcher.part_away", error)
                 continue
             except Exception as error:  # noqa: BLE001 - a bug may not end the dispatcher

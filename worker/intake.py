@@ -1,4 +1,4 @@
-"""Inbox to ledger: read a batch, validate, insert what is new in one transaction, then acknowledge and delete.
+"""Inbox to ledger: read a batch, validate, insert what is new at once, then acknowledge and delete.
 
 Knows the stream and the ledger's door; does not know what happens to a job afterwards. All of it is safe to do twice.
 """
@@ -18,7 +18,7 @@ from worker.cancellation.request import CancelRequest, InvalidRequest, parse_req
 from worker.health import REDIS
 from worker.inbox import GROUP, INBOX, JOB_FIELD, UNREADABLE_FIELD, forget_readers
 from worker.ledger.accepting import DeadLetter, accept, bury, find_conflicts, key_conflict
-from worker.ledger.engine import refuses_the_row
+from worker.ledger.engine import one_statement, refuses_the_row
 from worker.observability import report_bug
 from worker.pause import Pause
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from redis import Redis
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Engine
 
     from worker.health import Vitals
 
@@ -131,14 +131,14 @@ class Intake:
     def _settle(self, entries: list[Entry]) -> None:
         requests, letters = sort_out(entries)
         accepted = self._store(requests, letters)
+        if accepted:
+            self._on_accepted({request.connection_id for request in accepted})
         # Only now: what is acknowledged is in the ledger.
         ids = [entry_id for entry_id, _ in entries]
         pipeline = self._redis.pipeline(transaction=True)
         pipeline.xack(INBOX, GROUP, *ids)
         pipeline.xdel(INBOX, *ids)
         pipeline.execute()
-        if accepted:
-            self._on_accepted({request.connection_id for request in accepted})
 
     def _store(self, requests: list[Candidate], letters: list[DeadLetter]) -> list[CancelRequest]:
         try:
@@ -160,8 +160,14 @@ class Intake:
         return self._commit([], [_letter(candidate[0], "refused_by_ledger", sentence)])
 
     def _commit(self, requests: list[Candidate], letters: list[DeadLetter]) -> list[CancelRequest]:
-        with self._ledger.begin() as connection:
-            new, refused = _insert(connection, requests, letters)
+        candidates = [request for _, request in requests]
+        with one_statement(self._ledger) as connection:
+            new_ids = accept(connection, candidates)
+        # A record that was there already, or came twice in this batch, may be for another order.
+        repeated = len(new_ids) < len(candidates)
+        refused = self._bury(requests if repeated else [], letters) if repeated or letters else []
+        first_of_each = {request.record_id: request for request in reversed(candidates)}
+        new = [request for record_id, request in first_of_each.items() if record_id in new_ids]
         for request in new:
             log.info(
                 "cancellation.requested",
@@ -172,6 +178,17 @@ class Intake:
         for letter in refused:
             log.warning("dead_letter.kept", entry_id=letter.entry_id, reason=letter.reason, error=letter.error)
         return new
+
+    def _bury(self, repeated: list[Candidate], letters: list[DeadLetter]) -> list[DeadLetter]:
+        with self._ledger.begin() as connection:
+            conflicts = find_conflicts(connection, [request for _, request in repeated])
+            clashing = [
+                _conflict(entry, request, conflicts[request.record_id])
+                for entry, request in repeated
+                if conflicts.get(request.record_id, request.order_id) != request.order_id
+            ]
+            bury(connection, [*letters, *clashing])
+        return [*letters, *clashing]
 
 
 def sort_out(entries: list[Entry]) -> tuple[list[Candidate], list[DeadLetter]]:
@@ -193,26 +210,8 @@ def sort_out(entries: list[Entry]) -> tuple[list[Candidate], list[DeadLetter]]:
     return requests, letters
 
 
-def _insert(
-    connection: Connection, candidates: list[Candidate], letters: list[DeadLetter]
-) -> tuple[list[CancelRequest], list[DeadLetter]]:
-    requests = [request for _, request in candidates]
-    new_ids = accept(connection, requests)
-    # A record that was there already, or came twice in this batch, may be for another order.
-    conflicts = find_conflicts(connection, requests) if len(new_ids) < len(requests) else {}
-    clashing = [(entry, request) for entry, request in candidates if _differs(request, conflicts)]
-    refused = [*letters, *(_conflict(entry, request, conflicts) for entry, request in clashing)]
-    bury(connection, refused)
-    first_of_each = {request.record_id: request for request in reversed(requests)}
-    return [request for record_id, request in first_of_each.items() if record_id in new_ids], refused
-
-
-def _differs(request: CancelRequest, conflicts: dict[str, str]) -> bool:
-    return conflicts.get(request.record_id, request.order_id) != request.order_id
-
-
-def _conflict(entry: Entry, request: CancelRequest, conflicts: dict[str, str]) -> DeadLetter:
-    return _letter(entry, "key_conflict", key_conflict(request, conflicts[request.record_id]))
+def _conflict(entry: Entry, request: CancelRequest, known_order: str) -> DeadLetter:
+    return _letter(entry, "key_conflict", key_conflict(request, known_order))
 
 
 def _brought(entry: Entry) -> DeadLetter:

@@ -10,22 +10,27 @@ import time
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import structlog
 from celery import Celery
 from celery.worker.consumer.consumer import STOP_CONDITIONS, Consumer
+from kombu.entity import Exchange, Queue
 from kombu.transport import redis as kombu_redis
 from redis import Redis, RedisError
 
-from worker.envelope import QUEUE, UnacceptableMessage, read_call, write_call
+from worker.envelope import ATTEMPT_BATCH, QUEUE, Call, UnacceptableMessage, read_call, write_call
 from worker.inbox import INBOX, unreadable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kombu.connection import Connection
 
 log = structlog.get_logger()
 
 RESTART_SECONDS = 1.0
+OWN_LIST_SECONDS = 600
 
 
 class Door(Redis):
@@ -72,6 +77,27 @@ class Channel(kombu_redis.Channel):
 
 class Transport(kombu_redis.Transport):
     Channel = Channel
+
+
+class OwnList:
+    """The list on which a worker hands out to itself, beside the common one: it takes what it has room for.
+
+    Written as the door would write it. The list goes by itself when its worker has been dead for a while; the rows in
+    it were taken back long before.
+    """
+
+    def __init__(self, redis: Redis, owner: str) -> None:
+        self._redis = redis
+        name = f"{QUEUE}.{owner}"
+        self.queue = Queue(name, Exchange(""), routing_key=name, expires=OWN_LIST_SECONDS)  # type: ignore[no-untyped-call]
+
+    def put(self, ids: Sequence[str]) -> None:
+        """Hand these out, in one message. Raises RedisError."""
+        call = Call(task=ATTEMPT_BATCH, id=str(uuid4()), args=[list(ids)], kwargs={})
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.lpush(self.queue.name, write_call(call))
+        pipeline.expire(self.queue.name, OWN_LIST_SECONDS)
+        pipeline.execute()
 
 
 class SteadyConsumer(Consumer):  # type: ignore[misc]

@@ -67,11 +67,11 @@ LIST = [
     Sabotage(
         "the inbox is acknowledged after the commit (P1)",
         (
-            ("intake.py", "        accepted = self._store(requests, letters)\n", ""),
+            ("intake.py", "        accepted = self._store(requests, letters)\n", "        accepted = []\n"),
             (
                 "intake.py",
                 "        pipeline.execute()\n",
-                "        pipeline.execute()\n        accepted = self._store(requests, letters)\n",
+                "        pipeline.execute()\n        self._store(requests, letters)\n",
             ),
         ),
         ("tests/integration/test_intake.py",),
@@ -167,8 +167,8 @@ LIST = [
             ("publisher.py", "            self._add_to_stream(events)\n", ""),
             (
                 "publisher.py",
-                "[event.id for event in events])\n",
-                "[event.id for event in events])\n            self._add_to_stream(events)\n",
+                "            self._mark_published()\n",
+                "            self._mark_published()\n            self._add_to_stream(events)\n",
             ),
         ),
         ("tests/e2e/test_crash_matrix.py -k event",),

@@ -15,6 +15,9 @@ from worker.ledger.tables import cancellations, connections, dead_letters
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sqlalchemy import FromClause
+    from sqlalchemy.sql.dml import ReturningInsert
+
     from worker.cancellation.request import CancelRequest
 
 
@@ -51,13 +54,25 @@ def accept(connection: Connection, requests: Sequence[CancelRequest]) -> set[str
     if not requests:
         return set()
     rows = as_rows(_as_row(request) for request in _first_of_each(requests))
-    connection.execute(_note_connections(connection), rows)
+    if connection.dialect.name == "sqlite":  # whose statements change one table each, and cost no round trip
+        connection.execute(_note_connections(connection), rows)
     return {str(row.id) for row in connection.execute(_insert_new(connection), rows)}
 
 
 @once
 def _note_connections(dialect: str) -> Any:
-    source = given(dialect, _GIVEN)
+    return _noting(dialect, given(dialect, _GIVEN))
+
+
+@once
+def _insert_new(dialect: str) -> Any:
+    if dialect == "sqlite":
+        return _inserting(dialect, given(dialect, _GIVEN))
+    jobs = select(*given(dialect, _GIVEN).c).cte("jobs")
+    return _inserting(dialect, jobs).add_cte(_noting(dialect, jobs).cte("noted"))
+
+
+def _noting(dialect: str, source: FromClause) -> postgresql.Insert | sqlite.Insert:
     return (
         _insert(dialect)(connections)
         .from_select(
@@ -78,9 +93,7 @@ def _note_connections(dialect: str) -> Any:
     )
 
 
-@once
-def _insert_new(dialect: str) -> Any:
-    source = given(dialect, _GIVEN)
+def _inserting(dialect: str, source: FromClause) -> ReturningInsert[Any]:
     columns = [column for name, column in source.c.items() if name != "requested_at"]
     return (
         _insert(dialect)(cancellations)

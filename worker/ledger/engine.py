@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, create_engine, event, make_url
@@ -91,14 +92,19 @@ def reading(engine: Engine) -> Engine:
     if engine.dialect.name == "sqlite":
         return engine.execution_options(ledger_readonly=True)
     # One statement is one round trip then; and a ROLLBACK would make the driver forget all that it has prepared.
-    return engine.execution_options(isolation_level="AUTOCOMMIT")
+    return _autocommitting(engine)
 
 
 def one_statement(engine: Engine) -> AbstractContextManager[Connection]:
     """Open a transaction of a single statement that writes: it needs no BEGIN, no COMMIT, and a third of the trips."""
     if engine.dialect.name == "sqlite":
         return engine.begin()
-    return engine.execution_options(isolation_level="AUTOCOMMIT").connect()
+    return _autocommitting(engine).connect()
+
+
+@lru_cache(maxsize=4)  # of a process there is one
+def _autocommitting(engine: Engine) -> Engine:
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def refuses_the_row(error: BaseException) -> bool:
