@@ -115,6 +115,12 @@ class _Adapter(HTTPAdapter):
     def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:  # noqa: ARG002 - the base's shape
         return request.path_url
 
+    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
+        """Wrap an answer, without the cookies and the guessed encoding that nobody asks for."""
+        response = requests.Response()
+        response.status_code, response.headers, response.raw, response.request = resp.status, resp.headers, resp, req
+        return response
+
 
 class _Watchdog:
     """Cuts off requests that outlive their deadline.
