@@ -44,8 +44,8 @@ def _filled(command: tuple[str, ...], scripts: Path, words: dict[str, object]) -
 OURS = Contender(
     name="ours",
     command=("celery", "-A", "worker", "worker", "-n", "bench{number}@%h"),
-    concurrency=128,
-    concurrency_slow=128,
+    concurrency=256,
+    concurrency_slow=256,
     ours=True,
 )
 PLAIN_CELERY = Contender(
