@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 LOOK_SECONDS = 1.0  # how late a row of another process' transaction, or of a connection that goes on, may be noticed
 KNOWN_SECONDS = 10.0  # how late a rate that was changed while nothing was sent may be noticed
-MAX_BATCH = 64  # ids in one Celery message: its cost is then small beside theirs
+MAX_BATCH = 256  # ids in one Celery message; a message costs as much as a dozen of them
 # A queued row whose message nobody took for this long is offered again: its message was lost.
 QUEUED_LEASE_SECONDS = 10
 # A worker without room waits for a good part of it, or this long: a gulp costs as much as a sip.

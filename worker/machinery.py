@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from celery import Celery
+    from sqlalchemy import Engine
 
     from worker.cancellation.lifecycle import Move
     from worker.ledger.agenda import Overdue
@@ -51,9 +52,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# The threads that hold a database connection: intake, dispatcher, housekeeper, recorder, publisher, and the claiming.
 CLAIMING_THREADS = 4
-LEDGER_CONNECTIONS = CLAIMING_THREADS + 5
 # What an ending worker gives a ledger that is away, for answers that are in hand.
 LEAST_GRACE_SECONDS = 10.0
 
@@ -65,7 +64,8 @@ class Machinery:
         self, settings: Settings, app: Celery, hostname: str, owner: str, publish: Callable[[Sequence[str]], None]
     ) -> None:
         self._settings = settings
-        self._ledger = open_ledger(settings.database_url, pool_size=LEDGER_CONNECTIONS, plan_once=True)
+        self._ledgers: list[Engine] = []
+        self._ledger = self._open_ledger(CLAIMING_THREADS)
         self._redis = connect_redis(settings.redis_url)
         self._vault = TokenVault(settings.keys)
         self.owner = owner
@@ -91,10 +91,10 @@ class Machinery:
         self._breaker = Breaker(self._redis)
         self._flower = FlowerReporter(app, hostname)
         self._in_hand: set[Fence] = set()  # claims that have no record yet
-        self._recorder = Recorder(self._ledger, self._on_recorded, self._on_refused)
-        self._publisher = Publisher(self._redis, self._ledger)
+        self._recorder = Recorder(self._open_ledger(), self._on_recorded, self._on_refused)
+        self._publisher = Publisher(self._redis, self._open_ledger())
         self._dispatcher = Dispatcher(
-            self._ledger,
+            self._open_ledger(),
             owner,
             pace.writes,
             settings.writes_per_second,
@@ -104,7 +104,7 @@ class Machinery:
             prepare=self._keep_default_connection,
         )
         self._housekeeper = Housekeeper(
-            self._ledger,
+            self._open_ledger(),
             owner,
             settings.lease_seconds,
             settings.writes_per_second,
@@ -117,7 +117,7 @@ class Machinery:
                 expired=self._on_expired,
             ),
         )
-        self._intake = Intake(self._redis, self._ledger, owner, self._dispatcher.arrived, self._vitals)
+        self._intake = Intake(self._redis, self._open_ledger(), owner, self._dispatcher.arrived, self._vitals)
         self._parts = (
             self._flower,
             self._recorder,
@@ -127,6 +127,12 @@ class Machinery:
             self._intake,
         )
         self._health = self._health_server(settings.health_port)
+
+    def _open_ledger(self, connections: int = 1) -> Engine:
+        # Each part keeps to a connection of its own, whose server process has its few statements at hand.
+        ledger = open_ledger(self._settings.database_url, pool_size=connections, plan_once=True)
+        self._ledgers.append(ledger)
+        return ledger
 
     def _health_server(self, port: int | None) -> HealthServer | None:
         if port is None:
@@ -164,7 +170,8 @@ class Machinery:
             log.warning("worker.answers_not_recorded")  # their claims end by themselves; the rescue goes on
         self._publisher.stop()
         self._flower.stop()
-        self._ledger.dispose()
+        for ledger in self._ledgers:
+            ledger.dispose()
         if self._health is not None:
             self._health.stop()
         log.info("worker.stopped", owner=self.owner)
