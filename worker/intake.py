@@ -139,6 +139,13 @@ class Intake:
         pipeline.xack(INBOX, GROUP, *ids)
         pipeline.xdel(INBOX, *ids)
         pipeline.execute()
+        for request in accepted:
+            log.info(
+                "cancellation.requested",
+                id=request.record_id,
+                connection_id=request.connection_id,
+                order_id=request.order_id,
+            )
 
     def _store(self, requests: list[Candidate], letters: list[DeadLetter]) -> list[CancelRequest]:
         try:
@@ -168,13 +175,6 @@ class Intake:
         refused = self._bury(requests if repeated else [], letters) if repeated or letters else []
         first_of_each = {request.record_id: request for request in reversed(candidates)}
         new = [request for record_id, request in first_of_each.items() if record_id in new_ids]
-        for request in new:
-            log.info(
-                "cancellation.requested",
-                id=request.record_id,
-                connection_id=request.connection_id,
-                order_id=request.order_id,
-            )
         for letter in refused:
             log.warning("dead_letter.kept", entry_id=letter.entry_id, reason=letter.reason, error=letter.error)
         return new
