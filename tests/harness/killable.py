@@ -24,20 +24,21 @@ class Point(msgspec.Struct, frozen=True):
     where: str  # module:attribute.path, or for half the command's name
 
 
+# What one statement writes is committed with it on PostgreSQL, and a moment later on SQLite.
 POINTS = {
     "during XADD": Point("half", "XADD"),
     "after XADD": Point("after", "worker.client:put_jobs"),
     "inbox read": Point("before", "worker.intake:Intake._settle"),
-    "in the ledger, not committed": Point("after", "worker.intake:_insert"),
+    "in the ledger": Point("after", "worker.intake:accept"),
     "committed, inbox not acknowledged": Point("after", "worker.intake:Intake._commit"),
     "during the inbox acknowledgement": Point("half", "MULTI"),
-    "marked queued, not committed": Point("after", "worker.ledger.turns:queue"),
+    "marked queued": Point("after", "worker.ledger.turns:queue"),
     "queued, before the publish": Point("before", "worker.dispatcher:Dispatcher._send"),
     "during the publish": Point("half", "LPUSH"),
     "after the publish": Point("after", "worker.dispatcher:Dispatcher._send"),
     "message taken": Point("before", "worker.machinery:Machinery.attempt_all"),
     "before the claim": Point("before", "worker.ledger.claims:claim"),
-    "claimed, not committed": Point("after", "worker.ledger.claims:claim"),
+    "claimed": Point("after", "worker.ledger.claims:claim"),
     "after the claim": Point("before", "worker.flower:FlowerReporter.claimed"),
     "before the Celery acknowledgement": Point("before", "kombu.transport.redis:QoS.ack"),
     "answer in hand": Point("before", "worker.recorder:Recorder.put"),
