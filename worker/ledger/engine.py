@@ -102,7 +102,7 @@ def one_statement(engine: Engine) -> AbstractContextManager[Connection]:
     return _autocommitting(engine).connect()
 
 
-@lru_cache(maxsize=4)  # of a process there is one
+@lru_cache(maxsize=16)  # a process has a few
 def _autocommitting(engine: Engine) -> Engine:
     return engine.execution_options(isolation_level="AUTOCOMMIT")
 
