@@ -592,6 +592,14 @@ def test_a_read_back_that_failed_is_asked_again_within_our_cap(
     assert (verdict, evidence, now + seconds(expected)) == (found.verdict, found.evidence, found.confirm_at)
 
 
+def test_a_read_back_that_has_no_room_is_asked_again_soon() -> None:
+    crowded = Reading(sight=Sight.LATER, reason="read_paced", spends_attempt=False)
+
+    found = confirm(Verdict.UNKNOWN, None, NOW, crowded, now=NOW + seconds(120), policy=POLICY)
+
+    assert NOW + seconds(122) == found.confirm_at
+
+
 def test_read_backs_that_always_fail_end_with_the_horizon() -> None:
     almost = NOW + seconds(POLICY.retry_horizon - 60)
 

@@ -372,6 +372,8 @@ class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
 
 # A failed read-back is asked again after this long: the copy it asks for changes hourly.
 _READ_AGAIN = 60.0
+# One that was never asked, or was told to slow down, is due still: it waits for room, not for another copy.
+_ASK_SOON = 2.0
 
 
 def confirm(
@@ -397,7 +399,8 @@ def confirm(
             contradicted=verdict is Verdict.ACCEPTED,
         )
     if reading.sight in {Sight.LATER, Sight.NO_ACCESS}:
-        again = now + timedelta(seconds=max(_clamped(reading.retry_after, policy), _READ_AGAIN))
+        patience = _READ_AGAIN if reading.spends_attempt else _ASK_SOON
+        again = now + timedelta(seconds=max(_clamped(reading.retry_after, policy), patience))
         within = ended_at + timedelta(seconds=policy.retry_horizon)
         return Confirmation(verdict=verdict, evidence=evidence, confirm_at=again if again < within else None)
     return Confirmation(
