@@ -183,7 +183,7 @@ class Intake:
         with self._ledger.begin() as connection:
             conflicts = find_conflicts(connection, [request for _, request in repeated])
             clashing = [
-                _conflict(entry, request, conflicts[request.record_id])
+                _letter(entry, "key_conflict", key_conflict(request, conflicts[request.record_id]))
                 for entry, request in repeated
                 if conflicts.get(request.record_id, request.order_id) != request.order_id
             ]
@@ -208,10 +208,6 @@ def sort_out(entries: list[Entry]) -> tuple[list[Candidate], list[DeadLetter]]:
         except InvalidRequest as error:
             letters.append(_letter(entry, error.reason, str(error)))
     return requests, letters
-
-
-def _conflict(entry: Entry, request: CancelRequest, known_order: str) -> DeadLetter:
-    return _letter(entry, "key_conflict", key_conflict(request, known_order))
 
 
 def _brought(entry: Entry) -> DeadLetter:
