@@ -52,6 +52,12 @@ def events(deployment: Any, kind: str) -> list[dict[str, Any]]:
     return [json.loads(f[b"event"]) for _, f in deployment.redis.xrange(EVENTS) if f[b"type"] == kind.encode()]
 
 
+def await_events(deployment: Any, kind: str) -> list[dict[str, Any]]:
+    """Return the events of a kind as soon as there is one: the ledger knows first, and tells a moment later."""
+    deployment.wait_until(lambda: events(deployment, kind), f"the event {kind}")
+    return events(deployment, kind)
+
+
 def ids(shop: str, names: list[str]) -> list[str]:
     return [record_id(name, shop) for name in names]
 
@@ -152,7 +158,7 @@ def test_an_outage_holds_its_connection_probes_it_and_lets_the_backlog_out_in_or
     assert deployment.hold_of("shop-1") is None
     assert [] == untruths(deployment, names, "shop-1")
     for kind in ("connection.held", "connection.resumed"):
-        assert ["shop-1"] == [event["connection_id"] for event in events(deployment, kind)]
+        assert ["shop-1"] == [event["connection_id"] for event in await_events(deployment, kind)]
     assert deployment.trackstar.traffic("shop-1").writes <= spent + 5 + len(names)
 
 
@@ -165,13 +171,13 @@ def test_when_all_connections_fail_alike_trackstar_is_held_with_one_probe(deploy
     all_held = {holds.TRACKSTAR_OUTAGE}
     deployment.wait_until(lambda: {deployment.hold_of(shop) for shop in SHOPS} == all_held, "the hold of all")
 
-    assert 1 == len(events(deployment, "trackstar.held"))
+    assert 1 == len(await_events(deployment, "trackstar.held"))
     for shop in SHOPS:
         deployment.trackstar.connect(shop, fault=None)
     every = [record_id(f"{shop}-{name}", shop) for shop in SHOPS for name in names]
     wait_for_ends(deployment, every, 90)
 
-    assert 1 == len(events(deployment, "trackstar.resumed"))
+    assert 1 == len(await_events(deployment, "trackstar.resumed"))
     assert {None} == {deployment.hold_of(shop) for shop in SHOPS}
 
 
@@ -185,9 +191,9 @@ def test_a_held_job_expires_on_time_and_truthfully_and_a_hurried_one_is_told_of(
     hurried = [f"h-{number:03}" for number in range(200)]
     enqueue(deployment, "shop-2", hurried, send_by=soon)
     deployment.start_worker(**SETTINGS, WRITES_PER_SECOND="10")
-    deployment.wait_until(lambda: events(deployment, "cancellation.wont_make_it"), "the warning")
-    warned = {event["order_id"] for event in events(deployment, "cancellation.wont_make_it")}
+    await_events(deployment, "cancellation.wont_make_it")
     wait_for_ends(deployment, [*ids("shop-1", ["held"]), *ids("shop-2", hurried)], 60)
+    warned = {event["order_id"] for event in events(deployment, "cancellation.wont_make_it")}
     held = deployment.client.get(record_id("held"))
     late = {row.order_id for row in deployment.all() if row.status == "expired" and row.connection_id == "shop-2"}
 
