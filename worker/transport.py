@@ -70,7 +70,17 @@ class Door(Redis):
             self._aside.popleft()
 
 
+class Deliveries(kombu_redis.QoS):
+    """What was delivered and not settled. From a worker's own list nothing is kept: `OwnList` says why."""
+
+    def ack(self, delivery_tag: str) -> None:
+        if delivery_tag in self._delivered:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+
+
 class Channel(kombu_redis.Channel):
+    QoS = Deliveries
+
     def _get_client(self) -> type[Redis]:
         return Door
 
@@ -82,14 +92,14 @@ class Transport(kombu_redis.Transport):
 class OwnList:
     """The list on which a worker hands out to itself, beside the common one: it takes what it has room for.
 
-    Written as the door would write it. The list goes by itself when its worker has been dead for a while; the rows in
-    it were taken back long before.
+    Written as the door would write it, and taken off for good: to whom else should a message come back? Its rows are
+    offered anew when their short lease ends. The list goes by itself when its worker has been dead for a while.
     """
 
     def __init__(self, redis: Redis, owner: str) -> None:
         self._redis = redis
         name = f"{QUEUE}.{owner}"
-        self.queue = Queue(name, Exchange(""), routing_key=name, expires=OWN_LIST_SECONDS)  # type: ignore[no-untyped-call]
+        self.queue = Queue(name, Exchange(""), routing_key=name, no_ack=True, expires=OWN_LIST_SECONDS)  # type: ignore[no-untyped-call]
 
     def put(self, ids: Sequence[str]) -> None:
         """Hand these out, in one message. Raises RedisError."""

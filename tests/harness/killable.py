@@ -40,7 +40,7 @@ POINTS = {
     "before the claim": Point("before", "worker.ledger.claims:claim"),
     "claimed": Point("after", "worker.ledger.claims:claim"),
     "after the claim": Point("before", "worker.flower:FlowerReporter.claimed"),
-    "before the Celery acknowledgement": Point("before", "kombu.transport.redis:QoS.ack"),
+    "before the Celery acknowledgement": Point("before", "worker.transport:Deliveries.ack"),
     "answer in hand": Point("before", "worker.recorder:Recorder.put"),
     "during the record": Point("after", "worker.ledger.recording:_keep_attempts"),
     "recorded, not committed": Point("after", "worker.ledger.recording:record"),
