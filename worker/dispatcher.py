@@ -188,17 +188,21 @@ class Dispatcher:
         }
         with self._ledger.begin() if by_age else one_statement(self._ledger) as connection:
             queued = turns.queue(connection, granted, self._owner, QUEUED_LEASE_SECONDS, longest_waiting=by_age)
-        given: dict[str, tuple[str, Permit | None]] = {}
-        for name, count in granted.items():
-            rows = queued.get(name, [])
-            sent, old = self._sent.get(name, (0, 0))
-            self._sent[name] = (sent + len(rows), old + by_age.get(name, 0))
-            given |= {row.id: (name, self._permit(permits[name], number)) for number, row in enumerate(rows)}
-            if len(rows) < count:
-                self._rates.pop(name, None)  # until it is told of again, or the next look
-                self._pacing.give_back(name, permits[name], count - len(rows))
         self._last = next(reversed(granted))
-        self._send(given)
+        self._send(
+            {
+                row.id: (name, self._permit(permits[name], number))
+                for name, rows in queued.items()
+                for number, row in enumerate(rows)
+            }
+        )
+        for name, count in granted.items():
+            found = len(queued.get(name, []))
+            sent, old = self._sent.get(name, (0, 0))
+            self._sent[name] = (sent + found, old + by_age.get(name, 0))
+            if found < count:
+                self._rates.pop(name, None)  # until it is told of again, or the next look
+                self._pacing.give_back(name, permits[name], count - found)
 
     def _permit(self, permits: Permits, number: int) -> Permit:
         return Permit(permits.moment(number), 1 / (permits.interval * SHARE), permits.saturated)
