@@ -6,15 +6,16 @@ Knows the inbox and the ledger's questions; does not know Celery, workers, HTTP 
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import RedisError
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker.cancellation.lifecycle import Policy, SafeToRefund
 from worker.cancellation.pace import DOCUMENTED_WRITES_PER_SECOND
@@ -28,10 +29,12 @@ from worker.ledger.engine import open_ledger, reading
 from worker.ledger.reading import Cancellation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
+
+Answer = TypeVar("Answer")
 
 CHUNK = 1_000  # entries in one round trip
 
@@ -80,7 +83,7 @@ class CancelClient:
     def _ledger(self) -> Engine:
         if self._database_url is None:
             raise LedgerUnavailableError("Set DATABASE_URL (or pass database_url) to ask about cancellations.")
-        return open_ledger(self._database_url, pool_size=4, ask_first=True)
+        return open_ledger(self._database_url, pool_size=4, plan_once=True)
 
     def enqueue(
         self,
@@ -129,8 +132,7 @@ class CancelClient:
 
     def get(self, cancellation_id: str) -> Cancellation | None:
         """Return the cancellation as it stands, or None while the ledger does not know it."""
-        with self._asking() as connection:
-            return questions.get(connection, cancellation_id)
+        return self._ask(questions.get, cancellation_id)
 
     def wait(self, cancellation_id: str, timeout: float | None = None) -> Cancellation:
         """Wait until the cancellation has ended, for `timeout` seconds at most (None: for ever).
@@ -153,21 +155,17 @@ class CancelClient:
 
     def expected_at(self, cancellation_id: str) -> datetime | None:
         """Return when it is sent, by the backlog ahead of it and its connection's pace; None where nobody can tell."""
-        with self._asking() as connection:
-            return questions.expected_at(connection, cancellation_id, self._writes_per_second)
+        return self._ask(questions.expected_at, cancellation_id, self._writes_per_second)
 
     def next_turn(self, connection_id: str, priority: str = "normal") -> tuple[datetime | None, str | None]:
         """Return when a job that is enqueued now would be sent, and the reason of its connection's hold, if any."""
-        with self._asking() as connection:
-            return questions.next_turn(connection, connection_id, priority, self._writes_per_second)
+        return self._ask(questions.next_turn, connection_id, priority, self._writes_per_second)
 
     def withdraw(self, cancellation_id: str) -> None:
         """Take back a cancel that was not sent yet. Raises TooLateError or UnknownCancellationError."""
-        try:
-            with self._ledger.begin() as connection:
-                by_hand.take_back(connection, cancellation_id, Policy())
-        except SQLAlchemyError as error:
-            raise _ledger_unavailable(error) from error
+        self.get(cancellation_id)  # a connection that was cut is replaced here, where to ask twice is harmless
+        with _faults_in_a_sentence(), self._ledger.begin() as connection:
+            by_hand.take_back(connection, cancellation_id, Policy())
 
     def safe_to_refund(self, cancellation_id: str) -> SafeToRefund:
         """Answer the one question of support: yes, no, or not yet."""
@@ -181,8 +179,19 @@ class CancelClient:
         if "_ledger" in self.__dict__:
             self._ledger.dispose()
 
-    def _asking(self) -> _Asking:
-        return _Asking(reading(self._ledger))
+    def _ask(self, question: Callable[..., Answer], *about: object) -> Answer:
+        with _faults_in_a_sentence():
+            try:
+                return self._ask_once(question, *about)
+            except DBAPIError as error:
+                # An idle connection that was cut is noticed by its use; to try each one first is a round trip more.
+                if not error.connection_invalidated:
+                    raise
+            return self._ask_once(question, *about)
+
+    def _ask_once(self, question: Callable[..., Answer], *about: object) -> Answer:
+        with reading(self._ledger).connect() as connection:
+            return question(connection, *about)
 
     def _send(self, requests: Sequence[CancelRequest]) -> None:
         self._refuse_conflicts(requests)
@@ -198,37 +207,21 @@ class CancelClient:
         if self._database_url is None:
             return  # the intake judges it, and keeps a conflict as a dead letter
         try:
-            with reading(self._ledger).connect() as connection:
-                conflicts = accepting.find_conflicts(connection, requests)
-        except SQLAlchemyError:
+            conflicts = self._ask(accepting.find_conflicts, requests)
+        except LedgerUnavailableError:
             return  # a ledger that is away does not stop anyone from enqueuing
         _raise_conflict(requests, conflicts)
 
 
-class _Asking:
-    """A read-only transaction whose faults are told in a sentence."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __enter__(self) -> Connection:
-        try:
-            self._connection = self._engine.connect()
-        except SQLAlchemyError as error:
-            raise _ledger_unavailable(error) from error
-        return self._connection
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        self._connection.close()
-        if isinstance(error, SQLAlchemyError):
-            raise _ledger_unavailable(error) from error
-
-
-def _ledger_unavailable(error: SQLAlchemyError) -> LedgerUnavailableError:
-    return LedgerUnavailableError(
-        f"The ledger could not be asked ({type(error).__name__}): check DATABASE_URL, that the database runs and that "
-        "`cancel-worker migrate` has run."
-    )
+@contextmanager
+def _faults_in_a_sentence() -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise LedgerUnavailableError(
+            f"The ledger could not be asked ({type(error).__name__}): check DATABASE_URL, that the database runs and "
+            "that `cancel-worker migrate` has run."
+        ) from error
 
 
 def _request(fields: Mapping[str, Any]) -> CancelRequest:

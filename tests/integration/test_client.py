@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from worker import CancelClient
 from worker.cancellation.lifecycle import SafeToRefund
+from worker.cancellation.request import CancelRequest
 from worker.client import (
     InboxUnavailableError,
     InvalidRequest,
@@ -29,10 +30,11 @@ from worker.embedded import free_port
 from worker.health import Vitals
 from worker.inbox import GROUP, INBOX
 from worker.intake import Intake
+from worker.ledger import accepting
 from worker.ledger.tables import cancellations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from redis import Redis
@@ -53,9 +55,28 @@ def intake(redis: Redis, ledger: Engine) -> Intake:
     return Intake(redis, ledger, "w-1", lambda _: None, Vitals())
 
 
+def ask(client: CancelClient) -> None:
+    assert client.get(NOBODY) is None
+
+
+def take_back(client: CancelClient) -> None:
+    with pytest.raises(UnknownCancellationError):
+        client.withdraw(NOBODY)
+
+
+def use_a_key_twice(client: CancelClient) -> None:
+    with pytest.raises(KeyConflictError):
+        client.enqueue("shop-1", "o-2", idempotency_key="k")
+
+
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite has no connections to cut
-def test_a_client_whose_idle_connections_were_cut_does_not_notice(client: CancelClient, ledger: Engine) -> None:
-    assert client.get("00000000-0000-5000-8000-000000000001") is None
+@pytest.mark.parametrize("act", [ask, take_back, use_a_key_twice])
+def test_a_client_whose_idle_connections_were_cut_does_not_notice(
+    client: CancelClient, ledger: Engine, act: Callable[[CancelClient], None]
+) -> None:
+    with ledger.begin() as connection:
+        accepting.accept(connection, [CancelRequest(connection_id="shop-1", order_id="o-1", idempotency_key="k")])
+    ask(client)
     with ledger.begin() as connection:
         others = (
             "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname = current_database()"
@@ -63,7 +84,7 @@ def test_a_client_whose_idle_connections_were_cut_does_not_notice(client: Cancel
         cut = connection.exec_driver_sql(f"{others} AND pid <> pg_backend_pid()").scalar_one()
 
     assert cut >= 1
-    assert client.get("00000000-0000-5000-8000-000000000001") is None
+    act(client)
 
 
 def end(ledger: Engine, record_id: str, **known: Any) -> None:

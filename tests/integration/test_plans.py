@@ -14,6 +14,7 @@ from worker.cancellation.answer import Order
 from worker.cancellation.lifecycle import Evidence, Move, Status, Verdict
 from worker.cancellation.request import CancelRequest
 from worker.ledger import accepting, agenda, claims, connections, outbox, recording, turns
+from worker.ledger import reading as questions
 from worker.ledger.engine import open_ledger
 from worker.ledger.tables import cancellations
 
@@ -46,6 +47,9 @@ def live(ledger: Engine, size: int) -> None:
     jobs = [CancelRequest(connection_id="shop", order_id=uuid.uuid4().hex, priority="urgent") for _ in range(size)]
     with ledger.begin() as connection:
         accepting.accept(connection, jobs)
+    with ledger.begin() as connection:
+        assert not accepting.find_conflicts(connection, jobs)
+        assert questions.get(connection, jobs[0].record_id)
     with ledger.begin() as connection:
         queued = turns.queue(connection, {"shop": size, "other": 0}, "w-1", 60, longest_waiting={"shop": 1})
     with ledger.begin() as connection:

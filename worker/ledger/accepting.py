@@ -9,7 +9,7 @@ from sqlalchemy import JSON, Connection, Text, func, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.ledger.outbox import announce
-from worker.ledger.sqltypes import Instant, RecordId, as_rows, db_now, given, instant_or_none, once
+from worker.ledger.sqltypes import Instant, RecordId, among, as_rows, db_now, given, instant_or_none, once
 from worker.ledger.tables import cancellations, connections, dead_letters
 
 if TYPE_CHECKING:
@@ -109,10 +109,10 @@ def _inserting(dialect: str, source: FromClause) -> ReturningInsert[Any]:
 
 
 @once
-def _find_conflicts(dialect: str) -> Any:
-    source = given(dialect, {"id": RecordId, "order_id": Text()})
-    return select(cancellations.c.id, cancellations.c.order_id).join(
-        source, (source.c.id == cancellations.c.id) & (source.c.order_id != cancellations.c.order_id)
+def _known(dialect: str) -> Any:
+    asked = given(dialect, {"id": RecordId})
+    return select(cancellations.c.id, cancellations.c.order_id).where(
+        among(dialect, cancellations.c.id, select(asked.c.id))
     )
 
 
@@ -120,11 +120,13 @@ def find_conflicts(connection: Connection, requests: Sequence[CancelRequest]) ->
     """Return, by record id, the order that the record is for, wherever that is not the order asked for."""
     if not requests:
         return {}
-    known = connection.execute(
-        _find_conflicts(connection),
-        as_rows({"id": request.record_id, "order_id": request.order_id} for request in requests),
-    )
-    return {str(row.id): row.order_id for row in known}
+    known = connection.execute(_known(connection), as_rows({"id": request.record_id} for request in requests))
+    order_ids = {str(row.id): row.order_id for row in known}
+    return {
+        request.record_id: known_order
+        for request in requests
+        if (known_order := order_ids.get(request.record_id, request.order_id)) != request.order_id
+    }
 
 
 def key_conflict(request: CancelRequest, known_order: str) -> str:

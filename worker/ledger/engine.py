@@ -19,18 +19,18 @@ LOCK_TIMEOUT_MS = 10_000
 SQLITE_BUSY_SECONDS = 15
 
 
-# Each statement of a worker has its index, and is planned once: planning a batch again costs a third of running it. A
-# plan that was made while a table was small would go on reading all of it when it is large, so it may not read all.
+# Each statement of a worker or a client has its index, and is planned once: planning a batch again costs a third of
+# running it. A plan that was made while a table was small would go on reading all of it when it is large, so it may
+# not read all.
 PLANNED_ONCE = "-c enable_seqscan=off"
 PLANNED_EACH_TIME = "-c plan_cache_mode=force_custom_plan"
 
 
-def open_ledger(url: str, *, pool_size: int = 8, ask_first: bool = False, plan_once: bool = False) -> Engine:
+def open_ledger(url: str, *, pool_size: int = 8, plan_once: bool = False) -> Engine:
     """Make the engine for a `DATABASE_URL`; connects at first use.
 
-    With `ask_first` a connection that died while nobody used it is replaced before it is used: one round trip more
-    each time, for those who have no loop that tries again. With `plan_once` plans are kept, and none reads a whole
-    table where an index would do: for a worker's few statements, not for a person's questions.
+    With `plan_once` plans are kept, and none reads a whole table where an index would do: for the few statements of a
+    worker or a client, not for all that a person may ask.
 
     Raises ValueError with a sentence where the URL is of no known kind.
     """
@@ -46,7 +46,6 @@ def open_ledger(url: str, *, pool_size: int = 8, ask_first: bool = False, plan_o
         parsed.set(drivername="postgresql+psycopg"),
         pool_size=pool_size,
         max_overflow=4,
-        pool_pre_ping=ask_first,
         pool_use_lifo=True,  # the same few connections, which know the statements
         hide_parameters=True,  # an error may be logged; a row may not
         pool_timeout=10,
