@@ -60,12 +60,13 @@ def test_any_number_of_workers_together_keep_the_pace(redis_url: str) -> None:
     assert 0.9 * 196 <= len(taken) <= 196 * (1 + LOOKAHEAD_SECONDS) + 5
 
 
-def test_permits_that_nobody_needed_are_given_again(pacing: Pacing) -> None:
-    first = pacing.reserve({"shop-1": (50.0, 5)})["shop-1"]
-    pacing.give_back("shop-1", first, 4)
-    again = pacing.reserve({"shop-1": (50.0, 5)})["shop-1"]
+def test_permits_that_nobody_needed_are_given_again(redis: Redis) -> None:
+    pacing = Pacing(redis, "w", lookahead=60.0)  # so far ahead that none is past before it is asked for again
+    first = pacing.reserve({"shop-1": (1.0, 30)})["shop-1"]
+    pacing.give_back("shop-1", first, 10)
+    again = pacing.reserve({"shop-1": (1.0, 5)})["shop-1"]
 
-    assert moments(again)[0] == pytest.approx(moments(first)[1], abs=1e-5)
+    assert moments(again)[0] == pytest.approx(moments(first)[20], abs=1e-4)
 
 
 def test_permits_below_those_of_another_worker_are_not_given_again(pacing: Pacing) -> None:
