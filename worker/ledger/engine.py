@@ -42,7 +42,7 @@ def open_ledger(url: str, *, pool_size: int = 8, plan_once: bool = False) -> Eng
         return _open_sqlite(url)
     if parsed.get_backend_name() != "postgresql":
         raise ValueError(f"DATABASE_URL names {parsed.get_backend_name()}: only postgresql and sqlite are supported.")
-    return create_engine(
+    engine = create_engine(
         parsed.set(drivername="postgresql+psycopg"),
         pool_size=pool_size,
         max_overflow=4,
@@ -61,8 +61,12 @@ def open_ledger(url: str, *, pool_size: int = 8, plan_once: bool = False) -> Eng
             f" -c idle_in_transaction_session_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC"
             f" {PLANNED_ONCE if plan_once else PLANNED_EACH_TIME}",
             "application_name": "cancel-worker",
+            "autocommit": True,  # the driver begins no transaction by itself: `_begin_with` does
         },
     )
+
+    _begin_with(engine, "BEGIN")
+    return engine
 
 
 def _open_sqlite(url: str) -> Engine:
@@ -72,38 +76,46 @@ def _open_sqlite(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the driver would begin too late, see below
+        connection.isolation_level = None  # the driver would begin too late
         connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for the writer
         connection.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut, as on PostgreSQL
         connection.execute("PRAGMA foreign_keys = ON")
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        # A transaction that reads first and writes later fails at once when another wrote in between.
-        writes = not connection.get_execution_options().get("ledger_readonly")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
+    # A transaction that reads first and writes later would fail at once when another wrote in between.
+    _begin_with(engine, "BEGIN IMMEDIATE")
     return engine
 
 
+# The option of connections on which no transaction is begun: each statement is one by itself.
+_UNBEGUN = "ledger_unbegun"
+
+
+def _begin_with(engine: Engine, command: str) -> None:
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        if not connection.get_execution_options().get(_UNBEGUN):
+            connection.exec_driver_sql(command)
+
+
 def reading(engine: Engine) -> Engine:
-    """Return the same engine for transactions that only read, so that they never wait for a writer."""
-    if engine.dialect.name == "sqlite":
-        return engine.execution_options(ledger_readonly=True)
-    # One statement is one round trip then; and a ROLLBACK would make the driver forget all that it has prepared.
-    return _autocommitting(engine)
+    """Return the same engine for transactions that only read, so that they never wait for a writer.
+
+    On PostgreSQL one statement is one round trip then; and a ROLLBACK would make the driver forget all that it has
+    prepared.
+    """
+    return _unbegun(engine)
 
 
 def one_statement(engine: Engine) -> AbstractContextManager[Connection]:
     """Open a transaction of a single statement that writes: it needs no BEGIN, no COMMIT, and a third of the trips."""
     if engine.dialect.name == "sqlite":
         return engine.begin()
-    return _autocommitting(engine).connect()
+    return _unbegun(engine).connect()
 
 
 @lru_cache(maxsize=16)  # a process has a few
-def _autocommitting(engine: Engine) -> Engine:
-    return engine.execution_options(isolation_level="AUTOCOMMIT")
+def _unbegun(engine: Engine) -> Engine:
+    return engine.execution_options(**{_UNBEGUN: True})
 
 
 def refuses_the_row(error: BaseException) -> bool:
