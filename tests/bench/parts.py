@@ -98,9 +98,10 @@ class Parts:
         assert self.redis.config_get("appendfsync")["appendfsync"] == "everysec"
 
     def versions(self) -> Mapping[str, str]:
+        server = self.redis.info("server")
         return {
             "python": sys.version.split()[0],
-            "redis": self.redis.info("server")["redis_version"],
+            "redis": f"Valkey {server['valkey_version']}" if "valkey_version" in server else server["redis_version"],
             "postgresql": self.postgres.ask("SHOW server_version"),
         }
 

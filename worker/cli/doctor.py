@@ -57,7 +57,9 @@ def _redis(settings: Settings) -> Iterator[Finding]:
         return
     version = tuple(int(part) for part in server["redis_version"].split(".")[:2])
     old = "" if version >= OLDEST_REDIS else "Upgrade to 6.2 or newer."
-    yield Finding("Redis", f"version {server['redis_version']}", old)
+    # Valkey tells as `redis_version` the Redis that it stands in for.
+    valkey = f" (Valkey {server['valkey_version']})" if "valkey_version" in server else ""
+    yield Finding("Redis", f"version {server['redis_version']}{valkey}", old)
     aof = "" if kept.get("aof_enabled") else "Set `appendonly yes`: without it a restart loses accepted jobs."
     yield Finding("Redis", f"append-only file {'on' if not aof else 'off'}", aof)
     evicts = "Set `maxmemory-policy noeviction`: any other may drop jobs in silence."
