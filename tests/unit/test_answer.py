@@ -179,12 +179,25 @@ def test_an_emoji_cut_in_two_does_not_spoil_the_answer(half: str) -> None:
         pytest.param("not_json", b'{"data": {"id": "a", "b": NaN}}', id="NaN"),
         pytest.param("not_json", b'{"data": {"b": "\xff"}}', id="invalid UTF-8 deep inside"),
         pytest.param("not_json", b"\x00", id="NUL"),
-        pytest.param("not_json", b"[" * 100_000 + b"]" * 100_000, id="nested beyond reason"),
-        pytest.param("not_json", b'{"data":' * 100_000 + b"1" + b"}" * 100_000, id="objects nested beyond reason"),
+        pytest.param("not_json", b"[" * 1_000_000 + b"]" * 1_000_000, id="nested beyond reason"),
+        pytest.param("not_json", b'{"data":' * 1_000_000 + b"1" + b"}" * 1_000_000, id="objects nested beyond reason"),
     ],
 )
 def test_a_body_is_told_by_its_kind(expected: str, content: bytes) -> None:
     assert expected == read_reply(200, content).body
+
+
+@pytest.mark.parametrize(("before", "behind"), [("", ""), ('{"data": {"shipments": [{"status": ', "}]}}")])
+def test_a_body_nested_just_as_deep_as_can_be_read_is_told_too(before: str, behind: str) -> None:
+    def told(depth: int) -> str:
+        return read_reply(200, (before + '{"data":' * depth + "1" + "}" * depth + behind).encode()).body
+
+    read, refused = 1, 1_000_000
+    while refused - read > 1:
+        depth = (read + refused) // 2
+        read, refused = (depth, refused) if told(depth) == "object" else (read, depth)
+
+    assert {"object", "not_json"} >= {told(depth) for depth in range(read - 20, read + 20)}
 
 
 @pytest.mark.parametrize("data", [None, "order", 1, 1.5, True, []], ids=repr)

@@ -121,11 +121,16 @@ def read_reply(
         return Reply(status=status, body="empty", **kept)  # type: ignore[arg-type]
     try:
         # Decoding all of it first refuses bad UTF-8 inside the parts that are kept unparsed.
-        envelope = _read_envelope(content.decode())
+        return _read_document(status, content.decode(), kept)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
+        # What is nested too deep differs: of a whole that can be skipped, a part may be too deep to be read.
         return Reply(status=status, body="not_json", **kept)  # type: ignore[arg-type]
+
+
+def _read_document(status: int, text: str, kept: dict[str, Any]) -> Reply:
+    envelope = _read_envelope(text)
     if envelope is None:
-        return Reply(status=status, body="other_json", **kept)  # type: ignore[arg-type]
+        return Reply(status=status, body="other_json", **kept)
     return Reply(
         status=status,
         body="object",
@@ -135,7 +140,7 @@ def read_reply(
         listed=_opens_with(envelope.data, b"["),
         unused_fields=_text(envelope.unused_fields),
         message=_message(envelope.error),
-        **kept,  # type: ignore[arg-type]
+        **kept,
     )
 
 
