@@ -5,23 +5,55 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
+import structlog
 from cryptography.fernet import Fernet
 from redis import Redis
-from sqlalchemy import Engine, NullPool, create_engine, make_url
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_url
 
-from worker.embedded import EmbeddedRedis, embedded_redis
-from worker.ledger import connections, migrating
-from worker.ledger.credentials import TokenVault
-from worker.ledger.engine import open_ledger
+from worker.dev.embedded import EmbeddedRedis, embedded_redis
+from worker.ledger import connections, migrations
+from worker.ledger.database import ONE_STATEMENT, open_ledger
+from worker.ledger.vault import TokenVault
 
 KEY = Fernet.generate_key().decode()
 DATABASES = ("sqlite", "postgresql")
+
+
+class SecondStatementError(AssertionError):
+    """Two statements ran inside `autocommit`: on PostgreSQL the first would be kept where the second fails."""
+
+
+_has_run: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
+_second_statements: list[str] = []
+
+
+@event.listens_for(Engine, "before_cursor_execute")
+def _allow_one_statement(db: Connection, _cursor: object, statement: str, *_: object) -> None:
+    # The BEGIN that SQLite needs has run by then: the option is set in the transaction.
+    if not db.get_execution_options().get(ONE_STATEMENT):
+        return
+    if db in _has_run:
+        _second_statements.append(f"{statement}\n-- after --\n{_has_run[db]}")
+        raise SecondStatementError(_second_statements[-1])
+    _has_run[db] = statement
+
+
+@pytest.fixture(autouse=True)
+def second_statements() -> Iterator[list[str]]:
+    """Fail a test in which a second statement ran inside `autocommit`, also where a thread has swallowed the error."""
+    _second_statements.clear()
+    yield _second_statements
+    assert [] == _second_statements
 
 
 @pytest.fixture(scope="session")
@@ -54,8 +86,8 @@ class Postgres:
         self._template: str | None = None
 
     def execute(self, statement: str) -> None:
-        with self._admin.connect() as connection:
-            connection.exec_driver_sql(statement)
+        with self._admin.connect() as db:
+            db.exec_driver_sql(statement)
 
     def empty(self, template: str = "template1") -> str:
         """Make a database and return its address."""
@@ -108,7 +140,7 @@ def postgres() -> Iterator[Postgres]:
 
 def _migrate(url: str) -> None:
     engine = open_ledger(url)
-    migrating.migrate(engine)
+    migrations.migrate(engine)
     engine.dispose()
 
 
@@ -166,6 +198,65 @@ def ledger(database_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
+class LedgerSwitch:
+    """Takes a ledger away and brings it back, as its engine sees it: connections end, and new ones are refused."""
+
+    def __init__(self, ledger: Engine) -> None:
+        self.tried = threading.Event()  # somebody wanted it while it was away
+        self._ledger = ledger
+        self._away = False
+        event.listen(ledger, "do_connect", self._connect)
+
+    def away(self) -> None:
+        self._away = True
+        self._ledger.dispose()
+
+    def back(self) -> None:
+        self._away = False
+
+    def _connect(self, dialect: Any, *_: object) -> None:
+        if self._away:
+            self.tried.set()
+            raise dialect.loaded_dbapi.OperationalError("the ledger is away")
+
+
+@pytest.fixture
+def ledger_switch(ledger: Engine) -> LedgerSwitch:
+    """What takes the ledger of this test away."""
+    return LedgerSwitch(ledger)
+
+
+class Logged(SimpleQueue[MutableMapping[str, Any]]):
+    """The lines that are logged, as they come, from any thread."""
+
+    def wait_for(self, event: str, seconds: float = 10.0) -> MutableMapping[str, Any]:
+        """Return the next line of this event; those before it are gone."""
+        while True:
+            line = self.get(timeout=seconds)
+            if line["event"] == event:
+                return line
+
+    def events(self) -> list[str]:
+        """Return the events of all lines so far that nobody waited for."""
+        return [self.get()["event"] for _ in range(self.qsize())]
+
+
+@pytest.fixture
+def logged() -> Iterator[Logged]:
+    lines = Logged()
+
+    def keep(_logger: Any, level: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        lines.put({**line, "level": level})
+        raise structlog.DropEvent
+
+    # In place, as structlog's own tests do it: loggers keep this list.
+    processors = structlog.get_config()["processors"]
+    before = list(processors)
+    processors[:] = [keep]
+    yield lines
+    processors[:] = before
+
+
 @pytest.fixture(scope="session")
 def credential_key() -> str:
     return KEY
@@ -179,6 +270,6 @@ def vault() -> TokenVault:
 @pytest.fixture
 def shop(ledger: Engine, vault: TokenVault) -> str:
     """A connection that may send."""
-    with ledger.begin() as connection:
-        connections.add(connection, "shop-1", vault.seal("token-of-shop-1"))
+    with ledger.begin() as db:
+        connections.add(db, "shop-1", vault.encrypt("token-of-shop-1"))
     return "shop-1"

@@ -1,31 +1,60 @@
 """The Trackstar cancel worker: stops an order before the warehouse ships it.
 
-Follow one job through five files: `client` puts it on the inbox, `intake` brings it into the ledger, `dispatcher`
-chooses when it is sent, `attempt` makes the call, `ledger/recording` keeps what came of it. The rules they all obey
-are in `cancellation/`: what a job may hold, what an answer means, which move is legal.
+Follow one job: `client` puts it on the inbox; in a worker `runtime.intake` brings it into the ledger,
+`runtime.dispatcher` claims it when its turn comes and hands it to `runtime.executor` through a Celery message,
+`runtime.attempt` calls Trackstar and decides, `runtime.recorder` keeps what came of it. The rules they all obey are in
+`cancellation/`: what a job may hold, what an answer means, which transition is legal. The SQL is in `ledger/`.
 
 For producers: `from worker import CancelClient`. For Celery: `celery -A worker worker` finds `app`.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from worker.celery_app import app
-    from worker.client import CancelClient
+from worker.errors import (
+    CancelError,
+    InboxUnavailableError,
+    KeyConflictError,
+    LedgerUnavailableError,
+    TooLateError,
+    UnknownCancellationError,
+)
 
-__all__ = ["CancelClient", "app"]
+if TYPE_CHECKING:
+    from worker.broker.app import app
+    from worker.cancellation.request import InvalidRequest
+    from worker.client import CancelClient
+    from worker.ledger.queries import Cancellation
+
+__version__ = "0.2.0.dev0"
+
+__all__ = [
+    "CancelClient",
+    "CancelError",
+    "Cancellation",
+    "InboxUnavailableError",
+    "InvalidRequest",
+    "KeyConflictError",
+    "LedgerUnavailableError",
+    "TooLateError",
+    "UnknownCancellationError",
+    "__version__",
+    "app",
+]
+
+
+# Loaded at first use: a producer that imports the client loads no worker, and the other way round.
+_HOMES = {
+    "app": "worker.broker.app",
+    "CancelClient": "worker.client",
+    "Cancellation": "worker.ledger.queries",
+    "InvalidRequest": "worker.cancellation.request",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # At first use: a producer that imports the client loads no worker, and the other way round.
-    if name == "CancelClient":
-        from worker.client import CancelClient  # noqa: PLC0415
-
-        return CancelClient
-    if name == "app":
-        from worker.celery_app import app  # noqa: PLC0415
-
-        return app
-    raise AttributeError(f"module 'worker' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'worker' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

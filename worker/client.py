@@ -1,4 +1,4 @@
-"""What an OMS imports: enqueue, ask, wait, take back. Needs Redis to enqueue and the ledger to ask.
+"""What an OMS imports: enqueue, ask, wait, withdraw. Needs Redis to enqueue and the ledger to ask.
 
 Knows the inbox and the ledger's questions; does not know Celery, workers, HTTP or any setting of Trackstar's.
 """
@@ -19,14 +19,13 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker.cancellation.lifecycle import Policy, SafeToRefund
 from worker.cancellation.pace import DOCUMENTED_WRITES_PER_SECOND
-from worker.cancellation.request import CancelRequest, InvalidRequest, Priority, make_request
+from worker.cancellation.request import CancelRequest, Priority, make_request
 from worker.environment import from_environment
-from worker.inbox import connect_redis, put_jobs
-from worker.ledger import accepting, by_hand
-from worker.ledger import reading as questions
-from worker.ledger.by_hand import TooLateError, UnknownCancellationError
-from worker.ledger.engine import open_ledger, reading
-from worker.ledger.reading import Cancellation
+from worker.errors import InboxUnavailableError, KeyConflictError, LedgerUnavailableError
+from worker.ledger import queries, transitions
+from worker.ledger.database import open_ledger, read_only
+from worker.ledger.queries import Cancellation
+from worker.streams import connect_redis, put_jobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,29 +36,6 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 CHUNK = 1_000  # entries in one round trip
-
-__all__ = [
-    "CancelClient",
-    "Cancellation",
-    "InboxUnavailableError",
-    "InvalidRequest",
-    "KeyConflictError",
-    "LedgerUnavailableError",
-    "TooLateError",
-    "UnknownCancellationError",
-]
-
-
-class KeyConflictError(ValueError):
-    """The idempotency key already belongs to another order of this connection."""
-
-
-class InboxUnavailableError(ConnectionError):
-    """Redis could not be reached. Enqueue again: the same intent is the same record, however often it is sent."""
-
-
-class LedgerUnavailableError(ConnectionError):
-    """The database could not be reached. What was enqueued is not lost; ask again."""
 
 
 class CancelClient:
@@ -132,7 +108,7 @@ class CancelClient:
 
     def get(self, cancellation_id: str) -> Cancellation | None:
         """Return the cancellation as it stands, or None while the ledger does not know it."""
-        return self._ask(questions.get, cancellation_id)
+        return self._ask(queries.get, cancellation_id)
 
     def wait(self, cancellation_id: str, timeout: float | None = None) -> Cancellation:
         """Wait until the cancellation has ended, for `timeout` seconds at most (None: for ever).
@@ -155,17 +131,17 @@ class CancelClient:
 
     def expected_at(self, cancellation_id: str) -> datetime | None:
         """Return when it is sent, by the backlog ahead of it and its connection's pace; None where nobody can tell."""
-        return self._ask(questions.expected_at, cancellation_id, self._writes_per_second)
+        return self._ask(queries.expected_at, cancellation_id, self._writes_per_second)
 
     def next_turn(self, connection_id: str, priority: str = "normal") -> tuple[datetime | None, str | None]:
         """Return when a job that is enqueued now would be sent, and the reason of its connection's hold, if any."""
-        return self._ask(questions.next_turn, connection_id, priority, self._writes_per_second)
+        return self._ask(queries.next_turn, connection_id, priority, self._writes_per_second)
 
     def withdraw(self, cancellation_id: str) -> None:
         """Take back a cancel that was not sent yet. Raises TooLateError or UnknownCancellationError."""
         self.get(cancellation_id)  # a connection that was cut is replaced here, where to ask twice is harmless
-        with _faults_in_a_sentence(), self._ledger.begin() as connection:
-            by_hand.take_back(connection, cancellation_id, Policy())
+        with _ledger_errors(), self._ledger.begin() as db:
+            transitions.withdraw(db, cancellation_id, Policy())
 
     def safe_to_refund(self, cancellation_id: str) -> SafeToRefund:
         """Answer the one question of support: yes, no, or not yet."""
@@ -180,7 +156,7 @@ class CancelClient:
             self._ledger.dispose()
 
     def _ask(self, question: Callable[..., Answer], *about: object) -> Answer:
-        with _faults_in_a_sentence():
+        with _ledger_errors():
             try:
                 return self._ask_once(question, *about)
             except DBAPIError as error:
@@ -190,8 +166,8 @@ class CancelClient:
             return self._ask_once(question, *about)
 
     def _ask_once(self, question: Callable[..., Answer], *about: object) -> Answer:
-        with reading(self._ledger).connect() as connection:
-            return question(connection, *about)
+        with read_only(self._ledger) as db:
+            return question(db, *about)
 
     def _send(self, requests: Sequence[CancelRequest]) -> None:
         self._refuse_conflicts(requests)
@@ -207,14 +183,14 @@ class CancelClient:
         if self._database_url is None:
             return  # the intake judges it, and keeps a conflict as a dead letter
         try:
-            conflicts = self._ask(accepting.find_conflicts, requests)
+            conflicts = self._ask(queries.find_conflicts, requests)
         except LedgerUnavailableError:
             return  # a ledger that is away does not stop anyone from enqueuing
         _raise_conflict(requests, conflicts)
 
 
 @contextmanager
-def _faults_in_a_sentence() -> Iterator[None]:
+def _ledger_errors() -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
@@ -230,12 +206,12 @@ def _request(fields: Mapping[str, Any]) -> CancelRequest:
 
 
 def _insert(session: Session | Connection, request: CancelRequest) -> None:
-    connection = session if isinstance(session, Connection) else session.connection()
-    accepting.accept(connection, [request])
-    _raise_conflict([request], accepting.find_conflicts(connection, [request]))
+    db = session if isinstance(session, Connection) else session.connection()
+    transitions.accept(db, [request])
+    _raise_conflict([request], queries.find_conflicts(db, [request]))
 
 
 def _raise_conflict(requests: Sequence[CancelRequest], conflicts: Mapping[str, str]) -> None:
     for request in requests:
         if (known := conflicts.get(request.record_id)) and known != request.order_id:
-            raise KeyConflictError(accepting.key_conflict(request, known))
+            raise KeyConflictError(queries.key_conflict(request, known))

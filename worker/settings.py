@@ -85,6 +85,11 @@ class Settings(BaseSettings):
         return self.lease_seconds - self.longest_attempt_seconds
 
     @property
+    def start_within_seconds(self) -> float:
+        """How long after its claim a request may still begin."""
+        return self.lease_margin_seconds / 2
+
+    @property
     def policy(self) -> Policy:
         return Policy(
             retry_base=self.retry_base_seconds,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from worker.ledger.sqltypes import Instant, RecordId, RowId
+from worker.ledger.dialects import RecordId, RowId, UtcTimestamp
 
 revision = "0f5266a5aa61"
 down_revision = None
@@ -25,10 +25,10 @@ def upgrade() -> None:
         sa.Column("access_token", sa.Text(), nullable=True),
         sa.Column("writes_per_second", sa.Float(), nullable=True),
         sa.Column("hold_reason", sa.String(length=32), nullable=True),
-        sa.Column("held_at", Instant(), nullable=True),
-        sa.Column("probe_at", Instant(), nullable=True),
-        sa.Column("created_at", Instant(), nullable=False),
-        sa.Column("updated_at", Instant(), nullable=False),
+        sa.Column("held_at", UtcTimestamp(), nullable=True),
+        sa.Column("probe_at", UtcTimestamp(), nullable=True),
+        sa.Column("created_at", UtcTimestamp(), nullable=False),
+        sa.Column("updated_at", UtcTimestamp(), nullable=False),
         sa.CheckConstraint(
             "hold_reason IN ('credentials', 'operator', 'outage', 'unknown_connection')",
             name=op.f("ck_connections_hold_reason_known"),
@@ -47,7 +47,7 @@ def upgrade() -> None:
         sa.Column("raw", sa.LargeBinary(), nullable=False),
         sa.Column("reason", sa.String(length=64), nullable=False),
         sa.Column("error", sa.Text(), nullable=False),
-        sa.Column("received_at", Instant(), nullable=False),
+        sa.Column("received_at", UtcTimestamp(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_dead_letters")),
         sa.UniqueConstraint("source", "entry_id", name=op.f("uq_dead_letters_source_entry_id")),
     )
@@ -57,8 +57,8 @@ def upgrade() -> None:
         sa.Column("cancellation_id", RecordId, nullable=True),
         sa.Column("type", sa.String(length=64), nullable=False),
         sa.Column("payload", sa.Text(), nullable=False),
-        sa.Column("created_at", Instant(), nullable=False),
-        sa.Column("publish_at", Instant(), nullable=True),
+        sa.Column("created_at", UtcTimestamp(), nullable=False),
+        sa.Column("publish_at", UtcTimestamp(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
     )
     with op.batch_alter_table("events", schema=None) as batch_op:
@@ -78,21 +78,21 @@ def upgrade() -> None:
         sa.Column("order_id", sa.String(length=255), nullable=False),
         sa.Column("idempotency_key", sa.Text(), nullable=False),
         sa.Column("priority", sa.String(length=8), nullable=False),
-        sa.Column("send_by", Instant(), nullable=True),
+        sa.Column("send_by", UtcTimestamp(), nullable=True),
         sa.Column("requested_by", sa.Text(), nullable=True),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("metadata", sa.JSON(none_as_null=True), nullable=True),
-        sa.Column("requested_at", Instant(), nullable=False),
-        sa.Column("received_at", Instant(), nullable=False),
+        sa.Column("requested_at", UtcTimestamp(), nullable=False),
+        sa.Column("received_at", UtcTimestamp(), nullable=False),
         sa.Column("status", sa.String(length=16), nullable=False),
-        sa.Column("run_at", Instant(), nullable=True),
+        sa.Column("run_at", UtcTimestamp(), nullable=True),
         sa.Column("attempts", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("claims", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("lease_owner", sa.String(length=255), nullable=True),
-        sa.Column("lease_expires_at", Instant(), nullable=True),
+        sa.Column("lease_expires_at", UtcTimestamp(), nullable=True),
         sa.Column("generation", sa.Integer(), server_default=sa.text("1"), nullable=False),
-        sa.Column("first_sent_at", Instant(), nullable=True),
-        sa.Column("ended_at", Instant(), nullable=True),
+        sa.Column("first_sent_at", UtcTimestamp(), nullable=True),
+        sa.Column("ended_at", UtcTimestamp(), nullable=True),
         sa.Column("verdict", sa.String(length=16), nullable=True),
         sa.Column("evidence", sa.String(length=32), nullable=True),
         sa.Column("outcome_reason", sa.String(length=64), nullable=True),
@@ -100,7 +100,7 @@ def upgrade() -> None:
         sa.Column("order_status", sa.Text(), nullable=True),
         sa.Column("order_snapshot", sa.Text(), nullable=True),
         sa.Column("unused_fields", sa.Text(), nullable=True),
-        sa.Column("confirm_at", Instant(), nullable=True),
+        sa.Column("confirm_at", UtcTimestamp(), nullable=True),
         sa.CheckConstraint(
             "(status = 'waiting') = (run_at IS NOT NULL)", name=op.f("ck_cancellations_waiting_has_run_at")
         ),
@@ -188,7 +188,7 @@ def upgrade() -> None:
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("kind", sa.String(length=8), nullable=False),
         sa.Column("generation", sa.Integer(), nullable=False),
-        sa.Column("started_at", Instant(), nullable=False),
+        sa.Column("started_at", UtcTimestamp(), nullable=False),
         sa.Column("duration_ms", sa.Integer(), nullable=True),
         sa.Column("status", sa.Integer(), nullable=True),
         sa.Column("origin", sa.String(length=16), nullable=True),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from worker.ledger.sqltypes import Instant
+from worker.ledger.dialects import UtcTimestamp
 
 revision = "5b1d9c3e7a20"
 down_revision = "0f5266a5aa61"
@@ -17,7 +17,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("dead_letters", sa.Column("requeued_at", Instant(), nullable=True))
+    op.add_column("dead_letters", sa.Column("requeued_at", UtcTimestamp(), nullable=True))
 
 
 def downgrade() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from worker.ledger.sqltypes import Instant
+from worker.ledger.dialects import UtcTimestamp
 
 revision = "9c2f4d7b1e58"
 down_revision = "5b1d9c3e7a20"
@@ -22,7 +22,7 @@ NEW = "hold_reason IN ('credentials', 'operator', 'outage', 'trackstar_outage', 
 
 
 def upgrade() -> None:
-    op.add_column("cancellations", sa.Column("warned_at", Instant(), nullable=True))
+    op.add_column("cancellations", sa.Column("warned_at", UtcTimestamp(), nullable=True))
     op.create_index(
         "ix_cancellations_sent_before",
         "cancellations",

@@ -31,7 +31,18 @@ _VERSIONS = """
 import json, importlib.metadata as m
 print(json.dumps({d.name: d.version for d in m.distributions()}))
 """
-_TOLD = ("arq", "celery", "dramatiq", "huey", "procrastinate", "redis", "requests", "rq", "sqlalchemy", "taskiq")
+_VERSIONS_SHOWN = (
+    "arq",
+    "celery",
+    "dramatiq",
+    "huey",
+    "procrastinate",
+    "redis",
+    "requests",
+    "rq",
+    "sqlalchemy",
+    "taskiq",
+)
 
 
 def _arguments() -> Options:
@@ -64,7 +75,7 @@ def _versions(scripts: Path) -> dict[str, str]:
     if not (python := scripts / "python").exists():
         return {}
     found = json.loads(subprocess.run([python, "-c", _VERSIONS], stdout=subprocess.PIPE, check=True).stdout)
-    return {name: version for name, version in found.items() if name.lower() in _TOLD}
+    return {name: version for name, version in found.items() if name.lower() in _VERSIONS_SHOWN}
 
 
 def main() -> int:

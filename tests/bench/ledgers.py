@@ -15,10 +15,10 @@ from cryptography.fernet import Fernet
 from sqlalchemy import NullPool, create_engine, func, insert, make_url, select
 
 from bench.peers import tables as theirs
-from worker.ledger import connections, migrating
-from worker.ledger import tables as ours
-from worker.ledger.credentials import TokenVault
-from worker.ledger.engine import open_ledger
+from worker.ledger import connections, migrations
+from worker.ledger import schema as ours
+from worker.ledger.database import open_ledger
+from worker.ledger.vault import TokenVault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,11 +123,11 @@ class Ledgers:
 
 def _lay_out_ours(url: str) -> None:
     engine = open_ledger(url)
-    migrating.migrate(engine)
-    sealed = TokenVault([KEY]).seal("token-of-the-bench")
+    migrations.migrate(engine)
+    encrypted = TokenVault([KEY]).encrypt("token-of-the-bench")
     with engine.begin() as connection:
         for number in range(CONNECTIONS):
-            connections.add(connection, f"shop-{number}", sealed, writes_per_second=1e6)
+            connections.add(connection, f"shop-{number}", encrypted, writes_per_second=1e6)
     engine.dispose()
 
 

@@ -20,7 +20,7 @@ from redis import Redis
 from sqlalchemy import NullPool, create_engine, make_url
 
 from bench.stub import StubClient
-from worker.embedded import EmbeddedRedis, embedded_redis
+from worker.dev.embedded import EmbeddedRedis, embedded_redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -56,7 +56,7 @@ class Postgres:
         self.log = folder / "data" / "log"
         self.process = psutil.Process(self._server.get_pid())
         for name in ("fsync", "synchronous_commit"):
-            assert self.ask(f"SHOW {name}") == "on", f"{name} is off"
+            assert "on" == self.ask(f"SHOW {name}"), f"{name} is off"
 
     def ask(self, statement: str) -> Any:
         """Run a statement on the server's own database; return its first value, if it has one."""
@@ -94,8 +94,8 @@ class Parts:
         self.folder = folder
         assert redis.process is not None
         self.redis_process = psutil.Process(redis.process.pid)
-        assert self.redis.config_get("appendonly")["appendonly"] == "yes"
-        assert self.redis.config_get("appendfsync")["appendfsync"] == "everysec"
+        assert "yes" == self.redis.config_get("appendonly")["appendonly"]
+        assert "everysec" == self.redis.config_get("appendfsync")["appendfsync"]
 
     def versions(self) -> Mapping[str, str]:
         server = self.redis.info("server")

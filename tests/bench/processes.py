@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 STOP_SECONDS = 15.0
 CALM = 0.2  # of a core: below this, twice in a row, a worker has finished starting
 CALM_WINDOW_SECONDS = 0.4
-MOST_START_SECONDS = 60.0
+MAX_START_SECONDS = 60.0
 
 
 class Program:
@@ -114,7 +114,7 @@ def _scheduled_seconds(pid: int) -> float:
 
 def wait_until_calm(programs: Sequence[Program]) -> None:
     """Wait until freshly started programs have nothing more to do."""
-    deadline = time.monotonic() + MOST_START_SECONDS
+    deadline = time.monotonic() + MAX_START_SECONDS
     calm = 0
     while calm < 2:
         before = cpu_seconds(program.process for program in programs)

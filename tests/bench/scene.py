@@ -19,7 +19,7 @@ from harness.deployment import CELERY, Worker
 
 from worker.client import CancelClient
 from worker.ledger import connections
-from worker.ledger.credentials import TokenVault
+from worker.ledger.vault import TokenVault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,8 +54,8 @@ class Scene:
         vault = TokenVault([self._key])
         with self._ledger.engine.begin() as connection:
             for name in names:
-                self.tell("connections", id=name, access_token=f"token-of-{name}")
-                connections.add(connection, name, vault.seal(f"token-of-{name}"))
+                self.control("connections", id=name, access_token=f"token-of-{name}")
+                connections.add(connection, name, vault.encrypt(f"token-of-{name}"))
 
     def start_workers(self, count: int, **settings: str) -> None:
         for number in range(count):
@@ -69,7 +69,7 @@ class Scene:
     def enqueue(self, connection_id: str, names: Sequence[str], **fields: Any) -> None:
         self.client.enqueue_many([{"connection_id": connection_id, "order_id": name, **fields} for name in names])
 
-    def tell(self, what: str, **fields: Any) -> Any:
+    def control(self, what: str, **fields: Any) -> Any:
         answer = self._session.post(f"{self._trackstar}/{what}", json=fields, timeout=30)
         answer.raise_for_status()
         return answer.json()

@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.fernet import Fernet
 from harness.commands import run
+from harness.deployment import token_of
 from harness.truth import record_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from harness.deployment import Deployment, MakeDeployment
 
-    from worker.ledger.credentials import TokenVault
+    from worker.ledger.vault import TokenVault
 
-OLD, NEW = "token-of-shop-1", "rotated-token-of-shop-1"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def deployment(request: pytest.FixtureRequest, make_deployment: Any) -> Iterator[Any]:
-    with make_deployment(request.param) as made:
-        yield made
+NEW = "rotated-token-of-shop-1"
 
 
-@pytest.fixture
-def shop(deployment: Any, vault: TokenVault) -> str:
-    deployment.trackstar.connect("shop-1", OLD)
-    deployment.add_connection(vault, "shop-1", OLD)
-    return "shop-1"
-
-
-def cancel(deployment: Any, order_id: str) -> str:
+def cancel(deployment: Deployment, order_id: str) -> str:
     deployment.trackstar.add_order("shop-1", order_id)
     return str(deployment.client.enqueue("shop-1", order_id))
 
 
-def test_a_token_rotated_by_command_ends_the_hold_and_lets_what_waited_go(deployment: Any, shop: str) -> None:
+def test_a_token_rotated_by_command_ends_the_hold_and_lets_what_waited_go(deployment: Deployment, shop: str) -> None:
     deployment.trackstar.connect(shop, NEW)  # the old one answers 401 from now on
     deployment.start_worker()
     waits = cancel(deployment, "o-1")
@@ -49,7 +37,7 @@ def test_a_token_rotated_by_command_ends_the_hold_and_lets_what_waited_go(deploy
     assert deployment.hold_of(shop) is None
 
 
-def test_what_an_operator_holds_waits_until_it_is_resumed(deployment: Any, shop: str) -> None:
+def test_what_an_operator_holds_waits_until_it_is_resumed(deployment: Deployment, shop: str) -> None:
     deployment.start_worker().wait_until_ready()
     assert 0 == run(deployment, "connections", "hold", shop)[0]
     waits = cancel(deployment, "o-1")
@@ -58,7 +46,7 @@ def test_what_an_operator_holds_waits_until_it_is_resumed(deployment: Any, shop:
 
     assert 0 == code
     assert "held" in said
-    assert "pending" == deployment.client.get(waits).status
+    assert "pending" == deployment.record(waits).status
     assert 0 == deployment.trackstar.traffic(shop).writes
 
     assert (0, "Connection shop-1 goes on.\n") == run(deployment, "connections", "resume", shop)
@@ -66,7 +54,7 @@ def test_what_an_operator_holds_waits_until_it_is_resumed(deployment: Any, shop:
     assert (0, "Connection shop-1 was not held.\n") == run(deployment, "connections", "resume", shop)
 
 
-def test_a_connection_is_removed_only_when_nothing_waits_or_by_force(deployment: Any, shop: str) -> None:
+def test_a_connection_is_removed_only_when_nothing_waits_or_by_force(deployment: Deployment, shop: str) -> None:
     deployment.start_worker()
     assert 0 == run(deployment, "connections", "hold", shop)[0]
     waits = cancel(deployment, "o-1")
@@ -78,14 +66,14 @@ def test_a_connection_is_removed_only_when_nothing_waits_or_by_force(deployment:
 
     assert 0 == run(deployment, "connections", "remove", shop, "--force")[0]
     assert 2 == run(deployment, "connections", "resume", shop)[0]
-    assert "pending" == deployment.client.get(waits).status
+    assert "pending" == deployment.record(waits).status
 
-    assert 0 == run(deployment, "connections", "add", shop, typed=f"{OLD}\n".encode())[0]
+    assert 0 == run(deployment, "connections", "add", shop, typed=f"{token_of(shop)}\n".encode())[0]
     assert "succeeded" == deployment.client.wait(waits, 30).status
 
 
 @pytest.mark.usefixtures("shop")
-def test_an_old_key_can_go_once_every_token_is_encrypted_with_the_new_one(deployment: Any) -> None:
+def test_an_old_key_can_go_once_every_token_is_encrypted_with_the_new_one(deployment: Deployment) -> None:
     old, new = deployment.env["CREDENTIAL_KEYS"], Fernet.generate_key().decode()
     deployment.env["CREDENTIAL_KEYS"] = f"{new},{old}"
     assert (0, "1 tokens are encrypted with the first key.\n") == run(deployment, "connections", "rekey")
@@ -102,12 +90,12 @@ def test_an_old_key_can_go_once_every_token_is_encrypted_with_the_new_one(deploy
 
 @pytest.mark.parametrize("as_list", [False, True], ids=["an object", "a list"])
 def test_the_doctor_reads_either_documented_form_of_a_connection(
-    make_deployment: Any, vault: TokenVault, *, as_list: bool
+    make_deployment: MakeDeployment, vault: TokenVault, *, as_list: bool
 ) -> None:
     with make_deployment("sqlite", connections_as_list=as_list) as deployment:
         deployment.env["COLUMNS"] = "200"
-        deployment.trackstar.connect("shop-1", OLD, integration_name="shiphero")
-        deployment.add_connection(vault, "shop-1", OLD)
+        deployment.connect(vault, ["shop-1"])
+        deployment.trackstar.connect("shop-1", integration_name="shiphero")
         well, said = run(deployment, "doctor")
         assert "shiphero, cancel available" in said
         assert 0 == well
@@ -116,7 +104,7 @@ def test_the_doctor_reads_either_documented_form_of_a_connection(
         deployment.trackstar.connect(
             "shop-1", available_actions=("get_orders",), errors=("The password has expired.",)
         )
-        deployment.add_connection(vault, "shop-2", "token-of-shop-2")
+        deployment.add_connection(vault, "shop-2", token_of("shop-2"))
         ill, said = run(deployment, "doctor")
         assert 1 == ill
         assert "Ask Trackstar to enable `cancel_order`" in said
@@ -124,7 +112,7 @@ def test_the_doctor_reads_either_documented_form_of_a_connection(
         assert "Trackstar knows no connection of this id" in said
 
 
-def test_enqueue_and_show_tell_when_a_cancel_will_be_sent(deployment: Any, shop: str) -> None:
+def test_enqueue_and_show_tell_when_a_cancel_will_be_sent(deployment: Deployment, shop: str) -> None:
     deployment.env["WRITES_PER_SECOND"] = "2"
     deployment.start_worker().wait_until_ready()
     orders = [f"o-{number}" for number in range(60)]

@@ -11,36 +11,28 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 from harness import killable
+from harness.deployment import through
 from harness.ledgers import SLOW_LEDGERS
+from harness.settings import SHORT
 from harness.truth import leftovers, record_id, untruths, wait_for_ends
 
-from worker.inbox import INBOX
+from worker.streams import INBOX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from harness.deployment import Deployment, Worker
 
-    from worker.ledger.credentials import TokenVault
+# Trackstar renews its copy often, so that what was in doubt is proven within the test.
+pytestmark = pytest.mark.deployment(ledgers=SLOW_LEDGERS, settings=SHORT, sync_seconds=0.5)
 
-SETTINGS = {
-    "CONNECT_TIMEOUT_SECONDS": "0.5",
-    "REQUEST_TIMEOUT_SECONDS": "1",
-    "LEASE_SECONDS": "5.7",
-    "RETRY_CAP_SECONDS": "1",
-    "READ_BACK_SECONDS": "1,2,3",
-}
 ORDERS = ("o-1", "o-2", "o-3")
 RECOVERED_SECONDS = 60.0
 
 KILLABLE = str(Path(killable.__file__))
-PRODUCER = """
-from worker import CancelClient
-CancelClient().enqueue_many([{"connection_id": "shop-1", "order_id": each} for each in ("o-1", "o-2", "o-3")])
-"""
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -56,14 +48,13 @@ WORKER_CELLS = [
     Cell("in the ledger"),
     Cell("committed, inbox not acknowledged"),
     Cell("during the inbox acknowledgement"),
-    Cell("marked queued"),
-    Cell("queued, before the publish"),
+    Cell("before the claim"),
+    Cell("claimed"),
+    Cell("claimed, before the publish"),
     Cell("during the publish"),
     Cell("after the publish"),
     Cell("message taken"),
-    Cell("before the claim"),
-    Cell("claimed"),
-    Cell("after the claim"),
+    Cell("before the request"),
     Cell("before the Celery acknowledgement"),
     Cell("answer in hand"),
     Cell("answer in hand", script=("applied_then:500",)),
@@ -77,63 +68,76 @@ WORKER_CELLS = [
     Cell("retry due, not committed", script=("applied_then:reset",)),
     Cell("read-back answered, not recorded", script=("open:0.1",), reads=("fresh",) * 3),
 ]
+# The point, and the priority of the messages.
+CELERY_CELLS = [
+    ("Celery message arrived, not on the inbox", 0),
+    ("Celery message on the inbox", 0),
+    ("Celery message on the inbox", 9),
+    ("inbox read", 0),
+]
+# The point, and how many of three jobs may be on the inbox then.
+PRODUCER_CELLS = [("during XADD", {0, 1, 2}), ("after XADD", {3})]
+# Where a worker dies that was to rescue what another one left, and where that one died.
+RESCUED_AT, RESCUER_AT = "before the request", "claim of a dead worker taken over"
+
+PRODUCER = """
+from worker import CancelClient
+CancelClient().enqueue_many([{"connection_id": "shop-1", "order_id": each} for each in ("o-1", "o-2", "o-3")])
+"""
+CELERY_PRODUCER = """
+import sys
+from celery import Celery
+with Celery("oms", broker=sys.argv[1], set_as_current=False) as app:
+    for each in ("o-1", "o-2", "o-3"):
+        app.send_task(
+            "worker.cancel_order",
+            kwargs={"connection_id": "shop-1", "order_id": each},
+            queue="cancellations",
+            priority=int(sys.argv[2]),
+        )
+"""
 
 
 def the_id(cell: Cell) -> str:
     return f"{cell.point} {' '.join(cell.script)}".strip()
 
 
-@pytest.fixture(params=SLOW_LEDGERS)
-def deployment(request: pytest.FixtureRequest, make_deployment: Any) -> Iterator[Any]:
-    """A deployment whose Trackstar renews its copy often, so that what was in doubt is proven within the test."""
-    with make_deployment(request.param, sync_seconds=0.5) as made:
-        yield made
-
-
-@pytest.fixture
-def shop(deployment: Any, vault: TokenVault) -> str:
-    deployment.trackstar.connect("shop-1", "token-of-shop-1")
-    deployment.add_connection(vault, "shop-1", "token-of-shop-1")
-    return "shop-1"
-
-
-def arrange(deployment: Any, shop: str, script: tuple[str, ...] = (), reads: tuple[str, ...] = ()) -> None:
+def arrange(deployment: Deployment, shop: str, script: tuple[str, ...] = (), reads: tuple[str, ...] = ()) -> None:
     """Three orders: the scripted one, one whose answer gets lost after it was applied, one without trouble."""
     deployment.trackstar.add_order(shop, "o-1", script=script, reads=reads)
     deployment.trackstar.add_order(shop, "o-2", script=("applied_then:502",))
     deployment.trackstar.add_order(shop, "o-3")
 
 
-def enqueue(deployment: Any, shop: str) -> None:
+def enqueue(deployment: Deployment, shop: str) -> None:
     deployment.client.enqueue_many([{"connection_id": shop, "order_id": order_id} for order_id in ORDERS])
 
 
-def all_is_well(deployment: Any, shop: str) -> None:
+def all_is_well(deployment: Deployment, shop: str) -> None:
     """Wait for a healthy end, and compare it with the truth."""
     ids = [record_id(order_id) for order_id in ORDERS]
     wait_for_ends(deployment, ids, RECOVERED_SECONDS)
-    for each in ids:
-        deployment.wait_until(lambda each=each: deployment.client.safe_to_refund(each) == "yes", "proof")
+    deployment.wait_until(lambda: {"yes"} == {deployment.client.safe_to_refund(each) for each in ids}, "proof of all")
     deployment.wait_until(lambda: not leftovers(deployment), "Redis to be empty")
 
     assert [] == untruths(deployment, ORDERS, shop)
 
 
-def dying_worker(deployment: Any, point: str) -> Any:
-    return deployment.start_worker(
-        command=(sys.executable, KILLABLE, point, "celery", "-A", "worker", "worker"), **SETTINGS
-    )
+def dying_worker(deployment: Deployment, point: str) -> Worker:
+    return deployment.start_worker(command=through("killable.py", "SIGKILL", point))
 
 
 @pytest.mark.parametrize("cell", WORKER_CELLS, ids=the_id)
-def test_a_worker_killed_at_this_point_loses_and_doubles_nothing(deployment: Any, shop: str, cell: Cell) -> None:
+def test_a_worker_killed_at_this_point_loses_and_doubles_nothing(
+    deployment: Deployment, shop: str, cell: Cell
+) -> None:
     arrange(deployment, shop, cell.script, cell.reads)
     victim = dying_worker(deployment, cell.point)
     enqueue(deployment, shop)
 
     assert -signal.SIGKILL == victim.wait_until_dead(), victim.output
 
-    deployment.start_worker(**SETTINGS)
+    deployment.start_worker()
     all_is_well(deployment, shop)
 
 
@@ -146,45 +150,60 @@ def test_a_worker_killed_at_this_point_loses_and_doubles_nothing(deployment: Any
     ],
 )
 def test_a_worker_killed_during_a_request_leaves_no_second_one_beside_it(
-    deployment: Any, shop: str, script: tuple[str, ...], reads: tuple[str, ...]
+    deployment: Deployment, shop: str, script: tuple[str, ...], reads: tuple[str, ...]
 ) -> None:
     arrange(deployment, shop, script, reads)
-    victim = deployment.start_worker(**SETTINGS)
+    victim = deployment.start_worker()
     enqueue(deployment, shop)
     deployment.trackstar.wait_for_pause(shop, "o-1", timeout=20)
     victim.kill()
     deployment.trackstar.release(shop, "o-1")  # Trackstar does not notice, and goes on with the request
-    deployment.start_worker(**SETTINGS)
+    deployment.start_worker()
 
     all_is_well(deployment, shop)
 
 
-def test_a_rescuer_killed_during_the_rescue_is_rescued_itself(deployment: Any, shop: str) -> None:
+def test_a_rescuer_killed_during_the_rescue_is_rescued_itself(deployment: Deployment, shop: str) -> None:
     arrange(deployment, shop)
-    victim = dying_worker(deployment, "after the claim")
+    victim = dying_worker(deployment, RESCUED_AT)
     enqueue(deployment, shop)
     victim.wait_until_dead()
-    rescuer = dying_worker(deployment, "claim of a dead worker taken over")
+    rescuer = dying_worker(deployment, RESCUER_AT)
 
     assert -signal.SIGKILL == rescuer.wait_until_dead(), rescuer.output
 
-    deployment.start_worker(**SETTINGS)
+    deployment.start_worker()
     all_is_well(deployment, shop)
 
 
-@pytest.mark.parametrize(("point", "arrived"), [("during XADD", {0, 1, 2}), ("after XADD", {3})])
+@pytest.mark.parametrize(("point", "priority"), CELERY_CELLS)
+def test_a_job_of_a_celery_producer_outlives_a_worker_killed_at_this_point(
+    deployment: Deployment, shop: str, point: str, priority: int
+) -> None:
+    arrange(deployment, shop)
+    victim = dying_worker(deployment, point)
+    command = [sys.executable, "-c", CELERY_PRODUCER, deployment.redis_url, str(priority)]
+    subprocess.run(command, env={"PATH": deployment.env["PATH"]}, check=True)
+
+    assert -signal.SIGKILL == victim.wait_until_dead(), victim.output
+
+    deployment.start_worker()
+    all_is_well(deployment, shop)
+
+
+@pytest.mark.parametrize(("point", "arrived"), PRODUCER_CELLS)
 def test_a_producer_killed_at_this_point_may_simply_ask_again(
-    deployment: Any, shop: str, tmp_path: Path, point: str, arrived: set[int]
+    deployment: Deployment, shop: str, tmp_path: Path, point: str, arrived: set[int]
 ) -> None:
     arrange(deployment, shop)
     program = tmp_path / "producer.py"
     program.write_text(PRODUCER)
     env = {name: deployment.env[name] for name in ("PATH", "REDIS_URL")} | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    died = subprocess.run([sys.executable, KILLABLE, point, str(program)], env=env, check=False)
+    died = subprocess.run([sys.executable, KILLABLE, "SIGKILL", point, str(program)], env=env, check=False)
 
     assert -signal.SIGKILL == died.returncode
     assert deployment.redis.xlen(INBOX) in arrived
 
     subprocess.run([sys.executable, str(program)], env=env, check=True)
-    deployment.start_worker(**SETTINGS)
+    deployment.start_worker()
     all_is_well(deployment, shop)

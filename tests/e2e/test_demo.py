@@ -14,5 +14,5 @@ def test_the_demo_ends_by_itself_with_every_order_as_told() -> None:
         command, capture_output=True, text=True, timeout=90, env={**os.environ, "KEEP": ""}, check=False
     )
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 == done.returncode, done.stdout + done.stderr
     assert "All 12 orders ended as told." in done.stdout

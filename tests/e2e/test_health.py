@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import requests
@@ -11,36 +11,21 @@ from harness.truth import record_id
 from sqlalchemy import make_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from harness.deployment import Deployment, Worker
 
-    from worker.ledger.credentials import TokenVault
-
-FREE = {"HEALTH_PORT": "0"}
-
-
-@pytest.fixture
-def deployment(make_deployment: Any) -> Iterator[Any]:
-    """What a worker says of itself does not depend on the kind of its ledger."""
-    with make_deployment("sqlite") as made:
-        yield made
+# What a worker says of itself does not depend on the kind of its ledger.
+pytestmark = pytest.mark.deployment(ledgers=("sqlite",), settings={"HEALTH_PORT": "0"})
 
 
-@pytest.fixture
-def shop(deployment: Any, vault: TokenVault) -> str:
-    deployment.trackstar.connect("shop-1", "token-of-shop-1")
-    deployment.add_connection(vault, "shop-1", "token-of-shop-1")
-    return "shop-1"
-
-
-def ask(worker: Any, probe: str) -> tuple[int, list[str]]:
+def ask(worker: Worker, probe: str) -> tuple[int, list[str]]:
     worker.wait_for_line("health.listening")
     port = worker.told("health.listening")["port"]
     answer = requests.get(f"http://127.0.0.1:{port}/{probe}", timeout=5)
     return answer.status_code, answer.json()["problems"]
 
 
-def test_a_worker_that_takes_its_jobs_is_alive_and_ready(deployment: Any, shop: str) -> None:
-    worker = deployment.start_worker(**FREE)
+def test_a_worker_that_takes_its_jobs_is_alive_and_ready(deployment: Deployment, shop: str) -> None:
+    worker = deployment.start_worker()
     deployment.trackstar.add_order(shop, "o-1")
     deployment.client.wait(deployment.client.enqueue(shop, "o-1"), 30)
 
@@ -48,21 +33,23 @@ def test_a_worker_that_takes_its_jobs_is_alive_and_ready(deployment: Any, shop: 
     assert (200, []) == ask(worker, "readyz")
 
 
-def test_a_worker_without_redis_is_alive_and_unready_until_it_is_back(deployment: Any) -> None:
-    worker = deployment.start_worker(**FREE)
+def test_a_worker_without_redis_is_alive_and_unready_until_it_is_back(deployment: Deployment) -> None:
+    worker = deployment.start_worker()
     worker.wait_until_ready()
-    deployment.server.stop()
+    deployment.redis_server.stop()
     deployment.wait_until(lambda: ask(worker, "readyz")[0] == 503, "the worker to turn unready", 60)
 
     assert (200, []) == ask(worker, "livez")
     assert ask(worker, "readyz")[1][0].startswith("Redis has not answered for")
 
-    deployment.server.start()
+    deployment.redis_server.start()
     deployment.wait_until(lambda: ask(worker, "readyz")[0] == 200, "the worker to be ready again")
 
 
-def test_a_worker_that_is_connected_but_consumes_nothing_turns_unready_and_says_so(deployment: Any, shop: str) -> None:
-    worker = deployment.start_worker(**FREE)
+def test_a_worker_that_is_connected_but_consumes_nothing_turns_unready_and_says_so(
+    deployment: Deployment, shop: str
+) -> None:
+    worker = deployment.start_worker()
     worker.wait_until_ready()
     with Celery("operator", broker=deployment.redis_url, set_as_current=False) as app:
         # What a wedged consumer looks like from outside: connected, answering, taking nothing.
@@ -83,7 +70,7 @@ def test_a_worker_that_is_connected_but_consumes_nothing_turns_unready_and_says_
         deployment.wait_until(lambda: ask(worker, "readyz")[0] == 200, "the worker to be ready again")
 
 
-def test_a_port_that_is_taken_is_told_in_one_sentence(deployment: Any) -> None:
+def test_a_port_that_is_taken_is_told_in_one_sentence(deployment: Deployment) -> None:
     taken = make_url(deployment.redis_url).port
     worker = deployment.start_worker(HEALTH_PORT=str(taken))
 

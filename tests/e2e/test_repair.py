@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pytest
 from harness.commands import run
 from harness.truth import record_id, untruths
 
-from worker.inbox import INBOX
+from worker.streams import INBOX
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from worker.ledger.credentials import TokenVault
+    from harness.deployment import Deployment
 
 
-@pytest.fixture
-def shop(deployment: Any, vault: TokenVault) -> str:
-    deployment.trackstar.connect("shop-1", "token-of-shop-1")
-    deployment.add_connection(vault, "shop-1", "token-of-shop-1")
-    return "shop-1"
-
-
-def test_a_refused_cancel_is_replayed_with_a_new_key_and_its_timeline_shows_both(deployment: Any, shop: str) -> None:
+def test_a_refused_cancel_is_replayed_with_a_new_key_and_its_timeline_shows_both(
+    deployment: Deployment, shop: str
+) -> None:
     deployment.trackstar.add_order(shop, "o-1", script=["422"])
     deployment.start_worker()
     refused = deployment.client.wait(deployment.client.enqueue(shop, "o-1"), 30)
@@ -37,7 +31,7 @@ def test_a_refused_cancel_is_replayed_with_a_new_key_and_its_timeline_shows_both
     assert refused == deployment.client.get(refused.id)
 
     assert 0 == run(deployment, "replay", refused.id)[0]
-    deployment.wait_until(lambda: deployment.client.get(refused.id).status == "succeeded", "the replay")
+    deployment.wait_until(lambda: deployment.record(refused.id).status == "succeeded", "the replay")
 
     truth = deployment.trackstar.order(shop, "o-1").truth
     assert [refused.id, f"{refused.id}-2"] == [request.key for request in truth.cancels]
@@ -49,7 +43,7 @@ def test_a_refused_cancel_is_replayed_with_a_new_key_and_its_timeline_shows_both
     assert [] == untruths(deployment, ["o-1"], shop)
 
 
-def test_a_proven_cancel_is_not_replayed_and_it_says_why(deployment: Any, shop: str) -> None:
+def test_a_proven_cancel_is_not_replayed_and_it_says_why(deployment: Deployment, shop: str) -> None:
     deployment.trackstar.add_order(shop, "o-1")
     deployment.start_worker()
     ended = deployment.client.wait(deployment.client.enqueue(shop, "o-1"), 30)
@@ -60,7 +54,9 @@ def test_a_proven_cancel_is_not_replayed_and_it_says_why(deployment: Any, shop: 
     assert ended == deployment.client.get(ended.id)
 
 
-def test_a_cancel_is_withdrawn_before_it_is_sent_and_too_late_is_said_as_such(deployment: Any, shop: str) -> None:
+def test_a_cancel_is_withdrawn_before_it_is_sent_and_too_late_is_said_as_such(
+    deployment: Deployment, shop: str
+) -> None:
     worker = deployment.start_worker()
     deployment.trackstar.add_order(shop, "o-1")
     sent = deployment.client.enqueue(shop, "o-1")
@@ -72,12 +68,12 @@ def test_a_cancel_is_withdrawn_before_it_is_sent_and_too_late_is_said_as_such(de
     code, said = run(deployment, "withdraw", sent)
     assert 1 == code
     assert "cannot be withdrawn: it is succeeded" in said
-    found = deployment.client.get(waits)
+    found = deployment.record(waits)
     assert ("withdrawn", "not_cancelled", "never_sent") == (found.status, found.verdict, found.evidence)
     assert worker.alive
 
 
-def test_a_dead_letter_is_shown_and_requeued_corrected(deployment: Any, shop: str, tmp_path: Path) -> None:
+def test_a_dead_letter_is_shown_and_requeued_corrected(deployment: Deployment, shop: str, tmp_path: Path) -> None:
     deployment.start_worker()
     deployment.trackstar.add_order(shop, "o-1")
     deployment.redis.xadd(INBOX, {"job": json.dumps({"connection_id": shop, "order": "o-1"})})
@@ -101,7 +97,7 @@ def test_a_dead_letter_is_shown_and_requeued_corrected(deployment: Any, shop: st
 
 
 def test_a_job_that_a_conflict_kept_out_is_requeued_with_another_key_from_standard_input(
-    deployment: Any, shop: str
+    deployment: Deployment, shop: str
 ) -> None:
     deployment.start_worker()
     for order_id in ("o-1", "o-2"):

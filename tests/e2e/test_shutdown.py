@@ -5,42 +5,24 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import pytest
 from harness.ledgers import SLOW_LEDGERS
+from harness.settings import SHORT
 from harness.truth import leftovers, record_id, untruths, wait_for_ends
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from harness.deployment import Deployment, Worker
 
-    from worker.ledger.credentials import TokenVault
-
-SETTINGS = {
-    "CONNECT_TIMEOUT_SECONDS": "0.5",
-    "REQUEST_TIMEOUT_SECONDS": "20",
-    "LEASE_SECONDS": "52",
-    "CONCURRENCY": "5",  # of which one connection alone takes four
-}
-SHORT = SETTINGS | {"REQUEST_TIMEOUT_SECONDS": "1", "LEASE_SECONDS": "5.7"}
+# A request may be in flight for as long as a test likes. Of five threads one connection alone takes four.
+PATIENT = SHORT | {"REQUEST_TIMEOUT_SECONDS": "20", "LEASE_SECONDS": "52", "CONCURRENCY": "5"}
+pytestmark = pytest.mark.deployment(ledgers=SLOW_LEDGERS, settings=PATIENT, writes_per_second=None)
 
 
-@pytest.fixture(params=SLOW_LEDGERS)
-def deployment(request: pytest.FixtureRequest, make_deployment: Any) -> Iterator[Any]:
-    with make_deployment(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def shop(deployment: Any, vault: TokenVault) -> str:
-    deployment.trackstar.connect("shop-1", "token-of-shop-1", writes_per_second=None)
-    deployment.add_connection(vault, "shop-1", "token-of-shop-1")
-    return "shop-1"
-
-
-def one_in_flight_and_many_queued(deployment: Any, shop: str, **settings: str) -> tuple[Any, list[str]]:
-    """Start a worker that waits for one answer per thread, with more jobs behind them."""
-    worker = deployment.start_worker(**settings)
+def four_in_flight_and_more_behind(deployment: Deployment, shop: str) -> tuple[Worker, list[str]]:
+    """Start a worker that waits for four answers, as many as one connection may, with more jobs behind them."""
+    worker = deployment.start_worker()
     worker.wait_until_ready()
     orders = [f"o-{number}" for number in range(12)]
     for order_id in orders:
@@ -50,22 +32,22 @@ def one_in_flight_and_many_queued(deployment: Any, shop: str, **settings: str) -
     return worker, orders
 
 
-def in_flight(deployment: Any, shop: str, orders: list[str]) -> list[str]:
+def in_flight(deployment: Deployment, shop: str, orders: list[str]) -> list[str]:
     return [each for each in orders if deployment.trackstar.order(shop, each).truth.in_flight]
 
 
-def statuses(deployment: Any) -> list[str]:
+def statuses(deployment: Deployment) -> list[str]:
     return [row.status for row in deployment.all()]
 
 
-def test_sigterm_finishes_what_is_in_flight_takes_nothing_new_and_hands_back_the_rest(
-    deployment: Any, shop: str
+def test_sigterm_finishes_what_is_in_flight_takes_nothing_new_and_gives_back_the_rest(
+    deployment: Deployment, shop: str
 ) -> None:
-    worker, orders = one_in_flight_and_many_queued(deployment, shop, **SETTINGS)
+    worker, orders = four_in_flight_and_more_behind(deployment, shop)
     started = in_flight(deployment, shop, orders)
     worker.send(signal.SIGTERM)
     worker.wait_for_line("takes nothing new")
-    deployment.wait_until(lambda: "queued" not in statuses(deployment), "the rest to be handed back")
+    deployment.wait_until(lambda: 4 == statuses(deployment).count("in_flight"), "the rest to be given back")
     deployment.client.enqueue(shop, "o-new")
     for order_id in started:
         deployment.trackstar.release(shop, order_id)
@@ -79,6 +61,7 @@ def test_sigterm_finishes_what_is_in_flight_takes_nothing_new_and_hands_back_the
     assert "Traceback" not in worker.output
 
 
+@pytest.mark.deployment(ledgers=SLOW_LEDGERS, settings=SHORT | {"CONCURRENCY": "5"}, writes_per_second=None)
 @pytest.mark.parametrize(
     "signals",
     [
@@ -88,8 +71,10 @@ def test_sigterm_finishes_what_is_in_flight_takes_nothing_new_and_hands_back_the
         pytest.param((signal.SIGTERM, signal.SIGQUIT), id="SIGQUIT after SIGTERM"),
     ],
 )
-def test_an_impatient_end_is_at_once_and_loses_nothing(deployment: Any, shop: str, signals: Any) -> None:
-    worker, orders = one_in_flight_and_many_queued(deployment, shop, **SHORT)
+def test_an_impatient_end_is_at_once_and_loses_nothing(
+    deployment: Deployment, shop: str, signals: tuple[signal.Signals, ...]
+) -> None:
+    worker, orders = four_in_flight_and_more_behind(deployment, shop)
     worker.send(signals[0])
     if len(signals) > 1:
         worker.wait_for_line("takes nothing new")
@@ -102,16 +87,16 @@ def test_an_impatient_end_is_at_once_and_loses_nothing(deployment: Any, shop: st
     for order_id in orders:
         deployment.trackstar.release(shop, order_id)
         deployment.trackstar.alter_order(shop, order_id, script=[])
-    deployment.start_worker(**SHORT)
+    deployment.start_worker()
     wait_for_ends(deployment, [record_id(each) for each in orders])
 
     assert [] == untruths(deployment, orders, shop)
 
 
 def test_a_worker_that_is_told_to_end_while_redis_and_its_answers_are_away_still_ends(
-    deployment: Any, shop: str
+    deployment: Deployment, shop: str
 ) -> None:
-    worker, orders = one_in_flight_and_many_queued(deployment, shop, **SETTINGS)
+    worker, orders = four_in_flight_and_more_behind(deployment, shop)
     deployment.redis.client_kill_filter(_type="normal")
     worker.send(signal.SIGTERM)
     for order_id in in_flight(deployment, shop, orders):
@@ -124,7 +109,7 @@ def test_a_worker_that_is_told_to_end_while_redis_and_its_answers_are_away_still
 class Load:
     """A producer that enqueues an order every few milliseconds until it is told to stop, at most `most` of them."""
 
-    def __init__(self, deployment: Any, shop: str, most: int = 400) -> None:
+    def __init__(self, deployment: Deployment, shop: str, most: int = 400) -> None:
         self.orders: list[str] = []
         self._deployment, self._shop, self._most = deployment, shop, most
         self._stop = threading.Event()
@@ -146,14 +131,16 @@ class Load:
             self.orders.append(order_id)
 
 
-def test_two_workers_restarted_in_turn_under_load_make_no_error_and_no_duplicate(deployment: Any, shop: str) -> None:
-    old = [deployment.start_worker(**SETTINGS), deployment.start_worker(**SETTINGS)]
+def test_two_workers_restarted_in_turn_under_load_make_no_error_and_no_duplicate(
+    deployment: Deployment, shop: str
+) -> None:
+    old = [deployment.start_worker(), deployment.start_worker()]
     for worker in old:
         worker.wait_until_ready()
     with Load(deployment, shop) as load:
         deployment.wait_until(lambda: len(load.orders) >= 20, "some load")
         for worker in old:
-            fresh = deployment.start_worker(**SETTINGS)
+            fresh = deployment.start_worker()
             fresh.wait_until_ready()
 
             assert 0 == worker.stop()

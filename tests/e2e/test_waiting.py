@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -11,9 +11,9 @@ from harness.truth import record_id, untruths
 from sqlalchemy import text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from harness.deployment import Deployment
 
-    from worker.ledger.credentials import TokenVault
+pytestmark = pytest.mark.deployment(ledgers=SLOW_LEDGERS, shops=("shop-1", "held"))
 
 WAITING = 100_000
 # ruff: noqa: S608 - the words put together here are our own
@@ -30,21 +30,7 @@ MOMENT = {"postgresql": "timestamptz", "sqlite": "text"}
 LATER = "2999-01-01 00:00:00.000000+00:00"
 
 
-@pytest.fixture(params=SLOW_LEDGERS)
-def deployment(request: pytest.FixtureRequest, make_deployment: Any) -> Iterator[Any]:
-    with make_deployment(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def shop(deployment: Any, vault: TokenVault) -> str:
-    for name in ("shop-1", "held"):
-        deployment.trackstar.connect(name, f"token-of-{name}")
-        deployment.add_connection(vault, name, f"token-of-{name}")
-    return "shop-1"
-
-
-def fill(deployment: Any) -> None:
+def fill(deployment: Deployment) -> None:
     """Let half of the rows wait for a retry years ahead, and half for a connection that is held."""
     kind = deployment.ledger.dialect.name
     with deployment.ledger.begin() as connection:
@@ -63,7 +49,7 @@ def fill(deployment: Any) -> None:
 
 
 def test_what_waits_holds_no_memory_of_a_worker_and_a_fresh_cancel_is_done_beside_it(
-    deployment: Any, shop: str
+    deployment: Deployment, shop: str
 ) -> None:
     worker = deployment.start_worker()
     orders = [f"o-{number}" for number in range(10)]
@@ -77,6 +63,6 @@ def test_what_waits_holds_no_memory_of_a_worker_and_a_fresh_cancel_is_done_besid
     after = psutil.Process(worker.process.pid).memory_info().rss
 
     assert after < before * 1.2
-    assert {"succeeded"} == {deployment.client.get(record_id(each)).status for each in orders}
+    assert {"succeeded"} == {deployment.record(record_id(each)).status for each in orders}
     assert [] == untruths(deployment, orders, shop)
     assert 0 == deployment.redis.llen("cancellations")

@@ -9,42 +9,32 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import pytest
 from celery import Celery
+from harness.deployment import token_of
+from harness.truth import record_id
 from sqlalchemy import make_url, update
 
-from worker.cancellation.request import CancelRequest
-from worker.inbox import EVENTS, INBOX
-from worker.ledger.tables import cancellations
+from worker.ledger.schema import cancellations
+from worker.streams import EVENTS, INBOX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from worker.ledger.credentials import TokenVault
+    from harness.deployment import Deployment
 
-TOKEN = "token-4711-very-secret"
+    from worker.ledger.queries import Cancellation
+
 PERSON = "Rosalind Franklin-Unmistakable"
 
 
-@pytest.fixture
-def shop(deployment: Any, vault: TokenVault) -> str:
-    deployment.trackstar.connect("shop-1", TOKEN)
-    deployment.add_connection(vault, "shop-1", TOKEN)
-    return "shop-1"
-
-
-def record_id(order_id: str) -> str:
-    return CancelRequest(connection_id="shop-1", order_id=order_id).record_id
-
-
 @contextmanager
-def celery_app(deployment: Any) -> Iterator[Celery]:
+def celery_app(deployment: Deployment) -> Iterator[Celery]:
     """A producer or an onlooker that knows nothing of this package but its address."""
     with Celery("another", broker=deployment.redis_url, set_as_current=False) as app:
         yield app
 
 
-def test_a_job_of_any_language_is_cancelled_and_its_outcome_told(deployment: Any, shop: str) -> None:
+def test_a_job_of_any_language_is_cancelled_and_its_outcome_told(deployment: Deployment, shop: str) -> None:
     deployment.trackstar.add_order(shop, "o-1")
     deployment.start_worker()
     deployment.redis.xadd(INBOX, {"job": json.dumps({"connection_id": shop, "order_id": "o-1"})})
@@ -57,7 +47,7 @@ def test_a_job_of_any_language_is_cancelled_and_its_outcome_told(deployment: Any
     assert "cancelled" == deployment.trackstar.order(shop, "o-1").truth.status
 
 
-def test_a_celery_producer_sends_a_task_with_the_same_fields(deployment: Any, shop: str) -> None:
+def test_a_celery_producer_sends_a_task_with_the_same_fields(deployment: Deployment, shop: str) -> None:
     deployment.trackstar.add_order(shop, "o-1")
     deployment.start_worker()
     with celery_app(deployment) as app:
@@ -70,12 +60,12 @@ def test_a_celery_producer_sends_a_task_with_the_same_fields(deployment: Any, sh
     assert 1 == deployment.trackstar.order(shop, "o-1").truth.effective_cancels
 
 
-def _wait(deployment: Any, order_id: str) -> Any:
+def _wait(deployment: Deployment, order_id: str) -> Cancellation:
     deployment.wait_until(lambda: deployment.client.get(record_id(order_id)), f"the record of {order_id}")
     return deployment.client.wait(record_id(order_id), 30)
 
 
-def test_a_bad_task_of_a_celery_producer_is_a_dead_letter_and_stops_nobody(deployment: Any, shop: str) -> None:
+def test_a_bad_task_of_a_celery_producer_is_a_dead_letter_and_stops_nobody(deployment: Deployment, shop: str) -> None:
     deployment.trackstar.add_order(shop, "o-1")
     deployment.start_worker()
     with celery_app(deployment) as app:
@@ -92,28 +82,28 @@ def test_a_bad_task_of_a_celery_producer_is_a_dead_letter_and_stops_nobody(deplo
     )
 
 
-def test_an_asked_worker_ends_with_0_after_what_is_in_flight(deployment: Any, shop: str) -> None:
+def test_an_asked_worker_ends_with_0_after_what_is_in_flight(deployment: Deployment, shop: str) -> None:
     deployment.trackstar.add_order(shop, "slow", script=["pause"])
     worker = deployment.start_worker()
     slow = deployment.client.enqueue(shop, "slow")
     deployment.trackstar.wait_for_pause(shop, "slow", 30)
     worker.process.terminate()
-    deployment.wait_until(lambda: "Warm shutdown" in worker.output or "warm" in worker.output.lower(), "its farewell")
+    worker.wait_for_line("takes nothing new")
     deployment.trackstar.release(shop, "slow")
 
     assert 0 == worker.process.wait(30)
-    assert ("succeeded", 1) == (deployment.client.get(slow).status, deployment.client.get(slow).attempts)
+    assert ("succeeded", 1) == (deployment.record(slow).status, deployment.record(slow).attempts)
     assert "worker.stopped" in worker.output
 
 
-def test_an_idle_worker_ends_with_0(deployment: Any) -> None:
+def test_an_idle_worker_ends_with_0(deployment: Deployment) -> None:
     worker = deployment.start_worker()
     worker.wait_until_ready()
 
     assert 0 == worker.stop()
 
 
-def test_another_worker_goes_on_where_a_killed_one_was(deployment: Any, shop: str) -> None:
+def test_another_worker_goes_on_where_a_killed_one_was(deployment: Deployment, shop: str) -> None:
     """The dead one's request may have landed, so its key stays the same."""
     deployment.trackstar.add_order(shop, "o-1", script=["pause_applied+succeeded_then:reset"])
     first = deployment.start_worker()
@@ -134,7 +124,7 @@ def test_another_worker_goes_on_where_a_killed_one_was(deployment: Any, shop: st
     assert ((job,), 1) == (truth.keys, truth.effective_cancels)
 
 
-def test_a_worker_that_was_set_up_wrongly_says_in_one_sentence_what_to_change(deployment: Any) -> None:
+def test_a_worker_that_was_set_up_wrongly_says_in_one_sentence_what_to_change(deployment: Deployment) -> None:
     worker = deployment.start_worker(LEASE_SECONDS="10")
 
     assert 1 == worker.process.wait(30)
@@ -143,7 +133,7 @@ def test_a_worker_that_was_set_up_wrongly_says_in_one_sentence_what_to_change(de
     assert "Traceback" not in worker.output
 
 
-def test_no_secret_and_no_personal_data_leaves_the_ledger(deployment: Any, shop: str) -> None:
+def test_no_secret_and_no_personal_data_leaves_the_ledger(deployment: Deployment, shop: str) -> None:
     document = {"ship_to_address": {"full_name": PERSON}}
     for order_id, script in {"a": [], "b": ["500"], "c": ["401"], "d": ["html"], "e": ["400:integration"]}.items():
         deployment.trackstar.add_order(shop, order_id, script=script, document=document)
@@ -157,7 +147,7 @@ def test_no_secret_and_no_personal_data_leaves_the_ledger(deployment: Any, shop:
     in_redis = _dump(deployment.redis)
     assert 0 == worker.stop()
 
-    secrets = [TOKEN, deployment.api_key, deployment.credential_key]
+    secrets = [token_of(shop), deployment.api_key, deployment.credential_key]
     assert [] == [secret for secret in [*secrets, PERSON] if secret in worker.output]
     assert [] == [secret for secret in [*secrets, PERSON] if secret.encode() in in_redis]
     assert ids[0].encode() in in_redis  # it is a dump indeed
@@ -215,7 +205,7 @@ class Onlooker:
             self._changed.notify_all()
 
 
-def test_flower_follows_each_cancellation_under_its_own_id(deployment: Any, shop: str) -> None:
+def test_flower_follows_each_cancellation_under_its_own_id(deployment: Deployment, shop: str) -> None:
     deployment.trackstar.add_order(shop, "o-1", script=["503"])
     deployment.trackstar.add_order(shop, "o-2", status="fulfilled")
     deployment.start_worker()

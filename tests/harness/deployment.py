@@ -8,30 +8,47 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 from redis import Redis
 
 from worker.client import CancelClient
-from worker.ledger import connections, reading
-from worker.ledger.engine import open_ledger
+from worker.ledger import connections, queries
+from worker.ledger.database import open_ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from typing import Unpack
 
     from sqlalchemy import Engine
 
-    from worker.ledger.credentials import TokenVault
-    from worker.ledger.reading import Cancellation, Timeline
-    from worker.trackstar.sandbox import World
+    from worker.dev.embedded import EmbeddedRedis
+    from worker.dev.sandbox import World
+    from worker.dev.sandbox.server import WorldOptions
+    from worker.ledger.queries import Cancellation, Timeline
+    from worker.ledger.vault import TokenVault
 
 API_KEY = "api-key-0815-very-secret"
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
+LAST_SECONDS = 5.0
+# Of the environment of the tests; the last is how coverage reaches into processes.
+PASSED_ON = ("PATH", "PYTHONPATH", "COVERAGE_PROCESS_CONFIG")
 
 CELERY = (str(Path(sys.executable).with_name("celery")), "-A", "worker", "worker")
+
+
+def through(program: str, *words: str) -> tuple[str, ...]:
+    """Return the command that starts a worker by a program of this folder, which changes one thing in it."""
+    return (sys.executable, str(Path(__file__).with_name(program)), *words, "celery", *CELERY[1:])
+
+
+def token_of(connection_id: str) -> str:
+    return f"token-of-{connection_id}"
 
 
 class Worker:
@@ -52,11 +69,11 @@ class Worker:
 
     @property
     def stopped(self) -> bool:
-        """Whether it is stopped (SIGSTOP), all of it."""
-        return psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
+        """Whether SIGSTOP has stopped it."""
+        return bool(psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
 
     def wait_for_line(self, words: str, timeout: float = START_SECONDS) -> None:
-        """Wait until the worker has said this; it must stay alive meanwhile."""
+        """Wait until these words are in its output; fail if it ends before."""
         deadline = time.monotonic() + timeout
         while words not in self.output:
             assert self.alive, self.output
@@ -64,12 +81,16 @@ class Worker:
             time.sleep(0.02)
 
     def told(self, event: str) -> dict[str, Any]:
-        """Return the fields of the first line that tells of this event."""
+        """Return the fields of the first log line of this event."""
         lines = (json.loads(line) for line in self.output.splitlines() if line.startswith("{"))
         return next(line for line in lines if line["event"] == event)
 
     def wait_until_ready(self) -> None:
         self.wait_for_line("worker.started")
+
+    def wait_until_consuming(self) -> None:
+        """Wait until Celery takes messages, a second after the worker has started."""
+        self.wait_for_line(" ready.")
 
     def wait_until_dead(self, timeout: float = STOP_SECONDS) -> int:
         return self.process.wait(timeout)
@@ -87,16 +108,27 @@ class Worker:
         self.process.wait()
 
     def close(self) -> None:
-        if self.alive:
-            self.send(signal.SIGCONT)  # a stopped process does not end
-            self.kill()
+        if not self.alive:
+            return
+        self.send(signal.SIGCONT)  # a stopped process does not end
+        self.send(signal.SIGQUIT)  # ends it at once, with what coverage has counted
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(LAST_SECONDS)
+        self.kill()
 
 
 class Deployment:
     """Everything but the workers; `start_worker` adds those."""
 
     def __init__(
-        self, redis_url: str, database_url: str, trackstar: World, trackstar_url: str, folder: Path, key: str
+        self,
+        redis_url: str,
+        database_url: str,
+        trackstar: World,
+        trackstar_url: str,
+        folder: Path,
+        key: str,
+        settings: Mapping[str, str] = {},
     ) -> None:
         self.redis_url = redis_url
         self.redis: Any = Redis.from_url(redis_url, socket_timeout=60)  # above the longest wait for an event
@@ -106,17 +138,18 @@ class Deployment:
         self.credential_key = key
         self.ledger: Engine = open_ledger(database_url)
         self.client = CancelClient(redis_url, database_url)
-        self.server: Any = None  # the Redis, where it is ours to stop
+        self.redis_server: EmbeddedRedis  # set where the Redis belongs to this deployment alone
         self.workers: list[Worker] = []
         self._folder = folder
         self.env = {
-            **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
+            **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
             "REDIS_URL": redis_url,
             "DATABASE_URL": database_url,
             "TRACKSTAR_API_KEY": API_KEY,
             "TRACKSTAR_BASE_URL": trackstar_url,
             "CREDENTIAL_KEYS": key,
             "RETRY_BASE_SECONDS": "0.2",
+            **settings,
         }
 
     def start_worker(self, *, command: Sequence[str] = CELERY, **settings: str) -> Worker:
@@ -127,32 +160,44 @@ class Deployment:
         self.workers.append(worker)
         return worker
 
+    def connect(self, vault: TokenVault, names: Iterable[str]) -> None:
+        """Make connections that Trackstar and the ledger know, each with its `token_of`."""
+        for name in names:
+            self.trackstar.connect(name, token_of(name))
+            self.add_connection(vault, name, token_of(name))
+
     def add_connection(self, vault: TokenVault, name: str, token: str) -> None:
         """Let the ledger know a connection and its token."""
-        with self.ledger.begin() as connection:
-            connections.add(connection, name, vault.seal(token))
+        with self.ledger.begin() as db:
+            connections.add(db, name, vault.encrypt(token))
 
     def hold_of(self, name: str) -> str | None:
-        with self.ledger.connect() as connection:
-            return next(row.hold_reason for row in connections.list_all(connection) if row.id == name)
+        with self.ledger.connect() as db:
+            return next(row.hold_reason for row in connections.list_all(db) if row.id == name)
 
     def all(self, limit: int = 1000) -> list[Cancellation]:
-        with self.ledger.connect() as connection:
-            return reading.find(connection, limit=limit)
+        with self.ledger.connect() as db:
+            return queries.find(db, limit=limit)
+
+    def record(self, record_id: str) -> Cancellation:
+        """Return a cancellation that the ledger knows."""
+        found = self.client.get(record_id)
+        assert found is not None
+        return found
 
     def timeline(self, record_id: str) -> Timeline:
-        with self.ledger.connect() as connection:
-            found = reading.timeline(connection, record_id)
+        with self.ledger.connect() as db:
+            found = queries.timeline(db, record_id)
         assert found is not None
         return found
 
     def messages(self, *, lasting: bool = False) -> int:
-        """Count what waits on the Celery lists, the common one and each worker's own; or only what will not expire."""
+        """Count the messages on the Celery lists, the producers' and each worker's; or only on lists that last."""
         lists = [name for name in self.redis.keys("cancellations*") if self.redis.type(name) == b"list"]
         return sum(self.redis.llen(name) for name in lists if not lasting or self.redis.ttl(name) < 0)
 
     def wait_until(self, fact: Callable[[], Any], what: str, timeout: float = 30.0) -> None:
-        """Look at the ledger or at Redis until it is as it should be; neither tells a test by itself."""
+        """Wait until this is so; it is looked at again and again, as neither the ledger nor Redis notifies a test."""
         deadline = time.monotonic() + timeout
         while not fact():
             alive = [worker.alive for worker in self.workers]
@@ -165,3 +210,14 @@ class Deployment:
         self.client.close()
         self.ledger.dispose()
         self.redis.close()
+
+
+class MakeDeployment(Protocol):
+    """Makes a deployment with a ledger of a kind, for as long as the `with` block lasts.
+
+    `settings` are those of its workers, `options` those of its Trackstar.
+    """
+
+    def __call__(
+        self, kind: str, settings: Mapping[str, str] = ..., **options: Unpack[WorldOptions]
+    ) -> AbstractContextManager[Deployment]: ...

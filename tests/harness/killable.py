@@ -1,15 +1,18 @@
-"""A worker, or a producer, that dies at one named point: `python killable.py POINT celery -A worker worker`.
+"""A worker, or a producer, that a signal meets at one named point.
+
+    python killable.py SIGKILL "before the request" celery -A worker worker
 
 The product has no switch for this. The point is a function of the product (or of a library below it) that is wrapped
-before the program starts; when it is reached for the first time, the process kills itself with SIGKILL.
+before the program starts; when it is reached for the first time, the process sends itself the signal. After SIGSTOP
+and SIGCONT it goes on as if nothing had been wrapped.
 """
 
 from __future__ import annotations
 
-import os
 import runpy
 import signal
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ import msgspec
 
 
 class Point(msgspec.Struct, frozen=True):
-    """Where to die: before or after a function, or with half of a Redis command sent."""
+    """Where the signal comes: before or after a function, or when half of a Redis command is sent."""
 
     when: str  # before | after | half
     where: str  # module:attribute.path, or for half the command's name
@@ -28,79 +31,95 @@ class Point(msgspec.Struct, frozen=True):
 POINTS = {
     "during XADD": Point("half", "XADD"),
     "after XADD": Point("after", "worker.client:put_jobs"),
-    "inbox read": Point("before", "worker.intake:Intake._settle"),
-    "in the ledger": Point("after", "worker.intake:accept"),
-    "committed, inbox not acknowledged": Point("after", "worker.intake:Intake._commit"),
+    "Celery message arrived, not on the inbox": Point("after", "worker.runtime.celery_inbox:CeleryInbox._wait"),
+    "Celery message on the inbox": Point("after", "worker.runtime.celery_inbox:CeleryInbox.move"),
+    "inbox read": Point("before", "worker.runtime.intake:Intake._store_and_ack"),
+    "in the ledger": Point("after", "worker.ledger.transitions:accept"),
+    "committed, inbox not acknowledged": Point("after", "worker.runtime.intake:Intake._commit"),
     "during the inbox acknowledgement": Point("half", "MULTI"),
-    "marked queued": Point("after", "worker.ledger.turns:queue"),
-    "queued, before the publish": Point("before", "worker.dispatcher:Dispatcher._send"),
+    "before the claim": Point("before", "worker.ledger.transitions:claim_next"),
+    "claimed": Point("after", "worker.ledger.transitions:claim_next"),
+    "claimed, before the publish": Point("before", "worker.runtime.dispatcher:Dispatcher._send"),
     "during the publish": Point("half", "LPUSH"),
-    "after the publish": Point("after", "worker.dispatcher:Dispatcher._send"),
-    "message taken": Point("before", "worker.machinery:Machinery.attempt_all"),
-    "before the claim": Point("before", "worker.ledger.claims:claim"),
-    "claimed": Point("after", "worker.ledger.claims:claim"),
-    "after the claim": Point("before", "worker.flower:FlowerReporter.claimed"),
-    "before the Celery acknowledgement": Point("before", "worker.transport:Deliveries.ack"),
-    "answer in hand": Point("before", "worker.recorder:Recorder.put"),
-    "during the record": Point("after", "worker.ledger.recording:_keep_attempts"),
-    "recorded, not committed": Point("after", "worker.ledger.recording:record"),
-    "after the record": Point("before", "worker.machinery:Machinery._on_recorded"),
-    "outcome committed, event not published": Point("before", "worker.publisher:Publisher._add_to_stream"),
-    "event published, not noted": Point("after", "worker.publisher:Publisher._add_to_stream"),
-    "retry due, not committed": Point("after", "worker.ledger.agenda:promote_due"),
-    "claim of a dead worker taken over": Point("before", "worker.machinery:Machinery._rescue"),
-    "read-back answered, not recorded": Point("after", "worker.attempt:_confirmed"),
+    "after the publish": Point("after", "worker.runtime.dispatcher:Dispatcher._send"),
+    "message taken": Point("before", "worker.runtime.executor:Executor.run"),
+    "before the request": Point("before", "worker.trackstar.client:TrackstarClient.cancel"),
+    "before the Celery acknowledgement": Point("before", "worker.broker.bootstep:UnacknowledgedRequest.acknowledge"),
+    "answer in hand": Point("before", "worker.runtime.recorder:Recorder.put"),
+    "during the record": Point("after", "worker.ledger.results:keep_attempts"),
+    "recorded, not committed": Point("after", "worker.runtime.recorder:commit_results"),
+    "after the record": Point("before", "worker.runtime.supervisor:Supervisor._on_committed"),
+    "outcome committed, event not published": Point("before", "worker.runtime.relay:Relay._add_to_stream"),
+    "event published, not noted": Point("after", "worker.runtime.relay:Relay._add_to_stream"),
+    "retry due, not committed": Point("after", "worker.ledger.transitions:promote_due"),
+    "claim of a dead worker taken over": Point("before", "worker.runtime.executor:Executor.rescue"),
+    "read-back answered, not recorded": Point("after", "worker.runtime.executor:confirm"),
 }
 
 
-def arm(point: Point) -> None:
-    """Wrap the point so that this process dies there."""
-    if point.when == "half":
-        _die_within_a_command(point.where.encode())
-        return
+def resolve(point: Point) -> tuple[Any, str]:
+    """Return the module or class that holds the function of a point, and the function's name there."""
     module, _, path = point.where.partition(":")
     owner: Any = import_module(module)
     *parents, name = path.split(".")
     for parent in parents:
         owner = getattr(owner, parent)
-    setattr(owner, name, _dying(getattr(owner, name), before=point.when == "before"))
+    return owner, name
 
 
-def _dying(work: Any, *, before: bool) -> Any:
-    def die_there(*args: Any, **kwargs: Any) -> Any:
+def arm(point: Point, number: signal.Signals) -> None:
+    """Wrap the point so that this process meets the signal there."""
+    if point.when == "half":
+        _signal_within_a_command(point.where.encode(), number)
+        return
+    owner, name = resolve(point)
+    setattr(owner, name, _signalling(getattr(owner, name), number, before=point.when == "before"))
+
+
+def _signalling(work: Any, number: signal.Signals, *, before: bool) -> Any:
+    reached: list[bool] = []
+
+    def reach() -> None:
+        if not reached:
+            reached.append(True)
+            _send(number)
+
+    def work_and_signal(*args: Any, **kwargs: Any) -> Any:
         if before:
-            _die()
+            reach()
         result = work(*args, **kwargs)
-        if result or result is None:  # reached with nothing to do is not reached
-            _die()
+        if not before and (result or result is None):  # what was called and found nothing to do does not count
+            reach()
         return result
 
-    return die_there
+    return work_and_signal
 
 
-def _die_within_a_command(name: bytes) -> None:
-    from redis.connection import AbstractConnection  # noqa: PLC0415 - after the process knows its part
+def _signal_within_a_command(name: bytes, number: signal.Signals) -> None:
+    from redis.connection import AbstractConnection  # noqa: PLC0415 - only this kind of point needs it
 
-    send = AbstractConnection.send_packed_command
+    connection: Any = AbstractConnection
+    send = connection.send_packed_command
 
     def send_half(self: Any, command: Any, check_health: bool = True) -> None:
         data = b"".join(command) if not isinstance(command, (bytes, str)) else command
         if isinstance(data, bytes) and b"\r\n" + name + b"\r\n" in data:
             self.connect()
             self._sock.sendall(data[: len(data) // 2])
-            _die()
+            _send(number)
         send(self, command, check_health=check_health)
 
-    AbstractConnection.send_packed_command = send_half  # type: ignore[method-assign]
+    connection.send_packed_command = send_half
 
 
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def _send(number: signal.Signals) -> None:
+    # To this thread: sent to the process, another thread would take SIGSTOP, and this one run on until that happens.
+    signal.pthread_kill(threading.get_ident(), number)
 
 
 if __name__ == "__main__":
-    _, named, program, *arguments = sys.argv
-    arm(POINTS[named])
+    _, sent, named, program, *arguments = sys.argv
+    arm(POINTS[named], signal.Signals[sent])
     sys.argv = [program, *arguments]
     if program == "celery":
         sys.path.insert(0, str(Path.cwd()))

@@ -1,7 +1,7 @@
-"""On which kinds of ledger the slow suites run.
+"""On which kinds of ledger the end-to-end tests run.
 
-The statements are proven on both kinds by the integration tests and the quick end-to-end ones. What kills processes
-and breaks servers runs on PostgreSQL, and on both kinds with CHAOS=1, as `make chaos` sets it: `make test` has to stay
+The integration tests and the quick end-to-end tests run every statement on both kinds. The tests that kill processes
+and break servers run on PostgreSQL, and on both kinds with CHAOS=1, which `make chaos` sets: `make test` has to stay
 within minutes.
 """
 
@@ -9,4 +9,5 @@ from __future__ import annotations
 
 import os
 
+LEDGERS = ("sqlite", "postgresql")
 SLOW_LEDGERS = ("postgresql", "sqlite") if os.environ.get("CHAOS") else ("postgresql",)

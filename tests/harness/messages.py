@@ -1,4 +1,4 @@
-"""Messages on the Celery list: the forms that a worker runs, and every one that a plain Celery worker trips over."""
+"""Messages on the Celery list: each form that is a job, and malformed ones at which a plain Celery worker fails."""
 
 from __future__ import annotations
 
@@ -45,11 +45,12 @@ def plain(body: str) -> dict[str, Any]:
     return {"body": body, "properties": info}
 
 
-ONE = {"task": "worker.cancel_order", "id": "t-1"}
+ONE: dict[str, Any] = {"task": "worker.cancel_order", "id": "t-1"}
+
+PICKLE: dict[str, Any] = {"content-type": "application/x-python-serialize"}
 
 GOOD = [
     Message("as Celery writes it", envelope()),
-    Message("a batch of ours", envelope(([IDS], {}, {}), headers={"task": "worker.attempt_batch", "id": "t-1"})),
     Message("a plain body", envelope(headers=ONE, **plain(json.dumps([[], JOB, {}])))),
     Message("protocol 1", envelope({**ONE, "args": [], "kwargs": JOB}, headers={})),
 ]
@@ -68,11 +69,11 @@ ALIEN = [
     Message("bad base64", envelope().replace(b'"body": "', b'"body": "!'), "body_not_base64"),
     Message("undecodable body", envelope(headers=ONE, **plain("{half")), "body_not_json"),
     Message("no body", envelope().replace(b'"body":', b'"nobody":'), "no_body"),
-    Message("pickle", envelope(**{"content-type": "application/x-python-serialize"}), "content_type"),
+    Message("pickle", envelope(**PICKLE), "content_type"),
     Message("wrong number of arguments", envelope((["a", "b", "c"], {}, {})), "wrong_arguments"),
     Message(
-        "ids that are none",
-        envelope(([["'; --"]], {}, {}), headers={"task": "worker.attempt_batch", "id": "t-1"}),
-        "wrong_arguments",
+        "a batch of ours",  # which a worker sends to itself only
+        envelope(([IDS], {}, {}), headers={"task": "worker.attempt_batch", "id": "t-1"}),
+        "unknown_task",
     ),
 ]

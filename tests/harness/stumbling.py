@@ -12,7 +12,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path.cwd()))
     from celery.worker.consumer.consumer import Consumer, Evloop
 
-    start, stumbled = Evloop.start, []
+    start: Any = Evloop.start
+    stumbled: list[bool] = []
 
     def start_and_stumble(self: Any, consumer: Consumer) -> Any:
         if not stumbled:

@@ -1,4 +1,4 @@
-"""What must be true at the end, whatever went wrong in between: the ledger compared with what really happened."""
+"""What must be true at the end, whatever went wrong before: the ledger compared with the sandbox's orders."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from worker.cancellation.lifecycle import FINAL
 from worker.cancellation.request import CancelRequest
-from worker.inbox import EVENTS, INBOX
+from worker.streams import EVENTS, INBOX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from harness.deployment import Deployment
-    from worker.ledger.reading import Timeline
+    from worker.ledger.queries import Timeline
 
 
 def record_id(order_id: str, connection_id: str = "shop-1") -> str:
@@ -22,7 +22,7 @@ def record_id(order_id: str, connection_id: str = "shop-1") -> str:
 
 
 def wait_for_ends(deployment: Deployment, ids: Iterable[str], timeout: float = 60.0) -> None:
-    """Wait until each has ended and its end has been told."""
+    """Wait until each has ended and its event is on the stream."""
     expected = set(ids)
 
     def ended() -> bool:
@@ -43,7 +43,7 @@ def told_ends(deployment: Deployment) -> dict[str, list[dict[str, Any]]]:
 
 
 def untruths(deployment: Deployment, orders: Iterable[str], connection_id: str = "shop-1") -> list[str]:
-    """Say in sentences what is not as promised about these orders. Empty when all is well."""
+    """Return a sentence for each broken promise about these orders."""
     told = told_ends(deployment)
     found: list[str] = []
     for order_id in orders:
@@ -78,7 +78,7 @@ def _cancels(timeline: Timeline) -> list[Any]:
 
 
 def leftovers(deployment: Deployment) -> list[str]:
-    """Say what is left in Redis that should not be there once everything has ended."""
+    """Return what is in Redis that should not be there once everything has ended."""
     left = {
         "entries on the inbox": deployment.redis.xlen(INBOX),
         "messages on the Celery list": deployment.messages(lasting=True),

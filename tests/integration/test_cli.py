@@ -59,12 +59,12 @@ def test_an_error_is_one_sentence_with_what_to_do(
 
 def test_a_token_is_asked_for_on_standard_input_and_kept_encrypted(tmp_path: Path) -> None:
     key = Fernet.generate_key().decode()
-    assert _run(["migrate"], tmp_path).returncode == 0
+    assert 0 == _run(["migrate"], tmp_path).returncode
 
     added = _run(["connections", "add", "shop-1"], tmp_path, "the-secret-token\n", CREDENTIAL_KEYS=key)
     listed = _run(["connections", "list"], tmp_path)
 
-    assert added.returncode == 0, added.stderr
+    assert 0 == added.returncode, added.stderr
     assert "shop-1" in listed.stdout
     assert not [file for file in tmp_path.iterdir() if b"the-secret-token" in file.read_bytes()]
 
@@ -75,5 +75,5 @@ def test_what_is_not_known_is_said_with_what_to_check(tmp_path: Path) -> None:
     for arguments in (["show", "1001"], ["withdraw", "no-id"]):
         done = _run(arguments, tmp_path)
 
-        assert done.returncode == 2
+        assert 2 == done.returncode
         assert "inbox" in done.stderr

@@ -12,26 +12,26 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from harness.deployment import PASSED_ON
 from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
 from worker import CancelClient
 from worker.cancellation.lifecycle import SafeToRefund
-from worker.cancellation.request import CancelRequest
-from worker.client import (
+from worker.cancellation.request import CancelRequest, InvalidRequest
+from worker.dev.embedded import free_port
+from worker.errors import (
     InboxUnavailableError,
-    InvalidRequest,
     KeyConflictError,
     LedgerUnavailableError,
     TooLateError,
     UnknownCancellationError,
 )
-from worker.embedded import free_port
-from worker.health import Vitals
-from worker.inbox import GROUP, INBOX
-from worker.intake import Intake
-from worker.ledger import accepting
-from worker.ledger.tables import cancellations
+from worker.ledger import transitions
+from worker.ledger.schema import cancellations
+from worker.runtime.intake import Intake
+from worker.streams import GROUP, INBOX
+from worker.telemetry.health import Vitals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,7 +59,7 @@ def ask(client: CancelClient) -> None:
     assert client.get(NOBODY) is None
 
 
-def take_back(client: CancelClient) -> None:
+def withdraw(client: CancelClient) -> None:
     with pytest.raises(UnknownCancellationError):
         client.withdraw(NOBODY)
 
@@ -70,12 +70,12 @@ def use_a_key_twice(client: CancelClient) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite has no connections to cut
-@pytest.mark.parametrize("act", [ask, take_back, use_a_key_twice])
+@pytest.mark.parametrize("act", [ask, withdraw, use_a_key_twice])
 def test_a_client_whose_idle_connections_were_cut_does_not_notice(
     client: CancelClient, ledger: Engine, act: Callable[[CancelClient], None]
 ) -> None:
     with ledger.begin() as connection:
-        accepting.accept(connection, [CancelRequest(connection_id="shop-1", order_id="o-1", idempotency_key="k")])
+        transitions.accept(connection, [CancelRequest(connection_id="shop-1", order_id="o-1", idempotency_key="k")])
     ask(client)
     with ledger.begin() as connection:
         others = (
@@ -346,7 +346,8 @@ print(json.dumps({"id": record_id, "found": found is not None, "loaded": sorted(
 
 def produce(**env: str) -> dict[str, Any]:
     command = [sys.executable, "-W", "error", "-c", PRODUCER]
-    env = {"PATH": os.environ["PATH"], **env}
+    kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    env = {**kept, **env}
     done = subprocess.run(command, env=env, check=True, capture_output=True, timeout=60)
     assert b"" == done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
@@ -357,11 +358,11 @@ def test_a_producer_needs_no_trackstar_setting_and_loads_no_worker(
     redis_url: str, database_url: str, redis: Redis
 ) -> None:
     answer = produce(REDIS_URL=redis_url, DATABASE_URL=database_url)
-    machinery = {"celery", "kombu", "requests", "tornado", "pydantic", "structlog", "sentry_sdk", "alembic", "typer"}
+    worker_side = {"celery", "kombu", "requests", "tornado", "pydantic", "structlog", "sentry_sdk", "alembic", "typer"}
 
     assert ["o-1"] == [job["order_id"] for job in jobs(redis)]
-    assert set() == machinery & set(answer["loaded"])
-    assert {"worker.settings", "worker.machinery", "worker.celery_app", "worker.trackstar.client"}.isdisjoint(
+    assert set() == worker_side & set(answer["loaded"])
+    assert {"worker.settings", "worker.runtime.supervisor", "worker.broker.app", "worker.trackstar.client"}.isdisjoint(
         answer["loaded"]
     )
 

@@ -1,26 +1,37 @@
-"""The dispatcher hands out what there is room for, and takes back what nobody claimed; on both databases."""
+"""The dispatcher hands out what there are threads for, and takes back what was not consumed; on both databases."""
 
 from __future__ import annotations
 
 import queue
+import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis import RedisError
 
-from worker.berths import Berths
 from worker.cancellation.request import CancelRequest
-from worker.dispatcher import Dispatcher
-from worker.health import Vitals
-from worker.ledger import accepting, reading
+from worker.ledger import queries, transitions
+from worker.runtime.dispatcher import Dispatcher
+from worker.runtime.executor import Executor
+from worker.telemetry.health import Vitals
 from worker.trackstar.pacing import Pacing
 
 if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Engine
 
-JOBS, ROOM = 20, 8
+JOBS, THREADS = 20, 8
+LEASE, START_WITHIN = 180.0, 25.0
+
+Publish = Callable[[Sequence[str]], None]
+
+
+class Nobody:
+    """Who hears of claims, and does not care."""
+
+    def claimed(self, claims: Any) -> None: ...
 
 
 @pytest.fixture
@@ -30,39 +41,104 @@ def published() -> queue.SimpleQueue[Sequence[str]]:
 
 
 @pytest.fixture
-def dispatcher(
-    ledger: Engine, redis: Redis, shop: str, published: queue.SimpleQueue[Sequence[str]]
-) -> Iterator[Dispatcher]:
+def executor() -> Executor:
+    context: Any = None  # nothing is run here
+    return Executor(THREADS, context, lambda _: None, Nobody())
+
+
+@pytest.fixture
+def make_dispatcher(
+    ledger: Engine, redis: Redis, shop: str, executor: Executor
+) -> Iterator[Callable[..., Dispatcher]]:
+    made: list[Dispatcher] = []
+
+    def make(publish: Publish, start_within: float = START_WITHIN) -> Dispatcher:
+        pacing = Pacing(redis, "write")
+        made.append(Dispatcher(ledger, "w-1", LEASE, start_within, pacing, 1e6, executor, publish, Vitals()))
+        return made[-1]
+
     requests = [CancelRequest(connection_id=shop, order_id=f"o-{number}") for number in range(JOBS)]
-    with ledger.begin() as connection:
-        accepting.accept(connection, requests)
-    pacing, berths = Pacing(redis, "write"), Berths(ROOM)
-    made = Dispatcher(ledger, "w-1", pacing, 1e6, berths, published.put, Vitals(), prepare=lambda: None)
-    made.start()
-    yield made
-    made.stop()
+    with ledger.begin() as db:
+        transitions.accept(db, requests)
+    yield make
+    for each in made:
+        each.stop()
 
 
 def statuses(ledger: Engine) -> Counter[str]:
-    with ledger.connect() as connection:
-        return Counter(row.status for row in reading.find(connection, limit=JOBS))
+    with ledger.connect() as db:
+        return Counter(row.status for row in queries.find(db, limit=JOBS))
 
 
-def test_no_more_is_handed_out_than_there_is_room_for(
-    ledger: Engine, dispatcher: Dispatcher, published: queue.SimpleQueue[Sequence[str]]
+def test_no_more_is_handed_out_than_there_are_threads_for(
+    ledger: Engine,
+    make_dispatcher: Callable[..., Dispatcher],
+    executor: Executor,
+    published: queue.SimpleQueue[Sequence[str]],
 ) -> None:
+    dispatcher = make_dispatcher(published.put)
+    dispatcher.tick()
     handed = published.get(timeout=10)
-    dispatcher.halt()
-    dispatcher.thread.join(10)
+    dispatcher.tick()
 
-    assert 0 < len(handed) <= ROOM
-    assert {"queued": len(handed), "pending": JOBS - len(handed)} == statuses(ledger)
+    assert published.empty()
+    assert 0 < len(handed) <= THREADS
+    assert len(handed) == executor.in_use().total()
+    assert {"in_flight": len(handed), "pending": JOBS - len(handed)} == statuses(ledger)
 
 
-def test_what_was_handed_out_and_not_claimed_is_given_back_when_the_worker_ends(
-    ledger: Engine, dispatcher: Dispatcher, published: queue.SimpleQueue[Sequence[str]]
+def test_what_was_handed_out_and_not_consumed_is_given_back_when_the_worker_ends(
+    ledger: Engine, make_dispatcher: Callable[..., Dispatcher], published: queue.SimpleQueue[Sequence[str]]
 ) -> None:
+    dispatcher = make_dispatcher(published.put)
+    dispatcher.loop.start()
     published.get(timeout=10)
     dispatcher.stop()
 
     assert {"pending": JOBS} == statuses(ledger)
+    with ledger.connect() as db:
+        assert {None} == {row.first_sent_at for row in queries.find(db, limit=JOBS)}
+
+
+def test_a_message_that_could_not_be_published_is_given_back_and_goes_out_again(
+    ledger: Engine,
+    make_dispatcher: Callable[..., Dispatcher],
+    executor: Executor,
+    published: queue.SimpleQueue[Sequence[str]],
+) -> None:
+    failing = threading.Event()
+    failing.set()
+
+    def publish(ids: Sequence[str]) -> None:
+        if failing.is_set():
+            raise RedisError("away")
+        published.put(ids)
+
+    dispatcher = make_dispatcher(publish)
+    with pytest.raises(RedisError):
+        dispatcher.tick()
+    claimed = statuses(ledger)["in_flight"]
+    failing.clear()
+    dispatcher.tick()
+
+    assert 0 < claimed <= THREADS
+    handed = published.get(timeout=10)
+    assert {"in_flight": len(handed), "pending": JOBS - len(handed)} == statuses(ledger)
+    assert len(handed) == executor.in_use().total()
+
+
+def test_a_message_that_nobody_consumes_in_time_is_given_back_and_finds_nothing_when_it_comes(
+    ledger: Engine,
+    make_dispatcher: Callable[..., Dispatcher],
+    executor: Executor,
+    published: queue.SimpleQueue[Sequence[str]],
+) -> None:
+    dispatcher = make_dispatcher(published.put, start_within=0.0)
+    dispatcher.tick()
+    lost = published.get(timeout=10)
+    dispatcher.loop.halt()
+    dispatcher.stop()
+    executor.run(lost)
+
+    assert {"pending": JOBS} == statuses(ledger)
+    assert 0 == executor.in_use().total()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 
-from worker.embedded import EmbeddedRedis, NoRedisServerError, find_redis_server
+from worker.dev.embedded import EmbeddedRedis, NoRedisServerError, find_redis_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

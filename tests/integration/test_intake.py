@@ -12,19 +12,20 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.request import CancelRequest
-from worker.health import Vitals
-from worker.inbox import GROUP, INBOX, put_jobs
-from worker.intake import BATCH, TAKE_OVER_AFTER_MS, Intake
-from worker.ledger import reading
-from worker.ledger.engine import open_ledger
-from worker.ledger.tables import dead_letters, events
+from worker.ledger import queries
+from worker.ledger.database import open_ledger
+from worker.ledger.schema import dead_letters as kept_letters
+from worker.ledger.schema import events
+from worker.runtime.intake import BATCH, TAKE_OVER_AFTER_MS, Intake
+from worker.streams import GROUP, INBOX, put_jobs
+from worker.telemetry.health import Vitals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
 
-    from worker.ledger.reading import Cancellation
+    from worker.ledger.queries import Cancellation
 
 
 VITALS = Vitals()
@@ -55,12 +56,12 @@ def intake(inbox: Redis, ledger: Engine) -> Intake:
 
 def rows(ledger: Engine) -> dict[str, Cancellation]:
     with ledger.connect() as connection:
-        return {row.order_id: row for row in reading.find(connection, limit=10_000)}
+        return {row.order_id: row for row in queries.find(connection, limit=10_000)}
 
 
-def letters(ledger: Engine) -> list[tuple[bytes, str, str]]:
+def dead_letters(ledger: Engine) -> list[tuple[bytes, str, str]]:
     with ledger.connect() as connection:
-        found = connection.execute(select(dead_letters).order_by(dead_letters.c.id))
+        found = connection.execute(select(kept_letters).order_by(kept_letters.c.id))
         return [(bytes(row.raw), row.reason, row.error) for row in found]
 
 
@@ -131,7 +132,7 @@ def test_a_bad_message_is_kept_with_its_reason_and_the_next_one_goes_on(
 
     assert 2 == intake.take()
     assert ["good"] == list(rows(ledger))
-    ((kept, why, error),) = letters(ledger)
+    ((kept, why, error),) = dead_letters(ledger)
     assert (bad, reason) == (kept, why)
     assert word in error
     assert error.isprintable()
@@ -152,7 +153,7 @@ def test_an_entry_without_the_field_job_is_kept_with_all_its_fields(
     put_jobs(inbox, [GOOD])
 
     assert 2 == intake.take()
-    assert [(b"order: \xff1\nshop: s", "no_job_field")] == [letter[:2] for letter in letters(ledger)]
+    assert [(b"order: \xff1\nshop: s", "no_job_field")] == [letter[:2] for letter in dead_letters(ledger)]
     assert ["good"] == list(rows(ledger))
     assert (0, 0) == unsettled(inbox)
 
@@ -169,7 +170,7 @@ def test_a_key_of_another_order_is_kept_as_a_conflict(
     intake.take()
 
     assert {"o-1", "good"} == set(rows(ledger))
-    ((kept, reason, error),) = letters(ledger)
+    ((kept, reason, error),) = dead_letters(ledger)
     assert (wrong, "key_conflict") == (kept, reason)
     assert "'k'" in error
     assert "'o-1'" in error
@@ -183,16 +184,16 @@ def test_the_same_job_many_times_is_one_row(inbox: Redis, intake: Intake, ledger
     intake.take()
 
     assert ["good"] == list(rows(ledger))
-    assert [] == letters(ledger)
+    assert [] == dead_letters(ledger)
     assert (0, 0) == unsettled(inbox)
 
 
 def test_the_same_entry_read_twice_leaves_one_dead_letter(inbox: Redis, intake: Intake, ledger: Engine) -> None:
     entry_id = inbox.xadd(INBOX, {"job": b"{"})
     for _ in range(2):
-        intake._settle([(entry_id, {b"job": b"{"})])
+        intake._store_and_ack([(entry_id, {b"job": b"{"})])
 
-    assert 1 == len(letters(ledger))
+    assert 1 == len(dead_letters(ledger))
     assert 1 == len(told(ledger))
 
 
@@ -215,7 +216,7 @@ def test_whatever_bytes_come_each_ends_as_a_row_or_a_dead_letter(inbox: Redis, i
     put_jobs(inbox, jobs)
     intake.take()
 
-    accepted, kept = rows(ledger), letters(ledger)
+    accepted, kept = rows(ledger), dead_letters(ledger)
     assert len(jobs) == len(accepted) + len(kept)
     assert {text for text, _, _ in kept} <= set(jobs)
     assert {"not_json", "invalid_job"} == {reason for _, reason, _ in kept}
@@ -248,7 +249,7 @@ def test_what_a_dead_reader_left_is_taken_over(inbox: Redis, intake: Intake, led
     left_behind(inbox, 60)
 
     assert 2 == intake.take()
-    assert (["good"], 1) == (list(rows(ledger)), len(letters(ledger)))
+    assert (["good"], 1) == (list(rows(ledger)), len(dead_letters(ledger)))
     assert (0, 0) == unsettled(inbox)
 
 
@@ -288,7 +289,7 @@ def test_nothing_is_settled_while_the_ledger_is_away_and_all_of_it_afterwards(in
 
     inbox.xclaim(INBOX, GROUP, "w-1", 0, [entry["message_id"] for entry in _pending(inbox)], idle=60_000)
     assert 2 == Intake(inbox, ledger, "w-2", lambda _: None, VITALS).take()
-    assert (["good"], 1) == (list(rows(ledger)), len(letters(ledger)))
+    assert (["good"], 1) == (list(rows(ledger)), len(dead_letters(ledger)))
     assert (0, 0) == unsettled(inbox)
     nobody_there.dispose()
 
@@ -301,7 +302,7 @@ def test_an_intake_makes_what_it_needs_on_an_empty_redis_and_survives_its_loss(r
     accepted = Event()
     intake = Intake(redis, ledger, "w-1", lambda _: accepted.set(), VITALS)
     put_jobs(redis, [raw(job("before"))])  # before anybody made the group
-    intake.start()
+    intake.loop.start()
     assert accepted.wait(10)
 
     accepted.clear()

@@ -1,4 +1,4 @@
-"""Permits in a real Redis: the same arithmetic as the pure one, atomic for any number of workers."""
+"""Send slots in a real Redis: the same arithmetic as the pure one, atomic for any number of workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 
 from worker.cancellation.pace import LOOKAHEAD_SECONDS, interval
-from worker.trackstar.pacing import Pace, Pacing, Permit, Permits
+from worker.trackstar.pacing import Pace, Pacing, SendSlot, SlotReservation
 
 
 @pytest.fixture
@@ -19,9 +19,9 @@ def pacing(redis: Redis) -> Pacing:
     return Pacing(redis, "w")
 
 
-def moments(permits: Permits) -> list[float]:
-    """Return the moments of permits by Redis' own clock."""
-    return [int(permits.mark) / 1e6 - (permits.count - number) * permits.interval for number in range(permits.count)]
+def moments(slots: SlotReservation) -> list[float]:
+    """Return the moments of send slots by Redis' own clock."""
+    return [int(slots.end_token) / 1e6 - (slots.count - number) * slots.interval for number in range(slots.count)]
 
 
 def test_an_idle_connection_may_send_at_once_and_then_at_its_pace(pacing: Pacing) -> None:
@@ -34,7 +34,7 @@ def test_an_idle_connection_may_send_at_once_and_then_at_its_pace(pacing: Pacing
 
     # Whoever asks again gets the moments behind those, however long this machine took to ask.
     again = pacing.reserve({"shop-1": (50.0, 100)})["shop-1"]
-    behind = moments(again)[0] if again.count else int(again.mark) / 1e6
+    behind = moments(again)[0] if again.count else int(again.end_token) / 1e6
     assert behind == pytest.approx(moments(first)[-1] + first.interval, abs=1e-4)
 
 
@@ -54,25 +54,25 @@ def test_any_number_of_workers_together_keep_the_pace(redis_url: str) -> None:
             return taken
 
     with ThreadPoolExecutor(4) as pool:
-        taken = sorted(moment for part in pool.map(work, range(4)) for moment in part)
+        taken = sorted(send_at for part in pool.map(work, range(4)) for send_at in part)
 
     assert all(later - earlier > interval(200) * 0.999 for earlier, later in pairwise(taken))
     assert 0.9 * 196 <= len(taken) <= 196 * (1 + LOOKAHEAD_SECONDS) + 5
 
 
-def test_permits_that_nobody_needed_are_given_again(redis: Redis) -> None:
+def test_slots_that_nobody_needed_are_reserved_again(redis: Redis) -> None:
     pacing = Pacing(redis, "w", lookahead=60.0)  # so far ahead that none is past before it is asked for again
     first = pacing.reserve({"shop-1": (1.0, 30)})["shop-1"]
-    pacing.give_back("shop-1", first, 10)
+    pacing.return_unused("shop-1", first, 10)
     again = pacing.reserve({"shop-1": (1.0, 5)})["shop-1"]
 
     assert moments(again)[0] == pytest.approx(moments(first)[20], abs=1e-4)
 
 
-def test_permits_below_those_of_another_worker_are_not_given_again(pacing: Pacing) -> None:
+def test_slots_below_those_of_another_worker_are_not_reserved_again(pacing: Pacing) -> None:
     first = pacing.reserve({"shop-1": (50.0, 2)})["shop-1"]
     second = pacing.reserve({"shop-1": (50.0, 2)})["shop-1"]
-    pacing.give_back("shop-1", first, 2)
+    pacing.return_unused("shop-1", first, 2)
     third = pacing.reserve({"shop-1": (50.0, 1)})["shop-1"]
 
     assert moments(third)[0] >= moments(second)[-1]
@@ -83,12 +83,12 @@ def test_a_paused_connection_gives_no_permit_to_anyone_and_another_goes_on(pacin
     granted = pacing.reserve({"shop-1": (50.0, 1), "shop-2": (50.0, 1)})
 
     assert [0, 1] == [granted[name].count for name in ("shop-1", "shop-2")]
-    assert granted["shop-1"].first - time.monotonic() == pytest.approx(30, abs=1)
+    assert pytest.approx(30, abs=1) == granted["shop-1"].first - time.monotonic()
 
 
 def test_the_servers_lower_limit_is_kept_and_a_higher_one_changes_nothing(pacing: Pacing) -> None:
-    pacing.lower("shop-1", 10)
-    pacing.lower("shop-2", 900)
+    pacing.cap_rate("shop-1", 10)
+    pacing.cap_rate("shop-2", 900)
     granted = pacing.reserve({"shop-1": (50.0, 100), "shop-2": (50.0, 100)})
 
     assert interval(10) == pytest.approx(granted["shop-1"].interval, rel=0.001)
@@ -113,7 +113,7 @@ def test_an_emptied_redis_goes_on_at_the_pace(redis: Any, pacing: Pacing) -> Non
 def test_whose_permit_came_too_late_waits_for_another_and_is_never_sent_without(redis: Redis) -> None:
     pace = Pace(redis, 50, 10)
     pace.writes.reserve({"shop-1": (50.0, 100)})
-    late = Permit(time.monotonic() - 1.0, 50.0, saturated=True)
+    late = SendSlot(time.monotonic() - 1.0, 50.0, saturated=True)
 
     def send(_: int) -> float:
         pace.wait_to_write("shop-1", late)

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
-from sqlalchemy import Engine, func, text, update
+from sqlalchemy import Engine, event, func, select, text, update
 
 from worker.cancellation.answer import Order
-from worker.cancellation.lifecycle import Evidence, Move, Status, Verdict
+from worker.cancellation.lifecycle import Evidence, Status, Transition, Verdict
 from worker.cancellation.request import CancelRequest
-from worker.ledger import accepting, agenda, claims, connections, outbox, recording, turns
-from worker.ledger import reading as questions
-from worker.ledger.engine import open_ledger
-from worker.ledger.tables import cancellations
+from worker.ledger import claims, connections, deadlines, outbox, queries, results, selection, transitions
+from worker.ledger.attempts import AttemptRow
+from worker.ledger.database import open_ledger
+from worker.ledger.schema import cancellations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Connection
 
-    from worker.ledger.credentials import TokenVault
+    from worker.ledger.vault import TokenVault
 
 BATCH = 20
 CROWD = 20_000
@@ -32,12 +34,12 @@ CROWD = 20_000
 @pytest.fixture
 def ledger(make_database: Callable[[str], str], vault: TokenVault) -> Iterator[Engine]:
     engine = open_ledger(make_database("postgresql"), pool_size=1, plan_once=True)
-    with engine.begin() as connection:
-        connections.add(connection, "shop", vault.seal("token"))
-        connections.add(connection, "other", vault.seal("token"))
+    with engine.begin() as db:
+        connections.add(db, "shop", vault.encrypt("token"))
+        connections.add(db, "other", vault.encrypt("token"))
         for table in ("cancellations", "events", "attempts"):
             # Else a plan might be made anew, from numbers, just before it is looked at.
-            connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
+            db.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
     yield engine
     engine.dispose()
 
@@ -45,32 +47,33 @@ def ledger(make_database: Callable[[str], str], vault: TokenVault) -> Iterator[E
 def live(ledger: Engine, size: int) -> None:
     """Take that many jobs from their acceptance to their published end."""
     jobs = [CancelRequest(connection_id="shop", order_id=uuid.uuid4().hex, priority="urgent") for _ in range(size)]
-    with ledger.begin() as connection:
-        accepting.accept(connection, jobs)
-    with ledger.begin() as connection:
-        assert not accepting.find_conflicts(connection, jobs)
-        assert questions.get(connection, jobs[0].record_id)
-    with ledger.begin() as connection:
-        queued = turns.queue(connection, {"shop": size, "other": 0}, "w-1", 60, longest_waiting={"shop": 1})
-    with ledger.begin() as connection:
-        claimed = claims.claim(connection, [row.id for row in queued["shop"]], "w-1", 60)
-    with ledger.begin() as connection:
-        events = recording.record(connection, [ended(claim) for claim in claimed]).events
-    with ledger.begin() as connection:
-        outbox.mark_published(connection, [event.id for event in events])
-    with ledger.begin() as connection:
-        agenda.look(connection)
-        agenda.take_back_lost_messages(connection, 10)
-        agenda.promote_due(connection, 10)
-        claims.take_over(connection, "w-1", 60, 10)
-        claims.claim_read_backs(connection, 60, 10)
-        turns.senders(connection)
+    with ledger.begin() as db:
+        transitions.accept(db, jobs)
+    with ledger.begin() as db:
+        assert not queries.find_conflicts(db, jobs)
+        assert queries.get(db, jobs[0].record_id)
+        assert queries.next_turn(db, "shop", "urgent", 50.0)
+    unused, _ = transitions.claim_shares(ledger, {"shop": size, "other": 0}, "w-1", 60, {"shop": 1})
+    with ledger.begin() as db:
+        assert size == len(transitions.release_unsent(db, [claim.lease for claim in unused["shop"]]))
+    claimed, _ = transitions.claim_shares(ledger, {"shop": size, "other": 1}, "w-1", 60, {})
+    with ledger.begin() as db:
+        events = results.commit_results(db, [ended(claim) for claim in claimed["shop"]]).events
+    with ledger.begin() as db:
+        outbox.mark_published(db, [event.id for event in events])
+    with ledger.begin() as db:
+        deadlines.next_deadlines(db)
+        transitions.requeue_unclaimed(db, 10)
+        transitions.promote_due(db, 10)
+        claims.take_over(db, "w-1", 60, 10)
+        claims.claim_read_backs(db, 60, 10)
+        selection.ready_connections(db)
     assert size == len(events)
 
 
-def ended(claim: claims.Claim) -> recording.Record:
-    row = recording.AttemptRow(kind="cancel", started_at=claim.claimed_at, reason="accepted", status=200)
-    move = Move(
+def ended(claim: claims.AttemptClaim) -> results.AttemptResult:
+    row = AttemptRow(kind="cancel", started_at=claim.claimed_at, reason="accepted", status=200)
+    transition = Transition(
         status=Status.SUCCEEDED,
         attempts=1,
         reason="accepted",
@@ -78,29 +81,28 @@ def ended(claim: claims.Claim) -> recording.Record:
         evidence=Evidence.RESPONSE,
         order=Order(id=claim.order_id, status="cancelled", shipped=False, document="{}"),
     )
-    return recording.Record(claim=claim, attempts=(row,), move=move)
+    return results.AttemptResult(claim=claim, attempts=(row,), transition=transition)
 
 
-def crowd_of_waiting(connection: Connection) -> None:
-    connection.execute(text(f"{CROWD_OF} 'pending', NULL, NULL FROM generate_series(1, {CROWD}) AS n"))
+def crowd_of_waiting(db: Connection) -> None:
+    db.execute(text(f"{CROWD_OF} 'pending', NULL, NULL FROM generate_series(1, {CROWD}) AS n"))
 
 
-def crowd_of_ended(connection: Connection) -> None:
-    connection.execute(text(f"{CROWD_OF} 'succeeded', now(), 'cancelled' FROM generate_series(1, {CROWD}) AS n"))
+def crowd_of_ended(db: Connection) -> None:
+    db.execute(text(f"{CROWD_OF} 'succeeded', now(), 'cancelled' FROM generate_series(1, {CROWD}) AS n"))
 
 
-def crowd_of_handed_out(connection: Connection) -> None:
-    """Many that were handed out and claimed, and are not any more: nothing has been vacuumed yet."""
-    crowd_of_waiting(connection)
+def crowd_of_claimed(db: Connection) -> None:
+    """Many that were claimed, and are not any more: nothing has been vacuumed yet."""
+    crowd_of_waiting(db)
     leased = {"lease_owner": "w-0", "lease_expires_at": datetime.now(UTC) + timedelta(hours=1)}
     over = {"ended_at": func.now(), "verdict": "cancelled", "lease_owner": None, "lease_expires_at": None}
-    moves: list[dict[str, Any]] = [
-        {"status": "queued", **leased},
-        {"status": "in_flight", "claims": 1},
+    changes: list[dict[str, Any]] = [
+        {"status": "in_flight", "claims": 1, **leased},
         {"status": "succeeded", **over},
     ]
-    for move in moves:
-        connection.execute(update(cancellations).where(cancellations.c.ended_at.is_(None)).values(**move))
+    for change in changes:
+        db.execute(update(cancellations).where(cancellations.c.ended_at.is_(None)).values(**change))
 
 
 CROWD_OF = """
@@ -112,10 +114,10 @@ CROWD_OF = """
 
 def entries_read(ledger: Engine) -> int:
     """How many rows and index entries were read in this database so far."""
-    with ledger.begin() as connection:
-        connection.execute(text("SELECT pg_stat_force_next_flush()"))
-    with ledger.begin() as connection:
-        rows, entries = connection.execute(
+    with ledger.begin() as db:
+        db.execute(text("SELECT pg_stat_force_next_flush()"))
+    with ledger.begin() as db:
+        rows, entries = db.execute(
             text(
                 "SELECT (SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE relname <> 'connections'),"
                 " (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes)"
@@ -124,17 +126,138 @@ def entries_read(ledger: Engine) -> int:
         return int(rows + entries)
 
 
-@pytest.mark.parametrize("crowd", [crowd_of_waiting, crowd_of_ended, crowd_of_handed_out])
+@pytest.mark.parametrize("crowd", [crowd_of_waiting, crowd_of_ended, crowd_of_claimed])
 def test_a_batch_reads_its_own_rows_in_a_crowd_that_came_after_the_plans(
     ledger: Engine, crowd: Callable[[Connection], None]
 ) -> None:
     for _ in range(10):
         live(ledger, 1)
-    with ledger.begin() as connection:
-        crowd(connection)
+    with ledger.begin() as db:
+        crowd(db)
     live(ledger, BATCH)  # what has died in an index is seen once, and marked
 
     before = entries_read(ledger)
     live(ledger, BATCH)
 
     assert CROWD / 10 > entries_read(ledger) - before
+
+
+# -- the order of turn is the index, and nothing is sorted that grows with what waits
+
+TURN = "ix_cancellations_turn"
+Plan = dict[str, Any]
+
+
+CROWD_OF_ALL_RANKS = """
+    INSERT INTO cancellations (id, connection_id, order_id, idempotency_key, requested_at, received_at, status,
+                               priority, send_by)
+    SELECT gen_random_uuid(), CASE WHEN n % 10 = 0 THEN 'other' ELSE 'shop' END, 'order-' || n, 'key-' || n,
+           now() - n * interval '1 s', now(), 'pending', (ARRAY['urgent', 'normal', 'bulk'])[1 + n % 3],
+           CASE WHEN n % 2 = 0 THEN now() + n * interval '1 min' END
+    FROM generate_series(1, :crowd) AS n
+"""
+
+
+def claim_in_turn(db: Connection) -> None:
+    assert 25 == sum(map(len, transitions.claim_next(db, {"shop": 20, "other": 5}, "w-1", 60).values()))
+
+
+def claim_a_probe(db: Connection) -> None:
+    assert 1 == len(transitions.claim_next(db, {"shop": 1}, "w-1", 60, probes=True)["shop"])
+
+
+def claim_the_oldest(db: Connection) -> None:
+    assert 16 == len(transitions.claim_next(db, {"shop": 16}, "w-1", 60, aged={"shop": 16})["shop"])
+
+
+def ask_when_a_job_is_sent(db: Connection) -> None:
+    one = select(cancellations.c.id).where(cancellations.c.order_id == "order-1")
+    assert queries.expected_at(db, str(db.execute(one).scalar_one()), 50.0)
+
+
+def ask_whose_turn_is_next(db: Connection) -> None:
+    assert queries.next_turn(db, "shop", "normal", 50.0)[0]
+
+
+def statements_of(db: Connection, work: Callable[[Connection], None]) -> list[tuple[str, dict[str, Any]]]:
+    """Run it, and return its statements on cancellations with their parameters."""
+    seen: list[tuple[str, dict[str, Any]]] = []
+
+    def collect(_db: Connection, _cursor: Any, statement: str, parameters: dict[str, Any], *_: Any) -> None:
+        if "cancellations" in statement:
+            seen.append((statement, parameters))
+
+    event.listen(db, "before_cursor_execute", collect)
+    work(db)
+    event.remove(db, "before_cursor_execute", collect)
+    return seen
+
+
+def plan_of(db: Connection, statement: str, parameters: dict[str, Any], mode: str) -> Plan:
+    """Run a statement, and return how: planned once for any parameters, or each time for those at hand."""
+    placeholder = re.compile(r"%\(([^)]+)\)s")
+    names = list(dict.fromkeys(placeholder.findall(statement)))
+    numbered = placeholder.sub(lambda match: f"${names.index(match[1]) + 1}", statement).replace("%%", "%")
+    given = f"({', '.join(['%s'] * len(names))})" if names else ""
+    with psycopg.ClientCursor(db.connection.driver_connection) as cursor:
+        cursor.execute(f"SET plan_cache_mode = {mode}")
+        cursor.execute(f"PREPARE looked_at AS {numbered}")
+        cursor.execute(
+            f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE looked_at {given}", [parameters[name] for name in names]
+        )
+        ((found,),) = cursor.fetchall()
+        cursor.execute("DEALLOCATE looked_at")
+    return found[0]["Plan"]
+
+
+def nodes(plan: Plan) -> Iterator[Plan]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+def rows_of(node: Plan) -> int:
+    return int(node["Actual Rows"] * node["Actual Loops"])
+
+
+def largest_sort(plan: Plan) -> int:
+    """How many rows the largest sort of a plan was given."""
+    sorts = (each for each in nodes(plan) if each["Node Type"] in {"Sort", "Incremental Sort"})
+    return max((rows_of(child) for each in sorts for child in each["Plans"]), default=0)
+
+
+def read_in_turn(plan: Plan) -> int:
+    """How many entries of the index of turn were read."""
+    return sum(rows_of(each) for each in nodes(plan) if each.get("Index Name") == TURN)
+
+
+@pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
+@pytest.mark.parametrize("analyzed", [False, True], ids=["no statistics", "analyzed"])
+@pytest.mark.parametrize(
+    ("work", "most_read", "most_sorted"),
+    [
+        (claim_in_turn, 25, 0),
+        (claim_a_probe, 1, 0),
+        (claim_the_oldest, 6 * 16, 6 * 16),  # the heads of six ranges
+        (ask_when_a_job_is_sent, CROWD * 6 // 10, 0),  # what is urgent or normal
+        (ask_whose_turn_is_next, CROWD * 6 // 10, 0),  # what is urgent or normal; of bulk nothing
+    ],
+)
+def test_the_turn_is_read_from_its_index_and_not_sorted(
+    ledger: Engine, work: Callable[[Connection], None], most_read: int, most_sorted: int, mode: str, analyzed: bool
+) -> None:
+    with ledger.begin() as db:
+        db.execute(text(CROWD_OF_ALL_RANKS), {"crowd": CROWD})
+    if analyzed:
+        with ledger.begin() as db:
+            db.execute(text("ANALYZE cancellations"))
+    with ledger.connect() as db:
+        ran = statements_of(db, work)
+        db.rollback()
+        plan = plan_of(db, *ran[-1], mode)
+        db.rollback()
+
+    assert 0 < read_in_turn(plan) <= most_read
+    assert most_sorted >= largest_sort(plan)
+    scanned = {each["Index Name"] for each in nodes(plan) if each.get("Index Name", TURN) != TURN}
+    assert {"pk_cancellations", "pk_connections"} >= scanned

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from worker.trackstar.sandbox import Sandbox, Truth
+from worker.dev.sandbox import Sandbox, Truth
 
 SHOP = "shop-1"
 HEADERS = {"x-trackstar-api-key": "k", "x-trackstar-access-token": "t1"}
@@ -55,7 +55,7 @@ def cancel(
     return requests.put(url, headers=headers, timeout=timeout, allow_redirects=False)
 
 
-def by_hand(order_id: str) -> bytes:
+def operator(order_id: str) -> bytes:
     head = [f"PUT /wms/orders/{order_id}/cancel HTTP/1.1", *map(": ".join, HEADERS.items())]
     return "\r\n".join([*head, "", ""]).encode()
 
@@ -80,14 +80,14 @@ def test_an_order_id_is_one_segment_unquoted_once(sandbox: Sandbox, order_id: st
     answer = cancel(sandbox, order_id)
     assert (answer.status_code, answer.json()["id"], answer.json()["data"]["id"]) == (200, order_id, order_id)
     read = requests.get(path_of(sandbox, order_id), headers=HEADERS, timeout=TIMEOUT)
-    assert read.json()["data"]["status"] == "cancelled"
+    assert "cancelled" == read.json()["data"]["status"]
 
 
 @pytest.mark.parametrize("missing", list(HEADERS))
 def test_without_both_headers_there_is_a_401(sandbox: Sandbox, missing: str) -> None:
     headers = {name: value for name, value in HEADERS.items() if name != missing}
     answer = requests.put(f"{path_of(sandbox, 'x')}/cancel", headers=headers, timeout=TIMEOUT)
-    assert (answer.status_code, answer.json()["origin"]) == (401, "trackstar")
+    assert (401, "trackstar") == (answer.status_code, answer.json()["origin"])
 
 
 def test_every_answer_has_a_request_id_of_its_own(sandbox: Sandbox, session: requests.Session) -> None:
@@ -99,8 +99,8 @@ def test_every_answer_has_a_request_id_of_its_own(sandbox: Sandbox, session: req
         session.get(f"{sandbox.url}/nowhere", timeout=TIMEOUT),
         session.get(f"{sandbox.url}/_sandbox/", timeout=TIMEOUT),
     ]
-    assert [answer.status_code for answer in own + others] == [503, 502, 429, 204, 302, 200, 401, 404, 200]
-    assert len({answer.headers["X-Request-Id"] for answer in own + others}) == 9
+    assert [503, 502, 429, 204, 302, 200, 401, 404, 200] == [answer.status_code for answer in own + others]
+    assert 9 == len({answer.headers["X-Request-Id"] for answer in own + others})
     assert [request.id for request in truth_of(sandbox).requests] == [answer.headers["X-Request-Id"] for answer in own]
 
 
@@ -108,7 +108,7 @@ def test_a_success_is_replayed_and_says_so(sandbox: Sandbox) -> None:
     add(sandbox)
     first, again = cancel(sandbox, key="key"), cancel(sandbox, key="key")
     assert "Idempotent-Replayed" not in first.headers
-    assert again.headers["Idempotent-Replayed"] == "true"
+    assert "true" == again.headers["Idempotent-Replayed"]
     assert again.content == first.content
 
 
@@ -117,7 +117,7 @@ def test_many_orders_are_read_by_their_ids(sandbox: Sandbox) -> None:
         add(sandbox, order_id=order_id)
     query = {"ids[in]": "d,b+c,x", "status": "cancelled", "limit": "1"}
     answer = requests.get(f"{sandbox.url}/wms/orders", params=query, headers=HEADERS, timeout=TIMEOUT)
-    assert [order["id"] for order in answer.json()["data"]] == ["d", "b+c"]
+    assert ["d", "b+c"] == [order["id"] for order in answer.json()["data"]]
 
 
 def test_too_many_writes_get_429_and_when_to_come_again(session: requests.Session) -> None:
@@ -128,8 +128,8 @@ def test_too_many_writes_get_429_and_when_to_come_again(session: requests.Sessio
         traffic = sandbox.world.traffic(SHOP)
     refused = [answer for answer in answers if answer.status_code == 429]
     assert traffic.writes_refused == len(refused) > 0
-    assert {answer.headers["retry-after"] for answer in refused} == {"1"}
-    assert answers[0].headers["x-ratelimit-remaining"] == "4"
+    assert {"1"} == {answer.headers["retry-after"] for answer in refused}
+    assert "4" == answers[0].headers["x-ratelimit-remaining"]
     assert abs(int(answers[0].headers["x-ratelimit-reset"]) - time.time()) < 10
 
 
@@ -138,7 +138,7 @@ def test_the_endpoints_for_the_api_key_alone(sandbox: Sandbox) -> None:
     made = requests.post(f"{sandbox.url}/sandbox/generate-sandbox/wms", headers=key, timeout=TIMEOUT).json()
     about = requests.get(f"{sandbox.url}/connections/{made['connection_id']}", headers=key, timeout=TIMEOUT)
     assert "cancel_order" in about.json()["data"]["available_actions"]
-    assert requests.get(f"{sandbox.url}/connections/x", timeout=TIMEOUT).status_code == 401
+    assert 401 == requests.get(f"{sandbox.url}/connections/x", timeout=TIMEOUT).status_code
 
 
 # -- connections
@@ -149,11 +149,11 @@ def test_one_connection_serves_many_requests(sandbox: Sandbox, session: requests
     for name in names:
         add(sandbox, "503", order_id=name)
         url = f"{path_of(sandbox, name)}/cancel"
-        assert [session.put(url, headers=HEADERS, timeout=TIMEOUT).status_code for _ in range(2)] == [503, 200]
+        assert [503, 200] == [session.put(url, headers=HEADERS, timeout=TIMEOUT).status_code for _ in range(2)]
     adapter = session.get_adapter(sandbox.url)
     assert isinstance(adapter, requests.adapters.HTTPAdapter)
     pools = adapter.poolmanager.pools
-    assert [pools[key].num_connections for key in pools.keys()] == [1]  # noqa: SIM118 - it is no dict
+    assert [1] == [pools[key].num_connections for key in pools.keys()]  # noqa: SIM118 - it is no dict
 
 
 def test_many_clients_are_served_at_once(sandbox: Sandbox, background: Background) -> None:
@@ -161,29 +161,29 @@ def test_many_clients_are_served_at_once(sandbox: Sandbox, background: Backgroun
     for name in names:
         add(sandbox, "slow:0.05", order_id=name)
     answers = [answer.result() for answer in [background(sandbox, name, key=name) for name in names]]
-    assert {answer.status_code for answer in answers} == {200}
-    assert {truth_of(sandbox, name).effective_cancels for name in names} == {1}
+    assert {200} == {answer.status_code for answer in answers}
+    assert {1} == {truth_of(sandbox, name).effective_cancels for name in names}
 
 
 def test_overlapping_cancels_of_one_order_are_seen(sandbox: Sandbox, background: Background) -> None:
     add(sandbox, "pause", "ok")
     first = background(sandbox)
     sandbox.world.wait_for_pause(SHOP, "order-1")
-    assert cancel(sandbox).status_code == 200
-    assert truth_of(sandbox).in_flight == 1
+    assert 200 == cancel(sandbox).status_code
+    assert 1 == truth_of(sandbox).in_flight
     sandbox.world.release(SHOP, "order-1")
-    assert first.result().status_code == 400
-    assert truth_of(sandbox).max_in_flight == 2
+    assert 400 == first.result().status_code
+    assert 2 == truth_of(sandbox).max_in_flight
 
 
 def test_a_retry_after_a_timeout_is_no_overlap(sandbox: Sandbox) -> None:
     add(sandbox, "hang:60", "503")
     with pytest.raises(requests.ReadTimeout):
         cancel(sandbox, timeout=0.2)
-    assert cancel(sandbox).status_code == 503
+    assert 503 == cancel(sandbox).status_code
     truth = truth_of(sandbox)
-    assert (truth.max_in_flight, truth.in_flight) == (1, 0)
-    assert [request.end for request in truth.requests] == ["client_gone", "answered"]
+    assert (1, 0) == (truth.max_in_flight, truth.in_flight)
+    assert ["client_gone", "answered"] == [request.end for request in truth.requests]
 
 
 @pytest.mark.parametrize("reused", [True, False])
@@ -192,19 +192,19 @@ def test_a_client_that_hangs_up_and_asks_again_at_once_is_no_overlap(sandbox: Sa
     for name in (f"order-{number}" for number in range(50)):
         add(sandbox, "hang:60", "ok", order_id=name)
         with socket.create_connection(place) as first, socket.create_connection(place) as spare:
-            first.sendall(by_hand(name))
+            first.sendall(operator(name))
             sandbox.world.wait_for_request(SHOP, name)
             first.close()
             with spare if reused else socket.create_connection(place) as second:
-                second.sendall(by_hand(name))
-                assert second.recv(12) == b"HTTP/1.1 200"
-        assert truth_of(sandbox, name).max_in_flight == 1
+                second.sendall(operator(name))
+                assert b"HTTP/1.1 200" == second.recv(12)
+        assert 1 == truth_of(sandbox, name).max_in_flight
 
 
 def test_a_client_that_does_not_wait_at_all_is_noticed(sandbox: Sandbox) -> None:
     add(sandbox, "pause")
     with socket.create_connection(("127.0.0.1", sandbox.port)) as line:
-        line.sendall(by_hand("order-1"))
+        line.sendall(operator("order-1"))
     sandbox.world.wait_for_request(SHOP, "order-1")
     sandbox.world.wait_until(lambda: truth_of(sandbox).requests[0].end == "client_gone")
 
@@ -244,15 +244,15 @@ def test_a_cut_body_is_shorter_than_it_says(sandbox: Sandbox) -> None:
     add(sandbox, "cut")
     with pytest.raises(requests.exceptions.ChunkedEncodingError, match="IncompleteRead"):
         cancel(sandbox, key="key")
-    assert truth_of(sandbox).requests[0].end == "cut"
-    assert cancel(sandbox, key="key").headers["Idempotent-Replayed"] == "true"
+    assert "cut" == truth_of(sandbox).requests[0].end
+    assert "true" == cancel(sandbox, key="key").headers["Idempotent-Replayed"]
 
 
 @pytest.mark.parametrize("step", ["drip:0", "drip_head:0"])
 def test_a_dripping_answer_is_whole_in_the_end(sandbox: Sandbox, step: str) -> None:
     add(sandbox, step)
-    assert cancel(sandbox).json()["data"]["status"] == "cancelled"
-    assert [request.end for request in truth_of(sandbox).requests] == ["answered"]
+    assert "cancelled" == cancel(sandbox).json()["data"]["status"]
+    assert ["answered"] == [request.end for request in truth_of(sandbox).requests]
 
 
 @pytest.mark.parametrize("step", ["drip:0.05", "drip_head:0.05"])
@@ -271,19 +271,19 @@ def test_a_dripping_answer_outlives_a_read_timeout(sandbox: Sandbox, background:
 def test_a_huge_answer_arrives_whole_or_is_left_unread(sandbox: Sandbox) -> None:
     add(sandbox, "huge:20000000", order_id="read")
     add(sandbox, "huge:20000000", order_id="unread")
-    assert len(cancel(sandbox, "read").content) == 20_000_000
+    assert 20_000_000 == len(cancel(sandbox, "read").content)
     url = f"{path_of(sandbox, 'unread')}/cancel"
     with requests.put(url, headers=HEADERS, timeout=TIMEOUT, stream=True) as answer:
-        assert len(next(answer.iter_content(1000))) == 1000
-    assert cancel(sandbox, "unread").status_code == 400
+        assert 1000 == len(next(answer.iter_content(1000)))
+    assert 400 == cancel(sandbox, "unread").status_code
 
 
 def test_a_slow_cancel_is_not_done_before_its_time(sandbox: Sandbox, background: Background) -> None:
     add(sandbox, "slow:0.3")
     answer = background(sandbox)
     sandbox.world.wait_for_request(SHOP, "order-1")
-    assert truth_of(sandbox).status == "open"
-    assert answer.result().json()["data"]["status"] == "cancelled"
+    assert "open" == truth_of(sandbox).status
+    assert "cancelled" == answer.result().json()["data"]["status"]
 
 
 def test_reads_break_too(sandbox: Sandbox) -> None:
@@ -291,10 +291,10 @@ def test_reads_break_too(sandbox: Sandbox) -> None:
     url = path_of(sandbox, "order-1")
     with pytest.raises(requests.ConnectionError):
         requests.get(url, headers=HEADERS, timeout=TIMEOUT)
-    assert requests.get(url, headers=HEADERS, timeout=TIMEOUT).headers["Content-Type"] == "text/html"
+    assert "text/html" == requests.get(url, headers=HEADERS, timeout=TIMEOUT).headers["Content-Type"]
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
         requests.get(url, headers=HEADERS, timeout=TIMEOUT)
-    assert requests.get(url, headers=HEADERS, timeout=TIMEOUT).json()["data"]["status"] == "open"
+    assert "open" == requests.get(url, headers=HEADERS, timeout=TIMEOUT).json()["data"]["status"]
 
 
 # -- pauses
@@ -308,9 +308,9 @@ def test_a_paused_cancel_waits_before_or_after_the_change(
     answer = background(sandbox, key="key")
     sandbox.world.wait_for_pause(SHOP, "order-1")
     assert truth_of(sandbox).status == status
-    assert cancel(sandbox, key="key").status_code == 409
-    assert sandbox.world.release(SHOP, "order-1") == 1
-    assert answer.result().status_code == 200
+    assert 409 == cancel(sandbox, key="key").status_code
+    assert 1 == sandbox.world.release(SHOP, "order-1")
+    assert 200 == answer.result().status_code
 
 
 def test_a_paused_cancel_still_happens_after_its_client_has_died(sandbox: Sandbox) -> None:
@@ -320,7 +320,7 @@ def test_a_paused_cancel_still_happens_after_its_client_has_died(sandbox: Sandbo
     sandbox.world.wait_until(lambda: truth_of(sandbox).in_flight == 0)
     sandbox.world.release(SHOP, "order-1")
     sandbox.world.wait_until(lambda: truth_of(sandbox).effective_cancels == 1)
-    assert cancel(sandbox, key="key").headers["Idempotent-Replayed"] == "true"
+    assert "true" == cancel(sandbox, key="key").headers["Idempotent-Replayed"]
 
 
 def test_a_pause_is_released_over_http(sandbox: Sandbox, background: Background) -> None:
@@ -329,32 +329,32 @@ def test_a_pause_is_released_over_http(sandbox: Sandbox, background: Background)
     sandbox.world.wait_for_pause(SHOP, "order-1")
     place = {"connection_id": SHOP, "order_id": "order-1"}
     told = requests.post(f"{sandbox.url}/_sandbox/orders/release", json=place, timeout=TIMEOUT)
-    assert told.json() == {"released": 1}
-    assert answer.result().status_code == 503
+    assert {"released": 1} == told.json()
+    assert 503 == answer.result().status_code
 
 
 # -- control over HTTP
 
 
 def test_people_can_arrange_everything_over_http(sandbox: Sandbox) -> None:
-    def tell(path: str, **wish: Any) -> Any:
+    def log_results(path: str, **wish: Any) -> Any:
         return requests.post(f"{sandbox.url}/_sandbox/{path}", json=wish, timeout=TIMEOUT).json()
 
-    made = tell("connections", id="shop-2", access_token="t2")
-    tell("orders", connection_id="shop-2", order_id="a/b", script=["applied_then:500"])
+    made = log_results("connections", id="shop-2", access_token="t2")
+    log_results("orders", connection_id="shop-2", order_id="a/b", script=["applied_then:500"])
     headers = HEADERS | {"x-trackstar-access-token": made["access_token"]}
     url = f"{path_of(sandbox, 'a/b')}/cancel"
-    assert requests.put(url, headers=headers, timeout=TIMEOUT).status_code == 500
+    assert 500 == requests.put(url, headers=headers, timeout=TIMEOUT).status_code
     query = {"connection_id": "shop-2", "order_id": "a/b"}
     told = requests.get(f"{sandbox.url}/_sandbox/orders", params=query, timeout=TIMEOUT).json()["truth"]
-    assert (told["status"], told["copy_status"], told["effective_cancels"]) == ("cancelled", "open", 1)
-    assert tell("sync") == {"synced": 1}
+    assert ("cancelled", "open", 1) == (told["status"], told["copy_status"], told["effective_cancels"])
+    assert {"synced": 1} == log_results("sync")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"connection_id": 1}', b"\xff"])
 def test_control_input_that_is_not_understood_is_a_400(sandbox: Sandbox, body: bytes) -> None:
     answer = requests.post(f"{sandbox.url}/_sandbox/orders", data=body, timeout=TIMEOUT)
-    assert (answer.status_code, answer.json()["origin"]) == (400, "sandbox")
+    assert (400, "sandbox") == (answer.status_code, answer.json()["origin"])
 
 
 # -- starting and stopping
@@ -391,7 +391,7 @@ def test_it_stops_at_once_with_requests_under_way(background: Background, step: 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_served_in_the_foreground_it_ends_with_a_signal_and_prints_nothing(by: signal.Signals) -> None:
     code = (
-        "from worker.trackstar.sandbox import serve\n"
+        "from worker.dev.sandbox import serve\n"
         "serve('127.0.0.1', 0, api_key='k', ready=lambda sandbox: print(sandbox.url, flush=True))"
     )
     command = [sys.executable, "-c", code]
@@ -401,10 +401,10 @@ def test_served_in_the_foreground_it_ends_with_a_signal_and_prints_nothing(by: s
         made = requests.post(
             f"{url}/sandbox/generate-sandbox/wms", headers={"x-trackstar-api-key": "k"}, timeout=TIMEOUT
         )
-        assert made.status_code == 200
+        assert 200 == made.status_code
         process.send_signal(by)
-        assert process.communicate(timeout=TIMEOUT) == ("", "")
-        assert process.returncode == 0
+        assert ("", "") == process.communicate(timeout=TIMEOUT)
+        assert 0 == process.returncode
 
 
 def test_a_request_without_a_client_library_is_answered_byte_by_byte(sandbox: Sandbox) -> None:
@@ -414,9 +414,9 @@ def test_a_request_without_a_client_library_is_answered_byte_by_byte(sandbox: Sa
         reader = line.makefile("rb")
         statuses = []
         for _ in range(3):
-            line.sendall(by_hand("order-1"))
+            line.sendall(operator("order-1"))
             statuses.append(int(reader.readline().split()[1]))
             head = dict(row.decode().strip().split(": ") for row in iter(reader.readline, b"\r\n"))
             assert json.loads(reader.read(int(head["Content-Length"])))
         reader.close()
-    assert statuses == [200, 400, 400]
+    assert [200, 400, 400] == statuses

@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from worker.cancellation.answer import Answer, NoReply, Reply
-from worker.embedded import free_port
+from worker.dev.embedded import free_port
+from worker.dev.sandbox import Sandbox
 from worker.trackstar.client import TrackstarClient
-from worker.trackstar.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

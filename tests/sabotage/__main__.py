@@ -46,9 +46,9 @@ LIST = [
         "a claim is made only once (P2)",
         (
             (
-                "ledger/claims.py",
-                'unindexed(c.status) == "queued"',
-                'unindexed(c.status) != "withdrawn"',
+                "ledger/selection.py",
+                ".where(c.connection_id == name, PENDING, _IN_TIME)",
+                ".where(c.connection_id == name, c.ended_at.is_(None), _IN_TIME)",
             ),
         ),
         LEDGER,
@@ -57,9 +57,9 @@ LIST = [
         "a record counts only while its claim is ours (P2)",
         (
             (
-                "ledger/moving.py",
-                "claimed & (c.lease_owner == moves.c.owner) & (c.claims == moves.c.claim)",
-                "c.ended_at.is_(None) | c.ended_at.is_not(None)",
+                "ledger/transitions.py",
+                "return in_flight & (c.lease_owner == source.c.owner) & (c.claims == source.c.token)",
+                "return in_flight | c.ended_at.is_(None) | c.ended_at.is_not(None)",
             ),
         ),
         LEDGER,
@@ -67,35 +67,67 @@ LIST = [
     Sabotage(
         "the inbox is acknowledged after the commit (P1)",
         (
-            ("intake.py", "        accepted = self._store(requests, letters)\n", "        accepted = []\n"),
             (
-                "intake.py",
+                "runtime/intake.py",
+                "        accepted = self._store(requests, dead_letters)\n",
+                "        accepted: list[CancelRequest] = []\n",
+            ),
+            (
+                "runtime/intake.py",
                 "        pipeline.execute()\n",
-                "        pipeline.execute()\n        self._store(requests, letters)\n",
+                "        pipeline.execute()\n        self._store(requests, dead_letters)\n",
             ),
         ),
         ("tests/integration/test_intake.py",),
+    ),
+    Sabotage(
+        "a Celery producer's job is moved, never only popped (P1)",
+        (
+            (
+                "runtime/celery_inbox.py",
+                'self._redis.blmove(CELERY_LIST, ARRIVED, BLOCK_SECONDS, src="RIGHT", dest="LEFT") is not None',
+                "self._redis.brpop([CELERY_LIST], BLOCK_SECONDS) is not None",
+            ),
+        ),
+        ("tests/integration/test_celery_inbox.py",),
+    ),
+    Sabotage(
+        "a Celery message is added before it is taken off (P1)",
+        (
+            (
+                "runtime/celery_inbox.py",
+                "    redis.call('XADD', inbox, '*', field, message)\n    redis.call('RPOP', KEYS[i])\n",
+                "    redis.call('RPOP', KEYS[i])\n    redis.pcall('XADD', inbox, '*', field, message)\n",
+            ),
+        ),
+        ("tests/integration/test_celery_inbox.py",),
     ),
     Sabotage(
         "one key per intent (P2)",
         (
             (
                 "ledger/claims.py",
-                "return self.fence.id if self.generation == 1 else",
-                'return f"{self.fence.id}-{self.fence.claim}" if self.generation == 1 else',
+                "return self.id if self.generation == 1 else",
+                'return f"{self.id}-{self.lease.token}" if self.generation == 1 else',
             ),
         ),
         ("tests/integration/test_state_machine.py",),
     ),
     Sabotage(
         "a replay has a key of its own (P2)",
-        (("ledger/by_hand.py", "generation=c.generation + 1,", "generation=c.generation,"),),
-        ("tests/integration/test_by_hand.py",),
+        (("ledger/transitions.py", "generation=c.generation + 1,", "generation=c.generation,"),),
+        ("tests/integration/test_withdraw_and_replay.py",),
     ),
     Sabotage(
         "a replay shakes off the answers of the generation before (P3)",
-        (("ledger/by_hand.py", "claims=c.claims + 1,", "claims=c.claims,"),),
-        ("tests/integration/test_state_machine.py", "tests/integration/test_by_hand.py"),
+        (
+            (
+                "ledger/transitions.py",
+                "claims=c.claims + 1,\n            attempts=0,",
+                "claims=c.claims,\n            attempts=0,",
+            ),
+        ),
+        ("tests/integration/test_state_machine.py", "tests/integration/test_withdraw_and_replay.py"),
     ),
     Sabotage(
         "a refusal after doubt is read back (P3)",
@@ -134,9 +166,9 @@ LIST = [
         "a lost worker's request may have landed (P3)",
         (
             (
-                "attempt.py",
-                'Outcome(kind=Kind.IN_DOUBT, reason="worker_lost")',
-                'Outcome(kind=Kind.NOT_SENT, reason="worker_lost")',
+                "runtime/attempt.py",
+                "Outcome(kind=Kind.IN_DOUBT, reason=WORKER_LOST)",
+                "Outcome(kind=Kind.NOT_SENT, reason=WORKER_LOST)",
             ),
         ),
         ("tests/integration/test_state_machine.py", *LEDGER),
@@ -164,29 +196,32 @@ LIST = [
     Sabotage(
         "an event is noted as published after it was (P1)",
         (
-            ("publisher.py", "            self._add_to_stream(events)\n", ""),
             (
-                "publisher.py",
-                "            self._mark_published()\n",
-                "            self._mark_published()\n            self._add_to_stream(events)\n",
+                "runtime/relay.py",
+                "            self._add_to_stream(events)\n"
+                "            self._published.extend(event.id for event in events)\n",
+                "            self._published.extend(event.id for event in events)\n"
+                "            self._mark_published()\n"
+                "            self._add_to_stream(events)\n",
             ),
         ),
         ("tests/e2e/test_crash_matrix.py -k event",),
     ),
     Sabotage(
         "a malformed Celery message stops nobody (P1)",
-        (("transport.py", 'if command_name != "BRPOP":', "if command_name:"),),
+        (
+            (
+                "runtime/intake.py",
+                "        except UnacceptableMessage as error:\n"
+                "            dead_letters.append(_dead_letter(entry, error.reason, str(error), source=CELERY_LIST))\n",
+                "        except UnacceptableMessage:\n            raise\n",
+            ),
+        ),
         ("tests/e2e/test_celery_messages.py -k postgresql",),
     ),
     Sabotage(
         "a claim is measured from before its lease began (P2)",
-        (
-            (
-                "machinery.py",
-                "asked = time.monotonic()",
-                "asked = time.monotonic() + 3600",
-            ),
-        ),
+        (("ledger/transitions.py", "asked_at = time.monotonic()", "asked_at = time.monotonic() + 3600"),),
         ("tests/e2e/test_leases.py -k paused_between",),
     ),
     Sabotage(
@@ -195,34 +230,106 @@ LIST = [
             (
                 "ledger/claims.py",
                 'c.lease_expires_at <= db_now(), c.status == "in_flight")',
-                'c.lease_expires_at <= now_plus(-86400), c.status == "in_flight")',
+                'c.lease_expires_at <= db_now(), c.status == "queued")',
             ),
         ),
         LEDGER,
     ),
     Sabotage(
-        "an ending worker hands back what is queued (P1)",
-        (("dispatcher.py", "turns.hand_back_all(connection, self._owner)", "pass"),),
+        "an ending worker gives back what was not consumed (P1)",
+        (
+            (
+                "runtime/dispatcher.py",
+                "            self._give_back_unconsumed(all_of_them=True)\n",
+                "            self._executor.take_unconsumed(all_of_them=True)\n",
+            ),
+        ),
         ("tests/integration/test_dispatcher.py",),
     ),
     Sabotage(
+        "a message that comes too late finds nothing (P2)",
+        (
+            (
+                "runtime/executor.py",
+                "[self._reserved.pop(record_id)[0].claim.lease",
+                "[self._reserved[record_id][0].claim.lease",
+            ),
+        ),
+        ("tests/unit/test_executor.py",),
+    ),
+    Sabotage(
+        "what is in hand is not rescued (P2)",
+        (
+            (
+                "runtime/executor.py",
+                "            if claim.lease in self._in_hand:\n",
+                "            if claim.lease is None:\n",
+            ),
+        ),
+        ("tests/unit/test_executor.py",),
+    ),
+    Sabotage(
+        "a bug does not end a thread (P8)",
+        (
+            (
+                "runtime/loop.py",
+                "        except Exception:  # noqa: BLE001 - a bug may not end the thread\n",
+                "        except KeyError:\n",
+            ),
+        ),
+        ("tests/unit/test_loop.py",),
+    ),
+    Sabotage(
+        "results are kept while the ledger is away (P1)",
+        (
+            (
+                "runtime/recorder.py",
+                "        self._write_group()\n        return 0.0",
+                "        group, self._group = self._group, []\n        self._write(group)\n        return 0.0",
+            ),
+        ),
+        ("tests/integration/test_recorder.py",),
+    ),
+    Sabotage(
+        "a silent Redis delays no record (P8)",
+        (
+            (
+                "runtime/supervisor.py",
+                "        self._outages.put(results, summary)\n",
+                "        self._outages._evaluate_results(results, summary)\n",
+            ),
+        ),
+        ("tests/e2e/test_broken_parts.py -k recorded_while",),
+    ),
+    Sabotage(
+        "no statement makes a transition that the table does not know",
+        (
+            (
+                "ledger/transitions.py",
+                "@_writes(frm={S.WAITING}, to={S.PENDING})",
+                "@_writes(frm={S.QUEUED}, to={S.PENDING})",
+            ),
+        ),
+        ("tests/unit/test_transitions.py",),
+    ),
+    Sabotage(
         "a second SIGTERM ends at once",
-        (("celery_app.py", "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):", "for number in ():"),),
+        (("broker/bootstep.py", "        for number in STOP_SIGNALS:\n", "        for number in ():\n"),),
         ("tests/e2e/test_shutdown.py -k impatient",),
     ),
     Sabotage(
         "readiness is consumption",
-        (("health.py", "            self._handed_at = self._clock()", "            self._handed_at = None"),),
+        (("telemetry/health.py", "self._unconsumed_seconds()) > STALLED_SECONDS", "self._unconsumed_seconds()) < 0"),),
         ("tests/unit/test_health.py",),
     ),
     Sabotage(
         "no error of Celery ends the worker (P1)",
-        (("celery_app.py", '    worker_consumer="worker.transport:SteadyConsumer",\n', ""),),
+        (("broker/app.py", '    "worker_consumer": "worker.broker.consumer:SelfRestartingConsumer",\n', ""),),
         ("tests/e2e/test_celery_messages.py -k 'expect and postgresql'",),
     ),
     Sabotage(
         "a record of a claim is written once (P1)",
-        (("ledger/recording.py", "    records = _one_of_each_claim(records)\n", ""),),
+        (("ledger/results.py", "    results = _one_of_each_claim(results)\n", ""),),
         LEDGER,
     ),
     Sabotage(
@@ -242,7 +349,7 @@ LIST = [
         ("tests/e2e/test_many_connections.py -k '429 and postgresql'",),
     ),
     Sabotage(
-        "a probe takes a permit (P4)",
+        "a probe takes a send slot (P4)",
         (("cancellation/pace.py", "first = max(free_from, now)", "first = now"),),
         ("tests/unit/test_day.py",),
     ),
@@ -250,36 +357,40 @@ LIST = [
         "a flood leaves threads to its neighbours (P5)",
         (
             (
-                "cancellation/sharing.py",
-                "return min(max(1, capacity // RESERVED_PART), RESERVED_MOST) if capacity > 1 else 0",
+                "cancellation/fairness.py",
+                "return min(max(1, capacity // RESERVE_FRACTION), RESERVE_MAX) if capacity > 1 else 0",
                 "return 0",
             ),
         ),
-        ("tests/unit/test_sharing.py",),
+        ("tests/unit/test_fairness.py",),
     ),
     Sabotage(
         "nothing starves (P5)",
-        (
-            (
-                "cancellation/sharing.py",
-                "return min(owed, count) if owed >= LUMP else 0",
-                "return 0",
-            ),
-        ),
-        ("tests/unit/test_sharing.py",),
+        (("cancellation/fairness.py", "return min(owed, count) if owed >= AGING_BATCH else 0", "return 0"),),
+        ("tests/unit/test_fairness.py",),
     ),
     Sabotage(
         "a held connection sends nothing (P5)",
         (
-            ("ledger/turns.py", "return _of_shares(dialect, _open)", "return _of_shares(dialect, true())"),
-            ("ledger/turns.py", "return _of_one(dialect, _open)", "return _of_one(dialect, true())"),
+            (
+                "ledger/transitions.py",
+                "selection.next_of_shares(dialect, selection.OPEN)",
+                "selection.next_of_shares(dialect, selection.ANY)",
+            ),
+            ("ledger/transitions.py", "selection.next_of_one(selection.OPEN)", "selection.next_of_one(selection.ANY)"),
         ),
-        ("tests/integration/test_turns.py",),
+        ("tests/integration/test_selection.py",),
     ),
     Sabotage(
         "urgent overtakes (P5)",
-        (("ledger/turns.py", "_IN_TURN = (c.priority.desc(),", "_IN_TURN = (c.priority.asc(),"),),
-        ("tests/integration/test_turns.py",),
+        (
+            (
+                "cancellation/fairness.py",
+                '{"urgent": 0, "normal": 1, "bulk": 2}',
+                '{"urgent": 2, "normal": 1, "bulk": 0}',
+            ),
+        ),
+        ("tests/integration/test_selection.py",),
     ),
 ]
 

@@ -31,12 +31,12 @@ from redis import RedisError
 from rich.console import Console
 from rich.table import Table
 
-from worker.client import InboxUnavailableError, LedgerUnavailableError, TooLateError, UnknownCancellationError
-from worker.inbox import INBOX
-from worker.ledger import connections, migrating
-from worker.ledger.credentials import TokenVault
-from worker.ledger.engine import open_ledger
-from worker.trackstar.sandbox import Sandbox
+from worker.dev.sandbox import Sandbox
+from worker.errors import InboxUnavailableError, LedgerUnavailableError, TooLateError, UnknownCancellationError
+from worker.ledger import connections, migrations
+from worker.ledger.database import open_ledger
+from worker.ledger.vault import TokenVault
+from worker.streams import INBOX
 
 SHOP = "shop-1"
 ORDERS_PER_SECOND = 15
@@ -263,9 +263,9 @@ def main() -> int:
             url = postgres.url
         key = Fernet.generate_key().decode()
         ledger = open_ledger(url)
-        migrating.migrate(ledger)
+        migrations.migrate(ledger)
         with ledger.begin() as connection:
-            connections.add(connection, SHOP, TokenVault([key]).seal("token-of-shop-1"))
+            connections.add(connection, SHOP, TokenVault([key]).encrypt("token-of-shop-1"))
         ledger.dispose()
         sandbox = stack.enter_context(Sandbox(API_KEY, sync_seconds=2))
         sandbox.world.connect(SHOP, "token-of-shop-1")

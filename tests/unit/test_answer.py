@@ -152,7 +152,7 @@ def test_an_emoji_cut_in_two_does_not_spoil_the_answer(half: str) -> None:
 
     order = only_order(content.encode())
 
-    assert (order.id, order.status) == ("a", "cancelled")
+    assert ("a", "cancelled") == (order.id, order.status)
     assert r"\\ud83d " in order.document  # an escaped backslash, then letters: untouched
     assert order.document.isascii()
     assert json.loads(order.document)["name"].encode()
@@ -204,7 +204,7 @@ def test_a_body_nested_just_as_deep_as_can_be_read_is_told_too(before: str, behi
 def test_data_that_is_no_order_holds_none(data: Any) -> None:
     reply = read({"data": data, "unused_fields": None})
 
-    assert (reply.body, reply.orders, reply.unused_fields) == ("object", (), None)
+    assert ("object", (), None) == (reply.body, reply.orders, reply.unused_fields)
 
 
 def test_a_missing_field_and_a_null_are_the_same() -> None:
@@ -218,7 +218,7 @@ def test_a_list_of_a_hundred_orders_is_read_in_its_order() -> None:
 
     assert reply.listed
     assert [f"o-{n}" for n in range(100)] == [order.id for order in reply.orders]
-    assert json.loads(reply.orders[99].document) == {"id": "o-99", "status": "open"}
+    assert {"id": "o-99", "status": "open"} == json.loads(reply.orders[99].document)
 
 
 def test_what_is_no_order_in_a_list_is_passed_over() -> None:
@@ -278,7 +278,7 @@ def test_an_origin_counts_only_as_it_is_spelled(expected: str, origin: Any) -> N
 
 
 def test_an_origin_out_of_range_is_another_origin() -> None:
-    assert read_reply(500, b'{"origin":1e400}').origin == "other"
+    assert "other" == read_reply(500, b'{"origin":1e400}').origin
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_an_error_is_kept_as_a_bounded_printable_sentence(expected: str | None, 
 
 
 def test_a_status_word_is_bounded_and_printable_like_any_foreign_text() -> None:
-    assert only_order(b'{"data":{"status":"a\\u0000b"}}').status == "a b"
+    assert "a b" == only_order(b'{"data":{"status":"a\\u0000b"}}').status
     assert only_order(b'{"data":{"status":"' + b"x" * 10_000 + b'"}}').status == "x" * MAX_MESSAGE_LENGTH
     assert only_order(b'{"data":{"status":""}}').status is None
     assert only_order(b'{"data":{"status":7}}').status is None
@@ -370,7 +370,7 @@ def test_arbitrary_bytes_never_raise(content: bytes) -> None:
 @anything_goes
 @given(cut=st.integers(1, len(SAMPLE) - 2))
 def test_a_sample_cut_anywhere_is_never_taken_for_an_answer(cut: int) -> None:
-    assert read_reply(200, SAMPLE[:cut].encode()).body == "not_json"
+    assert "not_json" == read_reply(200, SAMPLE[:cut].encode()).body
 
 
 @anything_goes

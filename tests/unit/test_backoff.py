@@ -34,7 +34,7 @@ def test_no_try_spent_waits_like_the_first(spent: int) -> None:
 
 
 def test_a_cap_below_the_base_wins() -> None:
-    assert ceiling(1, base=10.0, cap=3.0) == 3.0
+    assert 3.0 == ceiling(1, base=10.0, cap=3.0)
 
 
 @anything_goes
@@ -68,7 +68,7 @@ def test_jitter_survives_the_cap(spent: int) -> None:
 def test_jitter_survives_a_floor(spent: int) -> None:
     waits = [backoff(spent, base=BASE, cap=CAP, jitter=jitter, floor=30.0) for jitter in (0.0, 0.25, 0.5)]
 
-    assert waits[0] == 30.0
+    assert 30.0 == waits[0]
     assert waits == sorted(set(waits))
 
 

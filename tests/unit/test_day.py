@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from typing import Any
 
-from worker.cancellation.breaker import Tally, is_down, seconds_to_probe
+from worker.cancellation.outage import Tally, is_down, seconds_to_probe
 from worker.cancellation.pace import LOOKAHEAD_SECONDS, reserve
 
 HOUR, DAY, RATE = 3600.0, 86_400.0, 50.0
@@ -20,7 +20,7 @@ OUTAGE = (12 * HOUR, 15 * HOUR)
 
 
 class Connection:
-    """One connection's backlog, permits and hold, as the ledger and Redis keep them."""
+    """One connection's backlog, send slots and hold, as the ledger and Redis keep them."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -36,16 +36,16 @@ class Connection:
         """Send what may be sent at this moment; return when to look again, None when there is nothing left."""
         if self.held_at is not None:
             return self._probe(now)
-        grant = reserve(self.free_from, now, RATE, len(self.backlog))
-        self.free_from = grant.end if grant.count else self.free_from
-        for number in range(grant.count):
-            self._call(grant.moment(number))
+        slots = reserve(self.free_from, now, RATE, len(self.backlog))
+        self.free_from = slots.end if slots.count else self.free_from
+        for number in range(slots.count):
+            self._call(slots.send_at(number))
             if self.held_at is not None:
                 return now + seconds_to_probe(0)
         return max(now + LOOKAHEAD_SECONDS / 2, self.free_from - LOOKAHEAD_SECONDS / 2) if self.backlog else None
 
     def _probe(self, now: float) -> float:
-        self.free_from = reserve(self.free_from, now, RATE, 1).end  # a probe takes a permit as any request
+        self.free_from = reserve(self.free_from, now, RATE, 1).end  # a probe takes a slot as any request
         self._call(now)
         if self.held_at is None:
             return now

@@ -92,20 +92,20 @@ def test_the_package_in_the_image_brings_the_migrations_that_fit_its_code() -> N
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     copied_before_the_build = [found.rest for found in DOCKERFILE if found.word == "COPY" and found.stage < LAST_STAGE]
 
-    assert wheel["force-include"]["migrations"] == "worker/_migrations"
+    assert "worker/_migrations" == wheel["force-include"]["migrations"]
     assert "migrations migrations" in copied_before_the_build
 
 
 def test_the_worker_is_process_one_and_gets_the_signal_itself() -> None:
-    assert [json.loads(rest) for rest in in_final_image("ENTRYPOINT")] == [["cancel-worker"]]
-    assert [json.loads(rest) for rest in in_final_image("CMD")] == [["run"]]
-    assert in_final_image("STOPSIGNAL") == ["SIGTERM"]
+    assert [["cancel-worker"]] == [json.loads(rest) for rest in in_final_image("ENTRYPOINT")]
+    assert [["run"]] == [json.loads(rest) for rest in in_final_image("CMD")]
+    assert ["SIGTERM"] == in_final_image("STOPSIGNAL")
 
 
 def test_the_image_says_whether_it_is_healthy_without_a_shell() -> None:
     (check,) = in_final_image("HEALTHCHECK")
 
-    assert json.loads(check.partition("CMD ")[2]) == ["cancel-worker", "health"]
+    assert ["cancel-worker", "health"] == json.loads(check.partition("CMD ")[2])
 
 
 def test_the_final_stage_installs_nothing() -> None:
@@ -173,7 +173,7 @@ def test_only_what_is_named_reaches_the_build() -> None:
         for source in found.rest.split()[:-1]
     }
 
-    assert rules[0] == "*"
+    assert "*" == rules[0]
     assert allowed == {re.sub(r"^requirements/.*", "requirements/*.lock", source) for source in copied}
 
 
@@ -184,8 +184,8 @@ def test_redis_writes_to_disk_and_never_drops_a_job() -> None:
     command = SERVICES["redis"]["command"]
     options = dict(zip(command[1::2], command[2::2], strict=True))
 
-    assert command[0] == "redis-server"
-    assert options == {"--appendonly": "yes", "--appendfsync": "everysec", "--maxmemory-policy": "noeviction"}
+    assert "redis-server" == command[0]
+    assert {"--appendonly": "yes", "--appendfsync": "everysec", "--maxmemory-policy": "noeviction"} == options
 
 
 @pytest.mark.parametrize(("service", "directory"), [("redis", "/data"), ("postgres", "/var/lib/postgresql/data")])
@@ -200,19 +200,19 @@ def test_what_is_stored_outlives_its_container(service: str, directory: str) -> 
 def test_the_worker_waits_for_the_migration_and_for_healthy_stores() -> None:
     waits = {name: how["condition"] for name, how in SERVICES["worker"]["depends_on"].items()}
 
-    assert waits == {
+    assert {
         "migrate": "service_completed_successfully",
         "postgres": "service_healthy",
         "redis": "service_healthy",
-    }
+    } == waits
 
 
 def test_the_migration_waits_for_the_database_and_runs_once() -> None:
     migrate = SERVICES["migrate"]
 
-    assert migrate["command"] == ["migrate"]
-    assert migrate["depends_on"]["postgres"]["condition"] == "service_healthy"
-    assert migrate["restart"] == "no"
+    assert ["migrate"] == migrate["command"]
+    assert "service_healthy" == migrate["depends_on"]["postgres"]["condition"]
+    assert "no" == migrate["restart"]
 
 
 def test_whatever_others_wait_for_says_when_it_is_healthy() -> None:
@@ -223,7 +223,7 @@ def test_whatever_others_wait_for_says_when_it_is_healthy() -> None:
         if how["condition"] == "service_healthy"
     }
 
-    assert awaited == {"redis", "postgres"}
+    assert {"redis", "postgres"} == awaited
     for name in awaited:
         assert SERVICES[name]["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
 
@@ -245,7 +245,7 @@ def test_no_time_limit_of_the_worker_is_set_behind_the_back_of_its_grace() -> No
 def test_flower_asks_for_a_password_and_listens_on_this_machine_only() -> None:
     flower = SERVICES["flower"]
 
-    assert flower["entrypoint"] == ["celery", "-A", "worker", "flower"]
+    assert ["celery", "-A", "worker", "flower"] == flower["entrypoint"]
     assert REQUIRED.fullmatch(flower["environment"]["FLOWER_BASIC_AUTH"])
     assert "FLOWER_UNAUTHENTICATED_API" not in flower["environment"]
     assert all(port.startswith("127.0.0.1:") for port in flower["ports"])
@@ -257,8 +257,8 @@ def test_nothing_but_flower_is_reachable_from_outside() -> None:
 
 @pytest.mark.parametrize("service", ["migrate", "worker", "flower"])
 def test_our_own_services_run_the_image_of_this_project(service: str) -> None:
-    assert SERVICES[service]["image"] == "trackstar-cancel-worker"
-    assert (ROOT / "ops" / SERVICES[service]["build"]["context"]).resolve() == ROOT
+    assert "trackstar-cancel-worker" == SERVICES[service]["image"]
+    assert ROOT == (ROOT / "ops" / SERVICES[service]["build"]["context"]).resolve()
 
 
 @pytest.mark.parametrize("service", sorted(SERVICES))

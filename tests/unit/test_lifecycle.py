@@ -1,4 +1,4 @@
-"""Every decision is a legal move, tells the truth about the order, and ends in time."""
+"""Every decision is a legal transition, tells the truth about the order, and ends in time."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from worker.cancellation.answer import Order
 from worker.cancellation.lifecycle import (
     FINAL,
-    LEGAL,
+    TRANSITIONS,
     UNSENT,
     Evidence,
-    Move,
     Policy,
     SafeToRefund,
     State,
     Status,
+    Transition,
     Verdict,
     confirm,
     decide,
     expire,
+    give_up,
     must_read,
     next_read_back,
     safe_to_refund,
     withdraw,
 )
-from worker.cancellation.outcome import Kind, Outcome, Reading, Sight
+from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
 
 anything_goes = settings(deadline=None)
 
@@ -43,7 +45,7 @@ SHIPPED = Order(id="A-1001", status="fulfilled", shipped=True, document='{"statu
 
 FRESH = State(attempts=0, first_sent_at=FIRST_SENT)
 DOUBT = State(attempts=1, first_sent_at=FIRST_SENT, verdict=Verdict.UNKNOWN)
-ORDER_SEEN = {Sight.CANCELLED: CANCELLED, Sight.SHIPPED: SHIPPED, Sight.OPEN: OPEN}
+ORDER_SEEN = {OrderState.CANCELLED: CANCELLED, OrderState.SHIPPED: SHIPPED, OrderState.OPEN: OPEN}
 
 
 def seconds(count: float) -> timedelta:
@@ -54,24 +56,24 @@ def outcome(kind: Kind, **fields: Any) -> Outcome:
     return Outcome(**{"kind": kind, "reason": f"was_{kind}"} | fields)
 
 
-def reading(sight: Sight, **fields: Any) -> Reading:
-    return Reading(**{"sight": sight, "reason": f"read_{sight}", "order": ORDER_SEEN.get(sight)} | fields)
+def read_back(shows: OrderState, **fields: Any) -> ReadBack:
+    return ReadBack(**{"shows": shows, "reason": f"read_{shows}", "order": ORDER_SEEN.get(shows)} | fields)
 
 
-def after(state: State, meant: Outcome, seen: Reading | None = None, **changes: Any) -> Move:
+def after(state: State, meant: Outcome, seen: ReadBack | None = None, **changes: Any) -> Transition:
     return decide(state, meant, seen, **{"now": NOW, "jitter": 0.5, "policy": POLICY} | changes)
 
 
-def later(state: State, move: Move) -> State:
-    """Return what the next claim finds after this move."""
+def later(state: State, transition: Transition) -> State:
+    """Return what the next claim finds after this transition."""
     return State(
-        attempts=move.attempts,
+        attempts=transition.attempts,
         first_sent_at=state.first_sent_at,
         send_by=state.send_by,
-        verdict=move.verdict,
-        evidence=move.evidence,
-        reason=move.reason,
-        message=move.message,
+        verdict=transition.verdict,
+        evidence=transition.evidence,
+        reason=transition.reason,
+        message=transition.message,
     )
 
 
@@ -79,26 +81,28 @@ def later(state: State, move: Move) -> State:
 
 
 def test_a_status_is_either_final_or_unsent_or_in_flight() -> None:
-    assert set(Status) == FINAL | UNSENT | {Status.IN_FLIGHT} == set(LEGAL)
+    assert set(Status) == FINAL | UNSENT | {Status.IN_FLIGHT} == set(TRANSITIONS)
     assert set() == FINAL & UNSENT
 
 
 def test_only_a_replay_leads_out_of_a_final_status() -> None:
-    assert {status: frozenset({Status.PENDING}) for status in FINAL} == {status: LEGAL[status] for status in FINAL}
+    assert {status: frozenset({Status.PENDING}) for status in FINAL} == {
+        status: TRANSITIONS[status] for status in FINAL
+    }
 
 
-def test_only_a_claim_of_what_was_queued_leads_to_a_request() -> None:
-    assert {Status.QUEUED} == {status for status, ways in LEGAL.items() if Status.IN_FLIGHT in ways}
+def test_only_a_claim_of_what_is_pending_leads_to_a_request() -> None:
+    assert {Status.PENDING} == {status for status, ways in TRANSITIONS.items() if Status.IN_FLIGHT in ways}
 
 
 def test_what_is_in_flight_cannot_be_withdrawn_and_everything_unsent_can() -> None:
-    assert UNSENT == {status for status, ways in LEGAL.items() if Status.WITHDRAWN in ways}
+    assert UNSENT == {status for status, ways in TRANSITIONS.items() if Status.WITHDRAWN in ways}
 
 
 def test_every_status_has_a_way_to_an_end() -> None:
     ending = set(FINAL)
     for _ in Status:
-        ending |= {status for status, ways in LEGAL.items() if ways & ending}
+        ending |= {status for status, ways in TRANSITIONS.items() if ways & ending}
 
     assert set(Status) == ending
 
@@ -151,37 +155,42 @@ def test_what_cannot_have_landed_leaves_an_old_doubt_as_it_was(fresh: str, doubt
 
 
 REFUSAL_TABLE = {
-    # sight: (after a fresh refusal that must be read, after a refusal in doubt)
-    Sight.CANCELLED: ("succeeded cancelled read_back +1", "succeeded cancelled read_back +1"),
-    Sight.SHIPPED: ("rejected not_cancelled read_back +1", "rejected not_cancelled read_back +1"),
-    Sight.OPEN: ("rejected not_cancelled refusal +1", "rejected unknown refusal +1 confirm"),
-    Sight.ABSENT: ("rejected not_cancelled refusal +1", "rejected unknown refusal +1 confirm"),
-    Sight.UNREADABLE: ("rejected not_cancelled refusal +1", "rejected unknown refusal +1 confirm"),
-    Sight.LATER: ("waiting not_cancelled refusal +1", "waiting unknown refusal +1"),
-    Sight.NO_ACCESS: ("pending not_cancelled refusal +0 hold", "pending unknown refusal +0 hold"),
+    # shows: (after a fresh refusal that must be read, after a refusal in doubt)
+    OrderState.CANCELLED: ("succeeded cancelled read_back +1", "succeeded cancelled read_back +1"),
+    OrderState.SHIPPED: ("rejected not_cancelled read_back +1", "rejected not_cancelled read_back +1"),
+    OrderState.OPEN: ("rejected not_cancelled refusal +1", "rejected unknown refusal +1 confirm"),
+    OrderState.ABSENT: ("rejected not_cancelled refusal +1", "rejected unknown refusal +1 confirm"),
+    OrderState.UNREADABLE: ("rejected not_cancelled refusal +1", "rejected unknown refusal +1 confirm"),
+    OrderState.LATER: ("waiting not_cancelled refusal +1", "waiting unknown refusal +1"),
+    OrderState.NO_ACCESS: ("pending not_cancelled refusal +0 hold", "pending unknown refusal +0 hold"),
 }
 
 
-@pytest.mark.parametrize("sight", Sight, ids=str)
-def test_a_refusal_that_was_read_back_is_judged_by_what_was_seen(sight: Sight) -> None:
-    fresh, doubt = REFUSAL_TABLE[sight]
+@pytest.mark.parametrize("shows", OrderState, ids=str)
+def test_a_refusal_that_was_read_back_is_judged_by_what_was_seen(shows: OrderState) -> None:
+    fresh, doubt = REFUSAL_TABLE[shows]
 
-    assert fresh == told(after(FRESH, BY_WAREHOUSE, reading(sight)), FRESH)
-    assert doubt == told(after(DOUBT, BY_WAREHOUSE, reading(sight)), DOUBT)
-    assert doubt == told(after(DOUBT, REFUSED, reading(sight)), DOUBT)
+    assert fresh == told(after(FRESH, BY_WAREHOUSE, read_back(shows)), FRESH)
+    assert doubt == told(after(DOUBT, BY_WAREHOUSE, read_back(shows)), DOUBT)
+    assert doubt == told(after(DOUBT, REFUSED, read_back(shows)), DOUBT)
 
 
-def told(move: Move, state: State) -> str:
-    words = [move.status, move.verdict or "-", move.evidence or "-", f"+{move.attempts - state.attempts}"]
-    words += ["confirm"] * (move.confirm_at is not None) + ["hold"] * move.hold_connection
+def told(transition: Transition, state: State) -> str:
+    words = [
+        transition.status,
+        transition.verdict or "-",
+        transition.evidence or "-",
+        f"+{transition.attempts - state.attempts}",
+    ]
+    words += ["confirm"] * (transition.confirm_at is not None) + ["hold"] * transition.hold_connection
     return " ".join(words)
 
 
 def test_a_plain_refusal_without_doubt_is_recorded_at_once() -> None:
-    move = after(FRESH, outcome(Kind.REFUSED, reason="order_not_found", message="No such order"))
+    transition = after(FRESH, outcome(Kind.REFUSED, reason="order_not_found", message="No such order"))
 
-    assert told(move, FRESH) == "rejected not_cancelled refusal +1"
-    assert (move.reason, move.message) == ("order_not_found", "No such order")
+    assert "rejected not_cancelled refusal +1" == told(transition, FRESH)
+    assert ("order_not_found", "No such order") == (transition.reason, transition.message)
 
 
 @pytest.mark.parametrize(
@@ -204,12 +213,12 @@ def test_a_refusal_after_doubt_is_never_recorded_unread(expected: bool, state: S
 # ---- a refusal that could not be read is kept until it can
 
 
-@pytest.mark.parametrize("sight", [Sight.LATER, Sight.NO_ACCESS], ids=str)
+@pytest.mark.parametrize("shows", [OrderState.LATER, OrderState.NO_ACCESS], ids=str)
 @pytest.mark.parametrize("state", [FRESH, DOUBT], ids=["fresh", "in doubt"])
-def test_an_unread_refusal_is_remembered_so_that_the_next_step_is_a_read(state: State, sight: Sight) -> None:
+def test_an_unread_refusal_is_remembered_so_that_the_next_step_is_a_read(state: State, shows: OrderState) -> None:
     meant = outcome(Kind.REFUSED, reason="refused_by_warehouse", message="already gone", read_first=True)
 
-    kept = later(state, after(state, meant, reading(sight)))
+    kept = later(state, after(state, meant, read_back(shows)))
 
     assert kept.awaits_read
     assert meant == kept.remembered_refusal
@@ -220,7 +229,7 @@ def test_an_unread_refusal_is_remembered_so_that_the_next_step_is_a_read(state: 
 @pytest.mark.parametrize("state", [FRESH, DOUBT], ids=["fresh", "in doubt"])
 def test_a_remembered_refusal_survives_a_time_without_access(state: State) -> None:
     meant = outcome(Kind.REFUSED, reason="refused_by_warehouse", message="already gone", read_first=True)
-    kept = later(state, after(state, meant, reading(Sight.LATER)))
+    kept = later(state, after(state, meant, read_back(OrderState.LATER)))
 
     held = after(kept, outcome(Kind.NO_ACCESS, reason="no_access_token"))
 
@@ -229,19 +238,19 @@ def test_a_remembered_refusal_survives_a_time_without_access(state: State) -> No
 
 
 def test_an_unread_refusal_waits_as_long_as_the_server_of_the_read_asks() -> None:
-    move = after(DOUBT, REFUSED, reading(Sight.LATER, retry_after=30.0, spends_attempt=False))
+    transition = after(DOUBT, REFUSED, read_back(OrderState.LATER, retry_after=30.0, spends_attempt=False))
 
-    assert move.run_at is not None
-    assert seconds(30) <= move.run_at - NOW <= seconds(31)
-    assert DOUBT.attempts == move.attempts
+    assert transition.run_at is not None
+    assert seconds(30) <= transition.run_at - NOW <= seconds(31)
+    assert DOUBT.attempts == transition.attempts
 
 
 def test_a_refusal_still_unread_at_the_horizon_ends_in_doubt_where_it_was_in_doubt() -> None:
     at_the_end = FIRST_SENT + seconds(POLICY.retry_horizon)
 
-    move = after(DOUBT, REFUSED, reading(Sight.LATER), now=at_the_end)
+    transition = after(DOUBT, REFUSED, read_back(OrderState.LATER), now=at_the_end)
 
-    assert told(move, DOUBT) == "rejected unknown refusal +1 confirm"
+    assert "rejected unknown refusal +1 confirm" == told(transition, DOUBT)
 
 
 # ---- time
@@ -261,18 +270,18 @@ def test_a_refusal_still_unread_at_the_horizon_ends_in_doubt_where_it_was_in_dou
 def test_at_the_horizon_it_gives_up_and_says_what_it_knows(
     expected: str, verdict: str, kind: Kind, state: State
 ) -> None:
-    move = after(state, outcome(kind), now=FIRST_SENT + seconds(POLICY.retry_horizon))
+    transition = after(state, outcome(kind), now=FIRST_SENT + seconds(POLICY.retry_horizon))
 
-    assert (expected, verdict) == (move.status, move.verdict)
-    assert (move.evidence is Evidence.NEVER_SENT) is (verdict == "not_cancelled")
-    assert (move.confirm_at is not None) is (verdict == "unknown")
+    assert (expected, verdict) == (transition.status, transition.verdict)
+    assert (transition.evidence is Evidence.NEVER_SENT) is (verdict == "not_cancelled")
+    assert (transition.confirm_at is not None) is (verdict == "unknown")
 
 
 @pytest.mark.parametrize("kind", [Kind.IN_DOUBT, Kind.NOT_SENT, Kind.SLOW_DOWN, Kind.STILL_RUNNING], ids=str)
 def test_what_cannot_be_sent_again_before_its_send_by_expires_now(kind: Kind) -> None:
-    move = after(State(attempts=0, first_sent_at=FIRST_SENT, send_by=NOW), outcome(kind))
+    transition = after(State(attempts=0, first_sent_at=FIRST_SENT, send_by=NOW), outcome(kind))
 
-    assert move.status is Status.EXPIRED
+    assert transition.status is Status.EXPIRED
 
 
 @pytest.mark.parametrize("late", [timedelta(0), timedelta(days=2)], ids=["just now", "days ago"])
@@ -286,19 +295,19 @@ def test_an_answer_counts_however_late_it_comes(late: timedelta) -> None:
 @pytest.mark.parametrize("retry_after", [float("inf"), 1e300, 10.0**9, 86_400.0])
 def test_a_wild_retry_after_is_no_longer_than_our_own_cap(retry_after: float) -> None:
     for kind in (Kind.IN_DOUBT, Kind.SLOW_DOWN):
-        move = after(FRESH, outcome(kind, retry_after=retry_after))
+        transition = after(FRESH, outcome(kind, retry_after=retry_after))
 
-        assert move.run_at is not None
-        assert seconds(POLICY.retry_cap) <= move.run_at - NOW <= seconds(POLICY.retry_cap + POLICY.retry_base)
+        assert transition.run_at is not None
+        assert seconds(POLICY.retry_cap) <= transition.run_at - NOW <= seconds(POLICY.retry_cap + POLICY.retry_base)
 
 
 @pytest.mark.parametrize("retry_after", [float("nan"), -1.0, float("-inf"), 0.0])
 def test_a_retry_after_that_says_nothing_is_no_floor(retry_after: float) -> None:
     for kind in (Kind.IN_DOUBT, Kind.SLOW_DOWN):
-        move = after(FRESH, outcome(kind, retry_after=retry_after))
+        transition = after(FRESH, outcome(kind, retry_after=retry_after))
 
-        assert move.run_at is not None
-        assert seconds(0) <= move.run_at - NOW <= seconds(POLICY.retry_base)
+        assert transition.run_at is not None
+        assert seconds(0) <= transition.run_at - NOW <= seconds(POLICY.retry_base)
 
 
 @pytest.mark.parametrize("kind", [Kind.SLOW_DOWN, Kind.STILL_RUNNING], ids=str)
@@ -318,19 +327,50 @@ def test_patience_grows_with_the_time_that_passed_up_to_a_minute(expected: float
     ids=["fresh", "in doubt"],
 )
 def test_what_expires_unsent_tells_whether_a_request_may_have_landed(expected: str, state: State) -> None:
-    move = expire(state, now=NOW, policy=POLICY)
+    transition = expire(state, now=NOW, policy=POLICY)
 
-    assert expected == told(move, state)
-    assert move.status in LEGAL[Status.PENDING] & LEGAL[Status.QUEUED] & LEGAL[Status.WAITING]
+    assert expected == told(transition, state)
+    assert transition.status in TRANSITIONS[Status.PENDING] & TRANSITIONS[Status.QUEUED] & TRANSITIONS[Status.WAITING]
+
+
+UNREAD = State(
+    attempts=4,
+    first_sent_at=FIRST_SENT,
+    verdict=Verdict.NOT_CANCELLED,
+    evidence=Evidence.REFUSAL,
+    reason="refused_by_warehouse",
+)
+
+
+@pytest.mark.parametrize(
+    ("expected", "state"),
+    [
+        pytest.param("exhausted not_cancelled never_sent +0", FRESH, id="fresh"),
+        pytest.param("exhausted unknown - +0 confirm", DOUBT, id="in doubt"),
+        pytest.param("rejected not_cancelled refusal +0", UNREAD, id="refused, unread"),
+        pytest.param(
+            "rejected unknown refusal +0 confirm",
+            structs.replace(UNREAD, verdict=Verdict.UNKNOWN),
+            id="refused, unread, in doubt",
+        ),
+    ],
+)
+def test_what_is_given_up_while_it_waits_spends_no_attempt_and_tells_what_is_known(
+    expected: str, state: State
+) -> None:
+    transition = give_up(state, now=NOW, policy=POLICY)
+
+    assert expected == told(transition, state)
+    assert transition.status in TRANSITIONS[Status.PENDING]
 
 
 def test_only_what_was_surely_never_sent_can_be_withdrawn() -> None:
-    move = withdraw(FRESH, now=NOW, policy=POLICY)
+    transition = withdraw(FRESH, now=NOW, policy=POLICY)
 
-    assert move is not None
-    assert told(move, FRESH) == "withdrawn not_cancelled never_sent +0"
+    assert transition is not None
+    assert "withdrawn not_cancelled never_sent +0" == told(transition, FRESH)
     assert withdraw(DOUBT, now=NOW, policy=POLICY) is None
-    refused = later(FRESH, after(FRESH, BY_WAREHOUSE, reading(Sight.LATER)))
+    refused = later(FRESH, after(FRESH, BY_WAREHOUSE, read_back(OrderState.LATER)))
     assert withdraw(refused, now=NOW, policy=POLICY) is None
 
 
@@ -345,8 +385,8 @@ policies = st.builds(
     retry_cap=st.floats(10.0, 3600.0),
     retry_horizon=st.floats(60.0, 86_400.0),
 )
-readings = st.builds(reading, st.sampled_from(Sight), retry_after=waits, spends_attempt=st.booleans()).filter(
-    lambda seen: seen.sight is Sight.LATER or (seen.retry_after is None and seen.spends_attempt)
+reads = st.builds(read_back, st.sampled_from(OrderState), retry_after=waits, spends_attempt=st.booleans()).filter(
+    lambda seen: seen.shows is OrderState.LATER or (seen.retry_after is None and seen.spends_attempt)
 )
 plain_outcomes = st.one_of(
     st.builds(
@@ -361,7 +401,7 @@ plain_outcomes = st.one_of(
 
 
 @st.composite
-def situations(draw: st.DrawFn) -> tuple[State, Outcome, Reading | None, datetime, Policy]:
+def situations(draw: st.DrawFn) -> tuple[State, Outcome, ReadBack | None, datetime, Policy]:
     passed = draw(st.floats(0.0, 100_000.0))
     refused_unread = draw(st.booleans())
     verdict = draw(verdicts_so_far)
@@ -376,11 +416,11 @@ def situations(draw: st.DrawFn) -> tuple[State, Outcome, Reading | None, datetim
     meant = draw(plain_outcomes)
     if refused_unread and meant.kind is not Kind.NO_ACCESS:
         meant = state.remembered_refusal
-    seen = draw(readings) if must_read(state, meant) else None
+    seen = draw(reads) if must_read(state, meant) else None
     return state, meant, seen, FIRST_SENT + seconds(passed), draw(policies)
 
 
-def decided(situation: tuple[State, Outcome, Reading | None, datetime, Policy], jitter: float) -> Move:
+def decided(situation: tuple[State, Outcome, ReadBack | None, datetime, Policy], jitter: float) -> Transition:
     state, meant, seen, now, policy = situation
     return decide(state, meant, seen, now=now, jitter=jitter, policy=policy)
 
@@ -389,17 +429,17 @@ def decided(situation: tuple[State, Outcome, Reading | None, datetime, Policy], 
 @given(situations(), jitters)
 def test_every_decision_is_a_legal_move_and_complete(situation: Any, jitter: float) -> None:
     now = situation[3]
-    move = decided(situation, jitter)
+    transition = decided(situation, jitter)
 
-    assert move.status in LEGAL[Status.IN_FLIGHT]
-    assert (move.run_at is not None) is (move.status is Status.WAITING)
-    assert move.run_at is None or move.run_at >= now
-    assert move.hold_connection is (move.status is Status.PENDING)
-    if move.status in FINAL:
-        assert move.verdict is not None
-        assert (move.confirm_at is not None) is (move.verdict in {Verdict.ACCEPTED, Verdict.UNKNOWN})
+    assert transition.status in TRANSITIONS[Status.IN_FLIGHT]
+    assert (transition.run_at is not None) is (transition.status is Status.WAITING)
+    assert transition.run_at is None or transition.run_at >= now
+    assert transition.hold_connection is (transition.status is Status.PENDING)
+    if transition.status in FINAL:
+        assert transition.verdict is not None
+        assert (transition.confirm_at is not None) is (transition.verdict in {Verdict.ACCEPTED, Verdict.UNKNOWN})
     else:
-        assert move.confirm_at is None
+        assert transition.confirm_at is None
 
 
 @anything_goes
@@ -410,59 +450,59 @@ def test_attempts_rise_by_one_at_most_and_never_for_waiting_in_line(situation: A
 
     assert rise in {0, 1}
     if meant.kind in {Kind.SLOW_DOWN, Kind.STILL_RUNNING, Kind.NO_ACCESS}:
-        assert rise == 0
+        assert 0 == rise
     elif meant.kind in {Kind.IN_DOUBT, Kind.NOT_SENT, Kind.ACCEPTED} or seen is None:
-        assert rise == 1
-    elif seen.sight is Sight.NO_ACCESS:
-        assert rise == 0
+        assert 1 == rise
+    elif seen.shows is OrderState.NO_ACCESS:
+        assert 0 == rise
 
 
 @anything_goes
 @given(situations(), jitters)
 def test_what_is_in_doubt_is_told_not_cancelled_only_with_proof(situation: Any, jitter: float) -> None:
     state, meant, seen, _, _ = situation
-    move = decided(situation, jitter)
+    transition = decided(situation, jitter)
 
     if state.in_doubt or meant.kind in {Kind.IN_DOUBT, Kind.STILL_RUNNING}:
-        assert move.verdict is not None
-        if move.verdict is Verdict.NOT_CANCELLED:
+        assert transition.verdict is not None
+        if transition.verdict is Verdict.NOT_CANCELLED:
             assert seen is not None
-            assert (Sight.SHIPPED, Evidence.READ_BACK) == (seen.sight, move.evidence)
+            assert (OrderState.SHIPPED, Evidence.READ_BACK) == (seen.shows, transition.evidence)
 
 
 @anything_goes
 @given(situations(), jitters)
-def test_nothing_is_told_cancelled_without_a_sight_of_it(situation: Any, jitter: float) -> None:
+def test_nothing_is_told_cancelled_unless_a_read_shows_it(situation: Any, jitter: float) -> None:
     _, meant, seen, _, _ = situation
-    move = decided(situation, jitter)
+    transition = decided(situation, jitter)
 
-    shown = meant.order == CANCELLED or (seen is not None and seen.sight is Sight.CANCELLED)
-    assert shown is (move.verdict is Verdict.CANCELLED)
-    assert move.verdict is not Verdict.CANCELLED or move.order == CANCELLED
+    shown = meant.order == CANCELLED or (seen is not None and seen.shows is OrderState.CANCELLED)
+    assert shown is (transition.verdict is Verdict.CANCELLED)
+    assert transition.verdict is not Verdict.CANCELLED or CANCELLED == transition.order
 
 
 @anything_goes
 @given(situations(), jitters)
 def test_nothing_is_sent_after_its_send_by_nor_after_the_horizon(situation: Any, jitter: float) -> None:
     state, _, _, _, policy = situation
-    move = decided(situation, jitter)
+    transition = decided(situation, jitter)
 
-    if move.run_at is not None:
-        assert move.run_at < FIRST_SENT + seconds(policy.retry_horizon)
-        assert move.evidence is Evidence.REFUSAL or state.send_by is None or move.run_at < state.send_by
-    assert move.status is not Status.EXPIRED or state.send_by is not None
+    if transition.run_at is not None:
+        assert transition.run_at < FIRST_SENT + seconds(policy.retry_horizon)
+        assert transition.evidence is Evidence.REFUSAL or state.send_by is None or transition.run_at < state.send_by
+    assert transition.status is not Status.EXPIRED or state.send_by is not None
 
 
 @anything_goes
 @given(situations(), jitters)
 def test_nothing_is_given_up_that_could_be_tried_again_in_time(situation: Any, jitter: float) -> None:
     state, _, _, now, policy = situation
-    move = decided(situation, jitter)
+    transition = decided(situation, jitter)
 
     longest = now + seconds(max(policy.retry_cap + policy.retry_base, 60.0))
-    if move.status is Status.EXHAUSTED:
+    if transition.status is Status.EXHAUSTED:
         assert longest >= FIRST_SENT + seconds(policy.retry_horizon)
-    if move.status is Status.EXPIRED:
+    if transition.status is Status.EXPIRED:
         assert longest >= state.send_by
 
 
@@ -470,22 +510,22 @@ def test_nothing_is_given_up_that_could_be_tried_again_in_time(situation: Any, j
 @given(situations(), jitters)
 def test_a_wait_is_as_long_as_the_server_asks_and_bounded_by_our_cap(situation: Any, jitter: float) -> None:
     _, meant, seen, now, policy = situation
-    move = decided(situation, jitter)
+    transition = decided(situation, jitter)
     asked = (seen or meant).retry_after or 0.0
 
-    if move.run_at is not None:
-        wait = (move.run_at - now).total_seconds()
+    if transition.run_at is not None:
+        wait = (transition.run_at - now).total_seconds()
         assert min(asked, policy.retry_cap) <= wait + 1e-6 or asked != asked  # noqa: PLR0124 - not a number
         assert wait <= policy.retry_cap + policy.retry_base + 1e-6
 
 
 @anything_goes
 @given(
-    st.lists(st.tuples(plain_outcomes, readings, st.floats(0.1, 0.999)), max_size=12),
+    st.lists(st.tuples(plain_outcomes, reads, st.floats(0.1, 0.999)), max_size=12),
     st.none() | st.floats(0.0, 2000.0),
 )
 def test_over_a_whole_life_a_request_that_may_have_landed_is_never_forgotten(
-    answers: list[tuple[Outcome, Reading, float]], send_by: float | None
+    answers: list[tuple[Outcome, ReadBack, float]], send_by: float | None
 ) -> None:
     policy = Policy(retry_horizon=3600.0, retry_cap=300.0)
     state = State(attempts=0, first_sent_at=FIRST_SENT, send_by=FIRST_SENT + seconds(send_by) if send_by else None)
@@ -494,13 +534,13 @@ def test_over_a_whole_life_a_request_that_may_have_landed_is_never_forgotten(
         result = state.remembered_refusal if state.awaits_read else meant
         may_have_landed |= result.kind in {Kind.IN_DOUBT, Kind.STILL_RUNNING}
         read = seen if must_read(state, result) else None
-        move = decide(state, result, read, now=now, jitter=jitter, policy=policy)
-        if may_have_landed and move.verdict is not Verdict.ACCEPTED:
-            proven = move.evidence in {Evidence.READ_BACK, Evidence.RESPONSE, Evidence.REPLAYED_RESPONSE}
-            assert proven or move.verdict is Verdict.UNKNOWN
-        if move.status in FINAL:
+        transition = decide(state, result, read, now=now, jitter=jitter, policy=policy)
+        if may_have_landed and transition.verdict is not Verdict.ACCEPTED:
+            proven = transition.evidence in {Evidence.READ_BACK, Evidence.RESPONSE, Evidence.REPLAYED_RESPONSE}
+            assert proven or transition.verdict is Verdict.UNKNOWN
+        if transition.status in FINAL:
             break
-        state, now = later(state, move), move.run_at or now
+        state, now = later(state, transition), transition.run_at or now
 
 
 @anything_goes
@@ -515,12 +555,12 @@ def test_every_row_of_bad_luck_comes_to_an_end_at_the_horizon(
     policy = Policy(retry_horizon=600.0, retry_cap=60.0)
     state, now = FRESH, FIRST_SENT
     for _ in range(10_000):
-        move = decide(state, outcome(kind, retry_after=retry_after), None, now=now, jitter=jitter, policy=policy)
-        if move.run_at is None:
+        transition = decide(state, outcome(kind, retry_after=retry_after), None, now=now, jitter=jitter, policy=policy)
+        if transition.run_at is None:
             break
-        state, now = later(state, move), move.run_at
+        state, now = later(state, transition), transition.run_at
 
-    assert move.status is Status.EXHAUSTED
+    assert transition.status is Status.EXHAUSTED
     assert FIRST_SENT + seconds(600.0 - 61.0) <= now < FIRST_SENT + seconds(600.0)
 
 
@@ -547,8 +587,8 @@ ended = pytest.mark.parametrize(("verdict", "evidence"), UNPROVEN, ids=str)
 
 
 @ended
-def test_a_sight_of_the_cancelled_order_is_proof(verdict: Verdict, evidence: Evidence | None) -> None:
-    found = confirm(verdict, evidence, NOW, reading(Sight.CANCELLED), now=NOW + seconds(120), policy=POLICY)
+def test_a_read_that_shows_the_order_cancelled_is_proof(verdict: Verdict, evidence: Evidence | None) -> None:
+    found = confirm(verdict, evidence, NOW, read_back(OrderState.CANCELLED), now=NOW + seconds(120), policy=POLICY)
 
     assert (Verdict.CANCELLED, Evidence.READ_BACK) == (found.verdict, found.evidence)
     assert (None, CANCELLED, False) == (found.confirm_at, found.order, found.contradicted)
@@ -556,7 +596,7 @@ def test_a_sight_of_the_cancelled_order_is_proof(verdict: Verdict, evidence: Evi
 
 @ended
 def test_goods_that_left_are_proof_and_contradict_only_a_yes(verdict: Verdict, evidence: Evidence | None) -> None:
-    found = confirm(verdict, evidence, NOW, reading(Sight.SHIPPED), now=NOW + seconds(120), policy=POLICY)
+    found = confirm(verdict, evidence, NOW, read_back(OrderState.SHIPPED), now=NOW + seconds(120), policy=POLICY)
 
     assert (Verdict.NOT_CANCELLED, Evidence.READ_BACK) == (found.verdict, found.evidence)
     assert (None, SHIPPED) == (found.confirm_at, found.order)
@@ -564,36 +604,36 @@ def test_goods_that_left_are_proof_and_contradict_only_a_yes(verdict: Verdict, e
 
 
 @ended
-@pytest.mark.parametrize("sight", [Sight.OPEN, Sight.ABSENT, Sight.UNREADABLE], ids=str)
+@pytest.mark.parametrize("shows", [OrderState.OPEN, OrderState.ABSENT, OrderState.UNREADABLE], ids=str)
 @pytest.mark.parametrize(("passed", "expected"), [(120, 900), (900, 4200), (4200, None)])
-def test_a_sight_that_proves_nothing_changes_nothing_and_is_looked_at_again(
-    verdict: Verdict, evidence: Evidence | None, sight: Sight, passed: float, expected: float | None
+def test_a_read_that_proves_nothing_changes_nothing_and_is_looked_at_again(
+    verdict: Verdict, evidence: Evidence | None, shows: OrderState, passed: float, expected: float | None
 ) -> None:
-    found = confirm(verdict, evidence, NOW, reading(sight), now=NOW + seconds(passed), policy=POLICY)
+    found = confirm(verdict, evidence, NOW, read_back(shows), now=NOW + seconds(passed), policy=POLICY)
 
     assert (verdict, evidence, False) == (found.verdict, found.evidence, found.contradicted)
     assert (None if expected is None else NOW + seconds(expected)) == found.confirm_at
 
 
 @ended
-@pytest.mark.parametrize("sight", [Sight.LATER, Sight.NO_ACCESS], ids=str)
+@pytest.mark.parametrize("shows", [OrderState.LATER, OrderState.NO_ACCESS], ids=str)
 @pytest.mark.parametrize(
     ("expected", "retry_after"),
     [(60, None), (60, 1.0), (90, 90.0), (60, -5.0), (60, float("nan")), (900, 1e9), (900, float("inf"))],
     ids=str,
 )
 def test_a_read_back_that_failed_is_asked_again_within_our_cap(
-    verdict: Verdict, evidence: Evidence | None, sight: Sight, expected: float, retry_after: float | None
+    verdict: Verdict, evidence: Evidence | None, shows: OrderState, expected: float, retry_after: float | None
 ) -> None:
     now = NOW + seconds(4200)
 
-    found = confirm(verdict, evidence, NOW, reading(sight, retry_after=retry_after), now=now, policy=POLICY)
+    found = confirm(verdict, evidence, NOW, read_back(shows, retry_after=retry_after), now=now, policy=POLICY)
 
     assert (verdict, evidence, now + seconds(expected)) == (found.verdict, found.evidence, found.confirm_at)
 
 
 def test_a_read_back_that_has_no_room_is_asked_again_soon() -> None:
-    crowded = Reading(sight=Sight.LATER, reason="read_paced", spends_attempt=False)
+    crowded = ReadBack(shows=OrderState.LATER, reason="read_paced", spends_attempt=False)
 
     found = confirm(Verdict.UNKNOWN, None, NOW, crowded, now=NOW + seconds(120), policy=POLICY)
 
@@ -603,25 +643,25 @@ def test_a_read_back_that_has_no_room_is_asked_again_soon() -> None:
 def test_read_backs_that_always_fail_end_with_the_horizon() -> None:
     almost = NOW + seconds(POLICY.retry_horizon - 60)
 
-    found = confirm(Verdict.UNKNOWN, None, NOW, reading(Sight.LATER), now=almost, policy=POLICY)
+    found = confirm(Verdict.UNKNOWN, None, NOW, read_back(OrderState.LATER), now=almost, policy=POLICY)
 
     assert found.confirm_at is None
     assert found.verdict is Verdict.UNKNOWN
 
 
 @anything_goes
-@given(st.sampled_from(UNPROVEN), readings, st.floats(0.0, 200_000.0), policies)
+@given(st.sampled_from(UNPROVEN), reads, st.floats(0.0, 200_000.0), policies)
 def test_a_read_back_only_raises_a_verdict(
-    known: tuple[Verdict, Evidence | None], seen: Reading, passed: float, policy: Policy
+    known: tuple[Verdict, Evidence | None], seen: ReadBack, passed: float, policy: Policy
 ) -> None:
     now = NOW + seconds(passed)
     found = confirm(*known, NOW, seen, now=now, policy=policy)
 
-    raised = {Sight.CANCELLED: Verdict.CANCELLED, Sight.SHIPPED: Verdict.NOT_CANCELLED}.get(seen.sight)
+    raised = {OrderState.CANCELLED: Verdict.CANCELLED, OrderState.SHIPPED: Verdict.NOT_CANCELLED}.get(seen.shows)
     assert ((raised, Evidence.READ_BACK) if raised else known) == (found.verdict, found.evidence)
     assert found.confirm_at is None or found.confirm_at > now
     assert not (raised and found.confirm_at)
-    assert found.contradicted is (seen.sight is Sight.SHIPPED and known[0] is Verdict.ACCEPTED)
+    assert found.contradicted is (seen.shows is OrderState.SHIPPED and known[0] is Verdict.ACCEPTED)
 
 
 # ---- the one question

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.cancellation.answer import Body, NoReply, NoReplyReason, Order, Origin, Reply, read_reply
-from worker.cancellation.outcome import ALARMING_REASONS, Kind, Outcome, Reading, Sight, classify, classify_read
+from worker.cancellation.outcome import ALARMING_REASONS, Kind, OrderState, Outcome, ReadBack, classify, classify_read
 
 anything_goes = settings(deadline=None)
 
@@ -230,10 +230,10 @@ READ_TABLE = [
 ]
 
 
-def expected_reading(status: int, origin: str, body: str) -> Reading:
+def expected_read(status: int, origin: str, body: str) -> ReadBack:
     (row,) = [row for row in READ_TABLE if row.holds(status, origin, body)]
-    return Reading(
-        sight=Sight(row.kind),
+    return ReadBack(
+        shows=OrderState(row.kind),
         reason=row.reason.replace("*", str(status)),
         retry_after=7.0 if row.obeys_retry_after else None,
         spends_attempt=status != 429,
@@ -242,7 +242,7 @@ def expected_reading(status: int, origin: str, body: str) -> Reading:
 
 @pytest.mark.parametrize(("origin", "body"), list(product(ORIGINS, BODIES)))
 def test_every_status_of_a_read_back_shows_what_the_table_says(origin: Origin, body: Body) -> None:
-    expected = {status: expected_reading(status, origin, body) for status in STATUSES}
+    expected = {status: expected_read(status, origin, body) for status in STATUSES}
 
     assert expected == {
         status: classify_read(Reply(status=status, origin=origin, body=body, retry_after=7.0), ORDER_ID)
@@ -253,7 +253,7 @@ def test_every_status_of_a_read_back_shows_what_the_table_says(origin: Origin, b
 @pytest.mark.parametrize("reason", get_args(NoReplyReason))
 @pytest.mark.parametrize("sent", [True, False])
 def test_a_read_without_an_answer_is_read_later(reason: NoReplyReason, sent: bool) -> None:
-    assert Reading(sight=Sight.LATER, reason=reason) == classify_read(NoReply(reason, sent=sent), ORDER_ID)
+    assert ReadBack(shows=OrderState.LATER, reason=reason) == classify_read(NoReply(reason, sent=sent), ORDER_ID)
 
 
 # `fulfilled` and its like are made into `shipped` where the answer is read.
@@ -278,21 +278,21 @@ STATUS_MEANS = {
 @pytest.mark.parametrize(("status", "expected"), STATUS_MEANS.items())
 def test_the_status_of_an_order_read_back_is_proof_or_proves_nothing(status: str, expected: str) -> None:
     content = msgspec.json.encode({"data": {"id": ORDER_ID, "status": status}})
-    reading = classify_read(read_reply(200, content), ORDER_ID)
+    read = classify_read(read_reply(200, content), ORDER_ID)
 
-    assert (expected, f"read_{expected}") == (reading.sight, reading.reason)
-    assert reading.order
-    assert reading.order.id == ORDER_ID
+    assert (expected, f"read_{expected}") == (read.shows, read.reason)
+    assert read.order
+    assert ORDER_ID == read.order.id
 
 
 def test_one_shipped_shipment_is_proof_that_goods_have_left() -> None:
     content = msgspec.json.encode({"data": {"id": ORDER_ID, "status": "open", "shipments": [{"status": "shipped"}]}})
 
-    assert classify_read(read_reply(200, content), ORDER_ID).sight is Sight.SHIPPED
+    assert classify_read(read_reply(200, content), ORDER_ID).shows is OrderState.SHIPPED
 
 
 @pytest.mark.parametrize(
-    ("sight", "data"),
+    ("shows", "data"),
     [
         pytest.param("cancelled", {"status": "cancelled"}, id="one without an id: its path named it"),
         pytest.param("absent", {"id": "B-2", "status": "cancelled"}, id="one of another id"),
@@ -306,8 +306,8 @@ def test_one_shipped_shipment_is_proof_that_goods_have_left() -> None:
         ),
     ],
 )
-def test_a_read_back_shows_this_order_or_none(sight: str, data: Any) -> None:
-    assert sight == classify_read(read_reply(200, msgspec.json.encode({"data": data})), ORDER_ID).sight
+def test_a_read_back_shows_this_order_or_none(shows: str, data: Any) -> None:
+    assert shows == classify_read(read_reply(200, msgspec.json.encode({"data": data})), ORDER_ID).shows
 
 
 def test_each_of_a_hundred_orders_finds_its_own_line() -> None:
@@ -318,6 +318,6 @@ def test_each_of_a_hundred_orders_finds_its_own_line() -> None:
         ),
     )
 
-    sights = [classify_read(reply, f"o-{n}").sight.value for n in range(100)]
+    shown = [classify_read(reply, f"o-{n}").shows.value for n in range(100)]
 
-    assert ["cancelled", "open"] * 50 == sights
+    assert ["cancelled", "open"] * 50 == shown

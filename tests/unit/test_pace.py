@@ -1,4 +1,4 @@
-"""The arithmetic of pace: evenly spaced permits that no sliding second of a server can find too many."""
+"""The arithmetic of pace: evenly spaced send slots that no sliding second of a server can find too many."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ RATES = st.floats(min_value=0.5, max_value=5000)
 
 
 def moments(rate: float, wishes: list[tuple[float, int]]) -> list[float]:
-    """Ask for permits again and again, each time (seconds later, how many); return their moments."""
+    """Ask for send slots again and again, each time (seconds later, how many); return their moments."""
     free_from, now, taken = 0.0, 0.0, []
     for later, wanted in wishes:
         now += later
-        grant = reserve(free_from, now, rate, wanted)
-        if grant.count:
-            free_from = grant.end
-            taken += [grant.moment(number) for number in range(grant.count)]
+        slots = reserve(free_from, now, rate, wanted)
+        if slots.count:
+            free_from = slots.end
+            taken += [slots.send_at(number) for number in range(slots.count)]
     return taken
 
 
 @given(RATES, st.lists(st.tuples(st.floats(0, 0.5), st.integers(0, 1000)), max_size=60))
-def test_permits_are_never_closer_than_the_rate_allows(rate: float, wishes: list[tuple[float, int]]) -> None:
+def test_send_slots_are_never_closer_than_the_rate_allows(rate: float, wishes: list[tuple[float, int]]) -> None:
     taken = moments(rate, wishes)
 
     assert all(later - earlier >= interval(rate) * 0.999 for earlier, later in itertools.pairwise(taken))
 
 
 @given(RATES, st.floats(0, 10), st.floats(0, 10), st.integers(0, 1000))
-def test_no_permit_lies_before_now_or_further_ahead_than_the_lookahead(
+def test_no_send_slot_lies_before_now_or_further_ahead_than_the_lookahead(
     rate: float, free_from: float, now: float, wanted: int
 ) -> None:
-    grant = reserve(free_from, now, rate, wanted)
+    slots = reserve(free_from, now, rate, wanted)
 
-    assert 0 <= grant.count <= wanted
-    if grant.count:
-        assert grant.first >= now
-        assert grant.moment(grant.count - 1) <= now + LOOKAHEAD_SECONDS + 1e-9
+    assert 0 <= slots.count <= wanted
+    if slots.count:
+        assert slots.first >= now
+        assert slots.send_at(slots.count - 1) <= now + LOOKAHEAD_SECONDS + 1e-9
 
 
 @given(st.floats(1, 5000))
 def test_an_idle_connection_sends_its_first_request_at_once(rate: float) -> None:
-    assert reserve(0.0, 100.0, rate, 1).first == 100.0
+    assert 100.0 == reserve(0.0, 100.0, rate, 1).first
 
 
 @settings(deadline=None)

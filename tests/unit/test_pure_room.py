@@ -28,8 +28,14 @@ def imported_with(module: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
-def test_the_room_holds_the_five_rules() -> None:
-    assert {"answer", "backoff", "lifecycle", "outcome", "request"} <= set(RULES)
+def ours_imported_with(module: str) -> set[str]:
+    return {name for name in imported_with(module) if name.split(".")[0] == "worker"}
+
+
+def test_the_room_holds_these_rules_and_no_other_file() -> None:
+    rules = ["answer", "backoff", "celery_message", "fairness", "lifecycle", "outage", "outcome", "pace", "request"]
+
+    assert RULES == rules
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -41,10 +47,14 @@ def test_a_rule_pulls_in_no_network_no_database_and_no_framework(rule: str) -> N
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rule_knows_nothing_of_ours_outside_the_room(rule: str) -> None:
-    ours = {name for name in imported_with(f"worker.cancellation.{rule}") if name.split(".")[0] == "worker"}
+def test_a_rule_knows_nothing_of_ours_outside_the_room_but_the_errors(rule: str) -> None:
+    ours = {name for name in ours_imported_with(f"worker.cancellation.{rule}") if "cancellation." not in name}
 
-    assert {"worker", "worker.cancellation"} == {n for n in ours if not n.startswith("worker.cancellation.")}
+    assert {"worker", "worker.cancellation"} == ours - {"worker.errors"}
+
+
+def test_the_errors_know_no_other_file() -> None:
+    assert {"worker", "worker.errors"} == ours_imported_with("worker.errors")
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -174,7 +174,7 @@ def test_what_is_no_job_is_refused_with_its_reason(reason: str, raw: bytes | str
 def test_a_field_that_breaks_its_rule_is_named(field: str, value: Any) -> None:
     error = refusal(job(**{field: value}))
 
-    assert error.reason == "invalid_job"
+    assert "invalid_job" == error.reason
     assert field in str(error)
 
 
@@ -246,7 +246,7 @@ def test_python_values_that_break_a_rule_are_refused_like_a_job(fields: dict[Any
     with pytest.raises(InvalidRequest) as caught:
         make_request(MINIMAL | fields)
 
-    assert caught.value.reason == "invalid_job"
+    assert "invalid_job" == caught.value.reason
 
 
 def test_an_instant_may_be_a_datetime_or_its_text() -> None:
@@ -262,7 +262,7 @@ def test_a_naive_instant_cannot_be_made_even_by_hand() -> None:
 
 
 def test_a_job_leaves_unsaid_what_nobody_said() -> None:
-    assert make_request(MINIMAL).to_json() == b'{"connection_id":"shop-1","order_id":"A-1001"}'
+    assert b'{"connection_id":"shop-1","order_id":"A-1001"}' == make_request(MINIMAL).to_json()
 
 
 @anything_goes
@@ -318,8 +318,8 @@ def test_an_arbitrary_object_is_a_job_or_refused_and_never_anything_else(fields:
 
 
 def test_the_record_id_is_the_same_for_ever() -> None:
-    assert make_request(MINIMAL).record_id == "ae2eb129-eda5-5aaf-b4a0-1fb965d9c339"
-    assert make_request(MINIMAL | {"idempotency_key": "ticket 7"}).record_id == "831fccb4-be3e-52fb-9d1d-dac15b83ecf0"
+    assert "ae2eb129-eda5-5aaf-b4a0-1fb965d9c339" == make_request(MINIMAL).record_id
+    assert "831fccb4-be3e-52fb-9d1d-dac15b83ecf0" == make_request(MINIMAL | {"idempotency_key": "ticket 7"}).record_id
 
 
 def test_the_record_belongs_to_the_intent_and_not_to_the_rest_of_the_job() -> None:

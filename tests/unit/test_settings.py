@@ -28,19 +28,19 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_the_defaults_are_those_of_the_contract() -> None:
     settings = load_settings()
 
-    assert settings.trackstar_base_url == "https://production.trackstarhq.com"
-    assert (settings.retry_base_seconds, settings.retry_cap_seconds, settings.retry_horizon_seconds) == (1, 900, 86400)
-    assert (settings.connect_timeout_seconds, settings.request_timeout_seconds) == (5, 60)
-    assert (settings.max_response_bytes, settings.lease_seconds) == (4194304, 180)
-    assert (settings.writes_per_second, settings.reads_per_second) == (50, 10)
-    assert settings.read_back_seconds == (120, 900, 4200)
+    assert "https://production.trackstarhq.com" == settings.trackstar_base_url
+    assert (1, 900, 86400) == (settings.retry_base_seconds, settings.retry_cap_seconds, settings.retry_horizon_seconds)
+    assert (5, 60) == (settings.connect_timeout_seconds, settings.request_timeout_seconds)
+    assert (4194304, 180) == (settings.max_response_bytes, settings.lease_seconds)
+    assert (50, 10) == (settings.writes_per_second, settings.reads_per_second)
+    assert (120, 900, 4200) == settings.read_back_seconds
 
 
 def test_a_secret_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("from-a-file\n")
     monkeypatch.setenv("TRACKSTAR_API_KEY_FILE", str(tmp_path / "key"))
 
-    assert load_worker_settings().trackstar_api_key.get_secret_value() == "from-a-file"
+    assert "from-a-file" == load_worker_settings().trackstar_api_key.get_secret_value()
 
 
 def test_a_file_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

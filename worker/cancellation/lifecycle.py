@@ -1,13 +1,15 @@
-"""Every status, every legal move, and `decide`: the one place that turns a meaning into a move.
+"""Every status, every legal transition, and `decide`: the one place that turns a meaning into a transition.
 
 All rules about state live here, and this file does not know who applies them, where, or when.
 
-    pending ──► queued ──► in_flight ──► succeeded | rejected | exhausted | expired
-       ▲          │            │
-       ├──────────┘            ├──► waiting ──► pending
-       └───────────────────────┘        (until run_at)
-    expired and withdrawn are also reached from pending, queued and waiting; what is pending beyond the retry horizon
-    (its connection is held) is given up; replay leads from an ended status back to pending.
+    pending ──► in_flight ──► succeeded | rejected | exhausted | expired
+       ▲            │
+       ├────────────┤  given back unsent, or its connection is held
+       │            ▼
+       └──────── waiting   (until run_at)
+
+    expired and withdrawn are also reached from pending and waiting; what is pending beyond the retry horizon (its
+    connection is held) is given up; replay leads from an ended status back to pending.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ import msgspec
 
 from worker.cancellation.answer import Order
 from worker.cancellation.backoff import backoff
-from worker.cancellation.outcome import Kind, Outcome, Reading, Sight
+from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
 
 
 class Status(StrEnum):
-    PENDING = "pending"  # accepted; the dispatcher moves it on when its turn comes
-    QUEUED = "queued"  # handed to Celery; a worker's claim moves it on, or its lease ends
-    IN_FLIGHT = "in_flight"  # claimed; the record of its answer moves it on, or the rescue
-    WAITING = "waiting"  # until run_at; the dispatcher moves it on
+    PENDING = "pending"  # accepted; a dispatcher claims it when its turn comes
+    QUEUED = "queued"  # by a worker of version 0.1, which marked a row before it claimed it
+    IN_FLIGHT = "in_flight"  # claimed by a worker; the record of its answer ends that, or the rescue
+    WAITING = "waiting"  # until run_at; then the housekeeper makes it pending
     SUCCEEDED = "succeeded"  # Trackstar answered 200, or a read-back proved the cancel
     REJECTED = "rejected"  # refused for good
     EXHAUSTED = "exhausted"  # gave up after the retry horizon
@@ -58,9 +60,9 @@ class SafeToRefund(StrEnum):
 
 
 S = Status
-LEGAL: dict[Status, frozenset[Status]] = {
-    S.PENDING: frozenset({S.QUEUED, S.EXPIRED, S.WITHDRAWN, S.EXHAUSTED, S.REJECTED}),
-    S.QUEUED: frozenset({S.IN_FLIGHT, S.PENDING, S.EXPIRED, S.WITHDRAWN}),
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    S.PENDING: frozenset({S.IN_FLIGHT, S.EXPIRED, S.WITHDRAWN, S.EXHAUSTED, S.REJECTED}),
+    S.QUEUED: frozenset({S.PENDING, S.EXPIRED, S.WITHDRAWN}),
     S.IN_FLIGHT: frozenset({S.WAITING, S.PENDING, S.SUCCEEDED, S.REJECTED, S.EXHAUSTED, S.EXPIRED}),
     S.WAITING: frozenset({S.PENDING, S.EXPIRED, S.WITHDRAWN}),
     # From here on only a person's replay leads back, and never over the verdict `cancelled`.
@@ -109,8 +111,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
         return Outcome(kind=Kind.REFUSED, reason=self.reason or "refused", message=self.message, read_first=True)
 
 
-class Move(msgspec.Struct, frozen=True, kw_only=True):
-    """One legal change of a claimed cancellation; what is not named here ends with the claim."""
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """One legal change of a cancellation; what is not named here ends with its claim."""
 
     status: Status
     attempts: int
@@ -131,26 +133,26 @@ def must_read(state: State, outcome: Outcome) -> bool:
 
 
 def decide(
-    state: State, outcome: Outcome, reading: Reading | None, *, now: datetime, jitter: float, policy: Policy
-) -> Move:
-    """Choose the one legal move after an attempt.
+    state: State, outcome: Outcome, read: ReadBack | None, *, now: datetime, jitter: float, policy: Policy
+) -> Transition:
+    """Choose the one legal transition after an attempt.
 
-    `reading` is there where `must_read` asked for it; `now` is the ledger's time; `jitter` is uniform in [0, 1).
+    `read` is there where `must_read` asked for it; `now` is the ledger's time; `jitter` is uniform in [0, 1).
     """
     if outcome.kind is Kind.ACCEPTED:
         return _succeed(state, outcome, now, policy)
     if outcome.kind is Kind.REFUSED:
-        if reading is None:
+        if read is None:
             return _reject(state, outcome, now, policy)
-        return _decide_refusal(state, outcome, reading, now=now, jitter=jitter, policy=policy)
+        return _decide_refusal(state, outcome, read, now=now, jitter=jitter, policy=policy)
     if outcome.kind is Kind.NO_ACCESS:
         return _set_aside(state, outcome)
     return _try_again(state, outcome, now=now, jitter=jitter, policy=policy)
 
 
-def _succeed(state: State, outcome: Outcome, now: datetime, policy: Policy) -> Move:
+def _succeed(state: State, outcome: Outcome, now: datetime, policy: Policy) -> Transition:
     proven = outcome.order is not None and outcome.order.status == "cancelled"
-    return Move(
+    return Transition(
         status=Status.SUCCEEDED,
         attempts=state.attempts + 1,
         reason=outcome.reason,
@@ -163,28 +165,28 @@ def _succeed(state: State, outcome: Outcome, now: datetime, policy: Policy) -> M
 
 
 def _decide_refusal(
-    state: State, outcome: Outcome, reading: Reading, *, now: datetime, jitter: float, policy: Policy
-) -> Move:
-    if reading.sight is Sight.CANCELLED:
-        return Move(
+    state: State, outcome: Outcome, read: ReadBack, *, now: datetime, jitter: float, policy: Policy
+) -> Transition:
+    if read.shows is OrderState.CANCELLED:
+        return Transition(
             status=Status.SUCCEEDED,
             attempts=state.attempts + 1,
-            reason=reading.reason,
+            reason=read.reason,
             verdict=Verdict.CANCELLED,
             evidence=Evidence.READ_BACK,
-            order=reading.order,
+            order=read.order,
         )
-    if reading.sight is Sight.NO_ACCESS:
+    if read.shows is OrderState.NO_ACCESS:
         return _keep_refusal(state, outcome, status=Status.PENDING, hold_connection=True)
-    if reading.sight is Sight.LATER:
-        return _read_later(state, outcome, reading, now=now, jitter=jitter, policy=policy)
-    return _reject(state, outcome, now, policy, reading)
+    if read.shows is OrderState.LATER:
+        return _read_later(state, outcome, read, now=now, jitter=jitter, policy=policy)
+    return _reject(state, outcome, now, policy, read)
 
 
-def _reject(state: State, outcome: Outcome, now: datetime, policy: Policy, reading: Reading | None = None) -> Move:
-    shipped = reading is not None and reading.sight is Sight.SHIPPED
+def _reject(state: State, outcome: Outcome, now: datetime, policy: Policy, read: ReadBack | None = None) -> Transition:
+    shipped = read is not None and read.shows is OrderState.SHIPPED
     doubt = state.in_doubt and not shipped
-    return Move(
+    return Transition(
         status=Status.REJECTED,
         attempts=state.attempts + 1,
         reason=outcome.reason,
@@ -192,17 +194,17 @@ def _reject(state: State, outcome: Outcome, now: datetime, policy: Policy, readi
         verdict=Verdict.UNKNOWN if doubt else Verdict.NOT_CANCELLED,
         evidence=Evidence.READ_BACK if shipped else Evidence.REFUSAL,
         confirm_at=next_read_back(now, now, policy) if doubt else None,
-        order=reading.order if reading else None,
+        order=read.order if read else None,
     )
 
 
 def _read_later(
-    state: State, outcome: Outcome, reading: Reading, *, now: datetime, jitter: float, policy: Policy
-) -> Move:
-    spent = state.attempts + 1 if reading.spends_attempt else state.attempts
-    due = now + _delay(max(spent, 1), reading.retry_after, jitter, policy)
+    state: State, outcome: Outcome, read: ReadBack, *, now: datetime, jitter: float, policy: Policy
+) -> Transition:
+    spent = state.attempts + 1 if read.spends_attempt else state.attempts
+    due = now + _delay(max(spent, 1), read.retry_after, jitter, policy)
     if due >= _horizon(state, policy):
-        return _reject(state, outcome, now, policy, reading)
+        return _reject(state, outcome, now, policy, read)
     return _keep_refusal(state, outcome, status=Status.WAITING, run_at=due, attempts=spent)
 
 
@@ -214,9 +216,9 @@ def _keep_refusal(
     attempts: int | None = None,
     run_at: datetime | None = None,
     hold_connection: bool = False,
-) -> Move:
+) -> Transition:
     # The refusal is known and unread. It is kept on the row, so that the next step is a read and no second write.
-    return Move(
+    return Transition(
         status=status,
         attempts=state.attempts if attempts is None else attempts,
         reason=outcome.reason,
@@ -228,10 +230,10 @@ def _keep_refusal(
     )
 
 
-def _set_aside(state: State, outcome: Outcome) -> Move:
+def _set_aside(state: State, outcome: Outcome) -> Transition:
     if state.awaits_read:
         return _keep_refusal(state, state.remembered_refusal, status=Status.PENDING, hold_connection=True)
-    return Move(
+    return Transition(
         status=Status.PENDING,
         attempts=state.attempts,
         reason=outcome.reason,
@@ -241,19 +243,20 @@ def _set_aside(state: State, outcome: Outcome) -> Move:
     )
 
 
-def expire(state: State, *, now: datetime, policy: Policy) -> Move:
+def expire(state: State, *, now: datetime, policy: Policy) -> Transition:
     """End an unsent cancellation whose `send_by` has passed, with a truthful verdict."""
     return _end_unproven(Status.EXPIRED, state, "send_by_passed", now, policy)
 
 
-def give_up(state: State, *, now: datetime, policy: Policy) -> Move:
+def give_up(state: State, *, now: datetime, policy: Policy) -> Transition:
     """End what has waited past the retry horizon, as while its connection is held: its key has lived its life."""
     if state.awaits_read:
-        return _reject(state, state.remembered_refusal, now, policy)
+        rejected = _reject(state, state.remembered_refusal, now, policy)
+        return msgspec.structs.replace(rejected, attempts=state.attempts)  # nothing was attempted now
     return _end_unproven(Status.EXHAUSTED, state, "horizon_passed", now, policy)
 
 
-def withdraw(state: State, *, now: datetime, policy: Policy) -> Move | None:
+def withdraw(state: State, *, now: datetime, policy: Policy) -> Transition | None:
     """Take back what was never sent; None when a request may have reached the warehouse: too late."""
     if state.verdict is not None:
         return None
@@ -262,9 +265,9 @@ def withdraw(state: State, *, now: datetime, policy: Policy) -> Move | None:
 
 def _end_unproven(
     status: Status, state: State, reason: str, now: datetime, policy: Policy, message: str | None = None
-) -> Move:
+) -> Transition:
     # Nobody refused it and nothing proves it: either it never got through, or it is in doubt.
-    return Move(
+    return Transition(
         status=status,
         attempts=state.attempts,
         reason=reason,
@@ -277,7 +280,7 @@ def _end_unproven(
 
 def why_not_replay(status: Status, verdict: Verdict | None) -> str | None:
     """Say why an operator may not run this one again, as a clause; None when it may be."""
-    if S.PENDING not in LEGAL[status] or status not in FINAL:
+    if S.PENDING not in TRANSITIONS[status] or status not in FINAL:
         return f"it has not ended: it is {status}"
     if verdict is Verdict.CANCELLED:
         return "its order is proven cancelled, so there is nothing left to do"
@@ -293,7 +296,7 @@ _SPENDS_ATTEMPT = frozenset({Kind.IN_DOUBT, Kind.NOT_SENT})
 _LEAVES_DOUBT = frozenset({Kind.IN_DOUBT, Kind.STILL_RUNNING})
 
 
-def _try_again(state: State, outcome: Outcome, *, now: datetime, jitter: float, policy: Policy) -> Move:
+def _try_again(state: State, outcome: Outcome, *, now: datetime, jitter: float, policy: Policy) -> Transition:
     doubt = state.in_doubt or outcome.kind in _LEAVES_DOUBT
     if outcome.kind in _SPENDS_ATTEMPT:
         attempts = state.attempts + 1
@@ -303,7 +306,7 @@ def _try_again(state: State, outcome: Outcome, *, now: datetime, jitter: float, 
         due = now + _patience(state, outcome, now, jitter, policy)
     ended = _out_of_time(state, due, policy)
     if ended is None:
-        return Move(
+        return Transition(
             status=Status.WAITING,
             attempts=attempts,
             reason=outcome.reason,
@@ -380,34 +383,32 @@ def confirm(
     verdict: Verdict,
     evidence: Evidence | None,
     ended_at: datetime,
-    reading: Reading,
+    read: ReadBack,
     *,
     now: datetime,
     policy: Policy,
 ) -> Confirmation:
     """Raise a verdict by a later read-back, or say when to look again."""
-    if reading.sight is Sight.CANCELLED:
-        return Confirmation(
-            verdict=Verdict.CANCELLED, evidence=Evidence.READ_BACK, confirm_at=None, order=reading.order
-        )
-    if reading.sight is Sight.SHIPPED:
+    if read.shows is OrderState.CANCELLED:
+        return Confirmation(verdict=Verdict.CANCELLED, evidence=Evidence.READ_BACK, confirm_at=None, order=read.order)
+    if read.shows is OrderState.SHIPPED:
         return Confirmation(
             verdict=Verdict.NOT_CANCELLED,
             evidence=Evidence.READ_BACK,
             confirm_at=None,
-            order=reading.order,
+            order=read.order,
             contradicted=verdict is Verdict.ACCEPTED,
         )
-    if reading.sight in {Sight.LATER, Sight.NO_ACCESS}:
-        patience = _READ_AGAIN if reading.spends_attempt else _ASK_SOON
-        again = now + timedelta(seconds=max(_clamped(reading.retry_after, policy), patience))
+    if read.shows in {OrderState.LATER, OrderState.NO_ACCESS}:
+        patience = _READ_AGAIN if read.spends_attempt else _ASK_SOON
+        again = now + timedelta(seconds=max(_clamped(read.retry_after, policy), patience))
         within = ended_at + timedelta(seconds=policy.retry_horizon)
         return Confirmation(verdict=verdict, evidence=evidence, confirm_at=again if again < within else None)
     return Confirmation(
         verdict=verdict,
         evidence=evidence,
         confirm_at=next_read_back(ended_at, now, policy),
-        order=reading.order,
+        order=read.order,
     )
 
 

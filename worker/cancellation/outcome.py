@@ -38,7 +38,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     read_first: bool = False  # a refusal by the warehouse may mean "already cancelled"
 
 
-class Sight(StrEnum):
+class OrderState(StrEnum):
     """The things an answer to a read-back can mean."""
 
     CANCELLED = "cancelled"  # proof
@@ -50,10 +50,10 @@ class Sight(StrEnum):
     NO_ACCESS = "no_access"
 
 
-class Reading(msgspec.Struct, frozen=True, kw_only=True):
+class ReadBack(msgspec.Struct, frozen=True, kw_only=True):
     """What a read-back showed of one order."""
 
-    sight: Sight
+    shows: OrderState
     reason: str
     order: Order | None = None
     retry_after: float | None = None
@@ -154,35 +154,37 @@ def _outcome(kind: Kind, reason: str, reply: Reply, *, obey: bool = False, read_
     )
 
 
-def classify_read(answer: Answer, order_id: str) -> Reading:
+def classify_read(answer: Answer, order_id: str) -> ReadBack:
     """Say what the answer to a read-back shows of this order."""
     if isinstance(answer, NoReply):
-        return Reading(sight=Sight.LATER, reason=answer.reason)
+        return ReadBack(shows=OrderState.LATER, reason=answer.reason)
     status = answer.status
     if status == HTTPStatus.OK and answer.body == "object":
         return _seen(answer, order_id)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return Reading(sight=Sight.LATER, reason="rate_limited", retry_after=answer.retry_after, spends_attempt=False)
+        return ReadBack(
+            shows=OrderState.LATER, reason="rate_limited", retry_after=answer.retry_after, spends_attempt=False
+        )
     if status == HTTPStatus.UNAUTHORIZED:
-        return Reading(sight=Sight.NO_ACCESS, reason=_access_reason(answer))
+        return ReadBack(shows=OrderState.NO_ACCESS, reason=_access_reason(answer))
     if answer.body in {"object", "other_json"} and 400 <= status < 500:  # noqa: PLR2004
         if status == HTTPStatus.NOT_FOUND:
-            return Reading(sight=Sight.ABSENT, reason="order_not_found")
-        return Reading(sight=Sight.UNREADABLE, reason=f"http_{status}")
+            return ReadBack(shows=OrderState.ABSENT, reason="order_not_found")
+        return ReadBack(shows=OrderState.UNREADABLE, reason=f"http_{status}")
     if status == HTTPStatus.NOT_IMPLEMENTED:
-        return Reading(sight=Sight.UNREADABLE, reason="not_supported")
+        return ReadBack(shows=OrderState.UNREADABLE, reason="not_supported")
     obey = status == HTTPStatus.SERVICE_UNAVAILABLE
-    return Reading(sight=Sight.LATER, reason=f"http_{status}", retry_after=answer.retry_after if obey else None)
+    return ReadBack(shows=OrderState.LATER, reason=f"http_{status}", retry_after=answer.retry_after if obey else None)
 
 
-def _seen(reply: Reply, order_id: str) -> Reading:
+def _seen(reply: Reply, order_id: str) -> ReadBack:
     # A single read names its order by its path; in a list only the id tells whose line it is.
     names = {order_id} if reply.listed else {order_id, None}
     order = next((order for order in reply.orders if order.id in names), None)
     if order is None:
-        return Reading(sight=Sight.ABSENT, reason="order_not_found")
+        return ReadBack(shows=OrderState.ABSENT, reason="order_not_found")
     if order.status == "cancelled":
-        return Reading(sight=Sight.CANCELLED, reason="read_cancelled", order=order)
+        return ReadBack(shows=OrderState.CANCELLED, reason="read_cancelled", order=order)
     if order.shipped:
-        return Reading(sight=Sight.SHIPPED, reason="read_shipped", order=order)
-    return Reading(sight=Sight.OPEN, reason="read_open", order=order)
+        return ReadBack(shows=OrderState.SHIPPED, reason="read_shipped", order=order)
+    return ReadBack(shows=OrderState.OPEN, reason="read_open", order=order)

@@ -1,7 +1,7 @@
 """How fast: when the next requests of one connection may leave. Numbers only; seconds in, seconds out.
 
-Each permit is a moment of its own, evenly spaced, and a backlog takes its permits a little ahead of their time. So no
-capacity is lost while a job travels to its thread, and none arrives in a bunch that a sliding window would refuse.
+Each request has a send slot: a moment of its own, evenly spaced, reserved a little ahead. So no capacity is lost while
+a job travels to its thread, and none arrives in a bunch that a sliding window would refuse.
 `trackstar/pacing` runs the same arithmetic inside Redis, where all workers share it.
 """
 
@@ -15,13 +15,13 @@ import msgspec
 DOCUMENTED_WRITES_PER_SECOND = 50.0
 DOCUMENTED_READS_PER_SECOND = 10.0
 # Of the limit. What is left absorbs jitter: with 50/s, 51 requests then span 1.02 s.
-SHARE = 0.98
-# How far ahead permits are given. It covers the way to a request thread, and is short for an urgent cancel.
+TARGET_UTILISATION = 0.98
+# How far ahead send slots are reserved. It covers the way to a request thread, and is short for an urgent cancel.
 LOOKAHEAD_SECONDS = 0.1
 
 
-class Grant(msgspec.Struct, frozen=True):
-    """Permits: the first moment, the distance between two, and how many."""
+class Reservation(msgspec.Struct, frozen=True):
+    """Send slots: the first moment, the seconds between two, and how many."""
 
     first: float
     interval: float
@@ -29,24 +29,26 @@ class Grant(msgspec.Struct, frozen=True):
 
     @property
     def end(self) -> float:
-        """The first moment that is still free."""
+        """The first moment that is not reserved."""
         return self.first + self.count * self.interval
 
-    def moment(self, number: int) -> float:
+    def send_at(self, number: int) -> float:
         return self.first + number * self.interval
 
 
 def interval(rate: float) -> float:
     """Return the seconds between two requests at `rate` per second."""
-    return 1.0 / (rate * SHARE)
+    return 1.0 / (rate * TARGET_UTILISATION)
 
 
-def reserve(free_from: float, now: float, rate: float, wanted: int, lookahead: float = LOOKAHEAD_SECONDS) -> Grant:
-    """Give up to `wanted` permits from the first free moment on, none of them further ahead than `lookahead`."""
+def reserve(
+    free_from: float, now: float, rate: float, wanted: int, lookahead: float = LOOKAHEAD_SECONDS
+) -> Reservation:
+    """Reserve up to `wanted` send slots from the first free moment on, none further ahead than `lookahead`."""
     step = interval(rate)
     first = max(free_from, now)
     ahead = now + lookahead - first
-    return Grant(first, step, min(wanted, math.floor(ahead / step) + 1) if ahead >= 0 else 0)
+    return Reservation(first, step, min(wanted, math.floor(ahead / step) + 1) if ahead >= 0 else 0)
 
 
 def seconds_to_send(place: int, rate: float) -> float:

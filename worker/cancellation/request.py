@@ -15,6 +15,7 @@ from uuid import UUID, uuid5
 import msgspec
 
 from worker.cancellation.answer import printable
+from worker.errors import CancelError
 
 # Fixed for ever: another namespace would give every known intent a second record, and a second request.
 RECORD_NAMESPACE = UUID("c1f0a1c2-6f0e-5d0b-9c55-3a8f4d0e7a11")
@@ -36,10 +37,10 @@ def is_record_id(text: str) -> bool:
     return _RECORD_ID.fullmatch(text) is not None
 
 
-class InvalidRequest(ValueError):  # noqa: N818 - the field's word for it
+class InvalidRequest(CancelError, ValueError):  # noqa: N818 - the field's word for it
     """The job cannot be accepted: correct it and send it again.
 
-    `reason` is one of `not_json`, `invalid_job`, `too_large`: a metric label as it is.
+    `reason` is one of `not_json`, `no_job_field`, `invalid_job`, `too_large`: a metric label as it is.
     """
 
     def __init__(self, reason: str, message: str) -> None:

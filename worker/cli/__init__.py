@@ -15,18 +15,17 @@ from rich.console import Console
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker.cancellation.request import InvalidRequest
-from worker.cli import connections, dead_letters, demo, doctor, orders, repair, service
-from worker.client import (
+from worker.cli import connections, dead_letters, doctor, local, orders, repair, service
+from worker.environment import SettingsError
+from worker.errors import (
     InboxUnavailableError,
     KeyConflictError,
     LedgerUnavailableError,
     TooLateError,
     UnknownCancellationError,
 )
-from worker.embedded import NoRedisServerError
-from worker.environment import SettingsError
-from worker.ledger.credentials import CredentialsError
-from worker.ledger.dead_letters import UnknownLetterError
+from worker.ledger.dead_letters import UnknownDeadLetterError
+from worker.ledger.vault import CredentialsError
 
 app = typer.Typer(
     help="Stops an order before the warehouse ships it.",
@@ -37,10 +36,10 @@ app = typer.Typer(
 app.add_typer(connections.app, name="connections")
 app.add_typer(dead_letters.app, name="dead-letters")
 for command in (
-    demo.demo,
+    local.demo,
     service.run,
     service.migrate,
-    service.sandbox,
+    local.sandbox,
     doctor.doctor,
     service.health,
     orders.enqueue,
@@ -55,11 +54,11 @@ WRONG_INPUT = (
     InvalidRequest,
     KeyConflictError,
     UnknownCancellationError,
-    UnknownLetterError,
+    UnknownDeadLetterError,
     SettingsError,
     CredentialsError,
 )
-UNREACHABLE = (InboxUnavailableError, LedgerUnavailableError, NoRedisServerError)
+UNREACHABLE = (InboxUnavailableError, LedgerUnavailableError)
 
 
 def main() -> None:

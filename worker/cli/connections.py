@@ -10,8 +10,8 @@ from rich.table import Table
 
 from worker.cli.parts import console, ledger, moment
 from worker.ledger import connections, holds
-from worker.ledger.credentials import TokenVault
-from worker.ledger.engine import reading
+from worker.ledger.database import read_only
+from worker.ledger.vault import TokenVault
 from worker.settings import load_settings
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ def add(
 ) -> None:
     """Add a connection, or give a known one a new token. Jobs that waited for it go on."""
     vault = TokenVault(load_settings().keys)
-    vault.seal("")  # says how to make a key before anybody types a secret
+    vault.encrypt("")  # says how to make a key before anybody types a secret
     token = _read_token(connection_id)
-    with ledger().begin() as opened:
+    with ledger() as opened, opened.begin() as db:
         connections.add(
-            opened,
+            db,
             connection_id,
-            vault.seal(token),
+            vault.encrypt(token),
             name=name,
             integration_name=integration,
             writes_per_second=writes_per_second,
@@ -48,8 +48,8 @@ def add(
 @app.command(name="list")
 def list_() -> None:
     """List connections with their holds."""
-    with reading(ledger()).connect() as opened:
-        rows = connections.list_all(opened)
+    with ledger() as opened, read_only(opened) as db:
+        rows = connections.list_all(db)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("id", "name", "integration", "held", "since", "token", "not ended"):
         table.add_column(column, overflow="fold")
@@ -70,34 +70,34 @@ def list_() -> None:
 def rotate(connection_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Give a known connection a new token; every worker uses it from its next claim on."""
     vault = TokenVault(load_settings().keys)
-    vault.seal("")  # says how to make a key before anybody types a secret
-    with reading(ledger()).connect() as opened:
-        _known(opened, connection_id)
+    vault.encrypt("")  # says how to make a key before anybody types a secret
+    with ledger() as opened, read_only(opened) as db:
+        _known(db, connection_id)
     token = _read_token(connection_id)
-    with ledger().begin() as opened:
-        connections.add(opened, connection_id, vault.seal(token))
+    with ledger() as opened, opened.begin() as db:
+        connections.add(db, connection_id, vault.encrypt(token))
     console.print(f"Connection {connection_id} has a new token.", markup=False, highlight=False)
 
 
 @app.command()
 def hold(connection_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Set a connection aside: its jobs wait, and expire at their send_by, until it is resumed."""
-    with ledger().begin() as opened:
-        _known(opened, connection_id)
-        holds.hold_by_operator(opened, connection_id)
+    with ledger() as opened, opened.begin() as db:
+        _known(db, connection_id)
+        holds.hold_by_operator(db, connection_id)
     console.print(f"Connection {connection_id} is held.", markup=False, highlight=False)
 
 
 @app.command()
 def resume(connection_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """End any hold of a connection; its jobs go out at its pace."""
-    with ledger().begin() as opened:
-        row = _known(opened, connection_id)
+    with ledger() as opened, opened.begin() as db:
+        row = _known(db, connection_id)
         if not row.has_token:
             raise ValueError(
                 f"Connection {connection_id} has no token: give it one with `connections add {connection_id}`."
             )
-        resumed = holds.resume(opened, [connection_id], holds.ALL)
+        resumed = holds.resume(db, [connection_id], holds.ALL)
     said = "goes on" if resumed else "was not held"
     console.print(f"Connection {connection_id} {said}.", markup=False, highlight=False)
 
@@ -110,14 +110,14 @@ def remove(
     ] = False,
 ) -> None:
     """Forget a connection's token. Its cancellations stay: they are the record of what happened."""
-    with ledger().begin() as opened:
-        row = _known(opened, connection_id)
+    with ledger() as opened, opened.begin() as db:
+        row = _known(db, connection_id)
         if row.waiting and not force:
             raise ValueError(
                 f"{row.waiting} cancellations of {connection_id} have not ended: let them end, withdraw them, or say "
                 "--force."
             )
-        connections.remove(opened, connection_id)
+        connections.remove(db, connection_id)
     console.print(f"Connection {connection_id} is removed.", markup=False, highlight=False)
 
 
@@ -125,13 +125,13 @@ def remove(
 def rekey() -> None:
     """Encrypt every token with the first of CREDENTIAL_KEYS; then the old keys can go."""
     vault = TokenVault(load_settings().keys)
-    with ledger().begin() as opened:
-        count = connections.rekey(opened, vault.renew)
+    with ledger() as opened, opened.begin() as db:
+        count = connections.rekey(db, vault.reencrypt)
     console.print(f"{count} tokens are encrypted with the first key.", highlight=False)
 
 
-def _known(opened: Connection, connection_id: str) -> connections.ConnectionRow:
-    row = next((each for each in connections.list_all(opened) if each.id == connection_id), None)
+def _known(db: Connection, connection_id: str) -> connections.ConnectionRow:
+    row = connections.find(db, connection_id)
     if row is None:
         raise ValueError(f"There is no connection {connection_id}: see `cancel-worker connections list`.")
     return row

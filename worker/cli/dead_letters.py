@@ -12,9 +12,9 @@ from rich.table import Table
 
 from worker.cancellation.request import parse_request
 from worker.cli.parts import client, console, ledger, moment
-from worker.inbox import INBOX
 from worker.ledger import dead_letters
-from worker.ledger.engine import reading
+from worker.ledger.database import read_only
+from worker.streams import INBOX
 
 app = typer.Typer(help="See and requeue messages that could not be read.", no_args_is_help=True)
 
@@ -27,12 +27,12 @@ def list_(
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
 ) -> None:
     """List dead letters, the newest first."""
-    with reading(ledger()).connect() as opened:
-        letters = dead_letters.find(opened, requeued=everything, limit=limit)
+    with ledger() as opened, read_only(opened) as db:
+        found = dead_letters.find(db, requeued=everything, limit=limit)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("id", "received", "from", "reason", "error", "bytes", "requeued"):
         table.add_column(column, overflow="fold")
-    for letter in letters:
+    for letter in found:
         table.add_row(
             str(letter.id),
             moment(letter.received_at),
@@ -51,8 +51,8 @@ def show(
     raw: Annotated[bool, typer.Option("--raw", help="Only its bytes, to be corrected in a file.")] = False,
 ) -> None:
     """Show one dead letter. Its bytes may hold anything, also personal data."""
-    with reading(ledger()).connect() as opened:
-        letter = dead_letters.get(opened, number)
+    with ledger() as opened, read_only(opened) as db:
+        letter = dead_letters.get(db, number)
     if raw:
         sys.stdout.buffer.write(letter.raw)
         return
@@ -73,17 +73,17 @@ def requeue(
     ] = None,
 ) -> None:
     """Put the job of a dead letter on the inbox again, as it came or corrected."""
-    with reading(ledger()).connect() as opened:
-        letter = dead_letters.get(opened, number)
+    with ledger() as opened, read_only(opened) as db:
+        letter = dead_letters.get(db, number)
     text = _job_of(letter) if job is None else _read(job)
     request = parse_request(text)  # the same judgement as the intake's, before anything is sent
     client().enqueue_many([msgspec.structs.asdict(request)])
-    with ledger().begin() as opened:
-        dead_letters.note_requeued(opened, number)
+    with ledger() as opened, opened.begin() as db:
+        dead_letters.note_requeued(db, number)
     console.print(f"{request.record_id}  {request.order_id}", markup=False, highlight=False)
 
 
-def _job_of(letter: dead_letters.KeptLetter) -> bytes:
+def _job_of(letter: dead_letters.DeadLetterRow) -> bytes:
     if letter.source == INBOX:
         return letter.raw
     raise ValueError(

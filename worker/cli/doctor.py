@@ -14,11 +14,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.answer import NoReply, Reply
 from worker.cli.parts import console
-from worker.inbox import connect_redis
-from worker.ledger import connections, migrating
-from worker.ledger.credentials import CredentialsError, TokenVault
-from worker.ledger.engine import open_ledger, reading
+from worker.ledger import connections, migrations
+from worker.ledger.database import open_ledger, read_only
+from worker.ledger.vault import CredentialsError, TokenVault
 from worker.settings import Settings, load_settings
+from worker.streams import connect_redis
 from worker.trackstar.client import TrackstarClient
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ def _policy(redis: Redis) -> str | None:
 
 def _ledger(settings: Settings) -> Iterator[Finding]:
     try:
-        with open_ledger(settings.database_url, pool_size=1).connect() as opened:
-            found = migrating.current(opened)
+        with read_only(open_ledger(settings.database_url, pool_size=1)) as db:
+            found = migrations.current(db)
     except SQLAlchemyError as error:
         yield Finding("Ledger", type(error).__name__, "Start the database, or correct DATABASE_URL.")
         return
-    old = "" if found == migrating.head() else "Run `cancel-worker migrate`."
+    old = "" if found == migrations.head() else "Run `cancel-worker migrate`."
     yield Finding("Ledger", f"schema {found or 'empty'}", old)
 
 
@@ -90,9 +90,9 @@ def _connections(settings: Settings) -> Iterator[Finding]:
         yield Finding("Trackstar", "no API key", "Set TRACKSTAR_API_KEY.")
         return
     try:
-        with reading(open_ledger(settings.database_url, pool_size=1)).connect() as opened:
-            rows = connections.list_all(opened)
-            sealed = connections.sealed_tokens(opened)
+        with read_only(open_ledger(settings.database_url, pool_size=1)) as db:
+            rows = connections.list_all(db)
+            encrypted = connections.encrypted_tokens(db)
     except SQLAlchemyError:
         return  # told above
     trackstar = TrackstarClient(
@@ -104,11 +104,11 @@ def _connections(settings: Settings) -> Iterator[Finding]:
         threads=1,
     )
     for row in rows:
-        yield from _connection(row, sealed.get(row.id), TokenVault(settings.keys), trackstar)
+        yield from _connection(row, encrypted.get(row.id), TokenVault(settings.keys), trackstar)
 
 
 def _connection(
-    row: ConnectionRow, sealed: str | None, vault: TokenVault, trackstar: TrackstarClient
+    row: ConnectionRow, encrypted: str | None, vault: TokenVault, trackstar: TrackstarClient
 ) -> Iterator[Finding]:
     part = f"Connection {row.id}"
     if row.hold_reason:
@@ -116,8 +116,8 @@ def _connection(
             part, f"held ({row.hold_reason}), {row.waiting} wait", _REMEDIES[row.hold_reason].format(id=row.id)
         )
     try:
-        if sealed:
-            vault.open(sealed)
+        if encrypted:
+            vault.decrypt(encrypted)
     except CredentialsError as error:
         yield Finding(part, "its token cannot be read", str(error))
     answer = trackstar.read_connection(row.id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -11,10 +11,13 @@ from rich.table import Table
 
 from worker.cancellation.lifecycle import SafeToRefund, Status
 from worker.cli.parts import client, console, ledger, moment, overview, refund
-from worker.client import CancelClient, Cancellation, LedgerUnavailableError, UnknownCancellationError
-from worker.ledger import reading as questions
-from worker.ledger.engine import reading
-from worker.ledger.reading import Timeline
+from worker.errors import LedgerUnavailableError, UnknownCancellationError
+from worker.ledger import queries
+from worker.ledger.database import read_only
+from worker.ledger.queries import Cancellation, Timeline
+
+if TYPE_CHECKING:
+    from worker.client import CancelClient
 
 Connection = Annotated[str, typer.Option("--connection", "-c", help="The connection's id.")]
 
@@ -52,7 +55,7 @@ def enqueue(
     if not wait:
         for order_id, record_id in zip(order_ids, ids, strict=True):
             console.print(f"{record_id}  {order_id}", markup=False, highlight=False)
-        _tell_when(producer, connection, priority)
+        _print_expected(producer, connection, priority)
         return
     ended = [producer.wait(record_id, timeout) for record_id in ids]
     console.print(overview(ended))
@@ -60,7 +63,7 @@ def enqueue(
         raise typer.Exit(1)
 
 
-def _tell_when(producer: CancelClient, connection_id: str, priority: str) -> None:
+def _print_expected(producer: CancelClient, connection_id: str, priority: str) -> None:
     try:
         due, hold = producer.next_turn(connection_id, priority)
     except LedgerUnavailableError:
@@ -77,12 +80,12 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="For programs; holds personal data of the order.")] = False,
 ) -> None:
     """Tell what happened to one order's cancel, and whether it is safe to refund."""
-    with reading(ledger()).connect() as opened:
-        of_order = questions.find(opened, order_id=name, connection_id=connection)
+    with ledger() as opened, read_only(opened) as db:
+        of_order = queries.find(db, order_id=name, connection_id=connection)
         timelines = [
             found
             for record_id in (name, *(each.id for each in of_order))
-            if (found := questions.timeline(opened, record_id))
+            if (found := queries.timeline(db, record_id))
         ]
     if not timelines:
         raise UnknownCancellationError(
@@ -105,9 +108,9 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """List cancellations, the newest first."""
-    with reading(ledger()).connect() as opened:
-        found = questions.find(
-            opened,
+    with ledger() as opened, read_only(opened) as db:
+        found = queries.find(
+            db,
             status=status or (),
             connection_id=connection,
             since=since.replace(tzinfo=UTC) if since else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,15 +13,15 @@ from rich.text import Text
 from worker.cancellation.lifecycle import SafeToRefund
 from worker.client import CancelClient
 from worker.environment import from_environment
-from worker.ledger.engine import open_ledger
+from worker.ledger.database import open_ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from datetime import datetime
 
     from sqlalchemy import Engine
 
-    from worker.client import Cancellation
+    from worker.ledger.queries import Cancellation
 
 # Piped into a file or a program, lines keep their length.
 console = Console(width=None if sys.stdout.isatty() else 160)
@@ -33,8 +34,14 @@ def client() -> CancelClient:
     return CancelClient(database_url=from_environment("DATABASE_URL") or DEFAULT_DATABASE)
 
 
-def ledger() -> Engine:
-    return open_ledger(from_environment("DATABASE_URL") or DEFAULT_DATABASE, pool_size=1)
+@contextmanager
+def ledger() -> Iterator[Engine]:
+    """Open the ledger for one command."""
+    engine = open_ledger(from_environment("DATABASE_URL") or DEFAULT_DATABASE, pool_size=1)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 _COLOURS = {SafeToRefund.YES: "green", SafeToRefund.NO: "red", SafeToRefund.NOT_YET: "yellow"}

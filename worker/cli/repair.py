@@ -9,10 +9,10 @@ import typer
 
 from worker.cancellation.lifecycle import Status, Verdict, why_not_replay
 from worker.cli.parts import client, console, ledger, overview
-from worker.client import Cancellation, UnknownCancellationError
-from worker.ledger import by_hand
-from worker.ledger import reading as questions
-from worker.ledger.engine import reading
+from worker.errors import UnknownCancellationError
+from worker.ledger import queries, transitions
+from worker.ledger.database import read_only
+from worker.ledger.queries import Cancellation
 
 # What is meant where only a connection or a time is given: neither what succeeded nor what somebody took back.
 WORTH_REPLAYING = (Status.EXHAUSTED, Status.EXPIRED, Status.REJECTED)
@@ -44,12 +44,12 @@ def replay(
     """Run ended cancellations again: each with a new key, at its connection's pace."""
     if not ids and not (status or connection or reason or since):
         raise typer.BadParameter("say which: give ids, or at least one of --status, --connection, --reason, --since")
-    with reading(ledger()).connect() as opened:
+    with ledger() as opened, read_only(opened) as db:
         found = (
-            [_known(questions.get(opened, record_id), record_id) for record_id in ids]
+            [_known(queries.get(db, record_id), record_id) for record_id in ids]
             if ids
-            else questions.find(
-                opened,
+            else queries.find(
+                db,
                 status=status or WORTH_REPLAYING,
                 connection_id=connection,
                 reason=reason,
@@ -76,8 +76,8 @@ def replay(
 def _replay(ids: list[str], send_by: datetime | None) -> int:
     replayed = 0
     for start in range(0, len(ids), CHUNK):
-        with ledger().begin() as opened:
-            replayed += len(by_hand.replay(opened, ids[start : start + CHUNK], send_by=send_by))
+        with ledger() as opened, opened.begin() as db:
+            replayed += len(transitions.replay(db, ids[start : start + CHUNK], send_by=send_by))
     return replayed
 
 

@@ -1,15 +1,15 @@
-"""Commands that run something: the worker, the schema's migration, the sandbox, the health check."""
+"""Commands that run something: the worker, the schema's migration, the health check."""
 
 from __future__ import annotations
 
 import os
-import re
 from typing import Annotated
 
 import typer
 
 from worker.cli.parts import console, ledger
-from worker.ledger import migrating
+from worker.ledger import migrations
+from worker.ledger.database import read_only
 from worker.settings import load_worker_settings
 
 
@@ -21,60 +21,22 @@ def run(
     if concurrency is not None:
         os.environ["CONCURRENCY"] = str(concurrency)
     load_worker_settings()  # refuses to start in one sentence, before anything runs
-    with ledger().connect() as opened:
-        found, wanted = migrating.current(opened), migrating.head()
+    with ledger() as opened, read_only(opened) as db:
+        found, wanted = migrations.current(db), migrations.head()
     if found != wanted:
         raise ValueError(
             f"The ledger's schema is {found or 'empty'}, this worker needs {wanted}: run `cancel-worker migrate`."
         )
-    from worker.celery_app import app  # noqa: PLC0415 - Celery is loaded by the one command that needs it
+    from worker.broker.app import app  # noqa: PLC0415 - Celery is loaded by the one command that needs it
 
     app.worker_main(["worker", "--loglevel", "INFO", "--hostname", name, "--without-gossip", "--without-mingle"])
 
 
 def migrate() -> None:
     """Bring the ledger's schema up to date. Safe to run twice, and beside running workers."""
-    migrating.migrate(ledger())
-    console.print(f"The ledger is at revision {migrating.head()}.", highlight=False)
-
-
-def sandbox(
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8900,
-    host: Annotated[str, typer.Option()] = "127.0.0.1",
-    api_key: Annotated[
-        str, typer.Option(help="What it accepts as the API key; it guards nothing real.")
-    ] = "sandbox-api-key",
-    token: Annotated[str, typer.Option(help="The access token of its one connection, `default`.")] = "sandbox-token",  # noqa: S107
-    script: Annotated[
-        list[str] | None, typer.Option(help="ORDER=STEP,STEP... for example A-1=503,applied_then:500; repeatable.")
-    ] = None,
-    sync_seconds: Annotated[float, typer.Option(min=0, help="How often reads see the warehouse's truth.")] = 3600.0,
-) -> None:
-    """Run a local Trackstar: the documented contract, scripted faults. Any order id springs into being as open."""
-    from worker.trackstar.sandbox import Sandbox, serve  # noqa: PLC0415
-
-    scripts = dict(_script(text) for text in script or ())
-
-    def prepare(running: Sandbox) -> None:
-        running.world.connect("default", access_token=token)
-        for order_id, steps in scripts.items():
-            running.world.add_order("default", order_id, script=steps)
-        for name, value in (("BASE_URL", running.url), ("API_KEY", api_key), ("ACCESS_TOKEN", token)):
-            console.print(f"export TRACKSTAR_{name}={value}", soft_wrap=True, highlight=False)
-
-    try:
-        serve(host, port, api_key=api_key, sync_seconds=sync_seconds, unknown_orders="open", ready=prepare)
-    except OSError as error:
-        raise ValueError(
-            f"The sandbox cannot listen on {host}:{port} ({error.strerror}): choose another --port."
-        ) from error
-
-
-def _script(text: str) -> tuple[str, list[str]]:
-    order_id, equals, steps = text.partition("=")
-    if not (order_id and equals and steps):
-        raise typer.BadParameter(f"{text!r} is no script: write ORDER=STEP,STEP...", param_hint="--script")
-    return order_id, re.split(r"\s*,\s*", steps)
+    with ledger() as opened:
+        migrations.migrate(opened)
+    console.print(f"The ledger is at revision {migrations.head()}.", highlight=False)
 
 
 def health(

@@ -1,6 +1,6 @@
-"""Claims: who may attempt, in one statement for any number. A claim is a lease by the database's clock.
+"""Claims: the right of one worker to attempt one cancellation, a lease by the database's clock.
 
-Knows when a claim may be made or taken over; what came of it is `recording`.
+Knows what a claim holds, and how one is taken over from a lost worker. Claims are made in `transitions.claim_next`.
 """
 
 from __future__ import annotations
@@ -9,140 +9,153 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import Connection, Integer, Text, bindparam, func, or_, select, update
+import sqlalchemy as sa
 
 from worker.cancellation.lifecycle import Evidence, State, Verdict
-from worker.ledger.moving import Fence
-from worker.ledger.sqltypes import (
-    RecordId,
-    among,
-    as_rows,
-    db_now,
-    given,
-    now_plus_given,
-    once,
-    unindexed,
-)
-from worker.ledger.tables import LEASED, cancellations, connections
+from worker.ledger.dialects import built_once_per_dialect, db_now, id_in_chosen, now_plus_parameter
+from worker.ledger.schema import LEASED, cancellations, connections
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from sqlalchemy.sql.dml import ReturningUpdate
 
 c = cancellations.c
-
 
 # Reads are answered from Trackstar's own copy: a warehouse that is down does not keep them from being told.
 STILL_READ = ("outage", "trackstar_outage")
 
 
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """The right to attempt one cancellation, and all that an attempt must know."""
+class Lease(msgspec.Struct, frozen=True):
+    """What makes a claim ours: nobody else has this owner and this fencing token on this row."""
 
-    fence: Fence
+    record_id: str
+    owner: str
+    token: int  # rises with each claim of the row
+
+
+class _Claim(msgspec.Struct, frozen=True, kw_only=True):
+    lease: Lease
     connection_id: str
     order_id: str
     generation: int
-    state: State
     claimed_at: datetime  # the ledger's time
-    sealed_token: str | None
+    encrypted_token: str | None
     hold_reason: str | None  # of its connection: this attempt is a probe
-    ended_at: datetime | None = None  # set where only a read-back is due
 
     @property
-    def idempotency_key(self) -> str:
-        """One key per intent; a replay is a new intent."""
-        return self.fence.id if self.generation == 1 else f"{self.fence.id}-{self.generation}"
+    def id(self) -> str:
+        return self.lease.record_id
 
 
-_token = select(connections.c.access_token).where(connections.c.id == c.connection_id).scalar_subquery()
-_hold = select(connections.c.hold_reason).where(connections.c.id == c.connection_id).scalar_subquery()
-_CLAIM_COLUMNS = (
+class SendClaim(_Claim, frozen=True, kw_only=True):
+    """The right to send one cancel, and all that its attempt must know."""
+
+    state: State
+
+    @property
+    def request_key(self) -> str:
+        """The Idempotency-Key of the request: one per intent; a replay is a new intent."""
+        return self.id if self.generation == 1 else f"{self.id}-{self.generation}"
+
+
+class RefusalClaim(_Claim, frozen=True, kw_only=True):
+    """The right to read back an order whose cancel was refused and could not be read so far; nothing is sent again."""
+
+    state: State
+
+
+class ConfirmClaim(_Claim, frozen=True, kw_only=True):
+    """The right to read back an order whose cancellation has ended without proof."""
+
+    verdict: Verdict
+    evidence: Evidence | None
+    ended_at: datetime
+
+
+AttemptClaim = SendClaim | RefusalClaim
+Claim = SendClaim | RefusalClaim | ConfirmClaim
+
+STATE_COLUMNS = (c.attempts, c.first_sent_at, c.send_by, c.verdict, c.evidence, c.outcome_reason, c.outcome_message)
+
+
+def state_of(row: Any, now: datetime) -> State:
+    """Return what a decision must know, from a row with STATE_COLUMNS."""
+    return State(
+        attempts=row.attempts,
+        first_sent_at=row.first_sent_at or now,
+        send_by=row.send_by,
+        verdict=Verdict(row.verdict) if row.verdict else None,
+        evidence=Evidence(row.evidence) if row.evidence else None,
+        reason=row.outcome_reason,
+        message=row.outcome_message,
+    )
+
+
+_token = sa.select(connections.c.access_token).where(connections.c.id == c.connection_id).scalar_subquery()
+_hold = sa.select(connections.c.hold_reason).where(connections.c.id == c.connection_id).scalar_subquery()
+CLAIM_COLUMNS = (
     c.id,
     c.connection_id,
     c.order_id,
     c.generation,
     c.claims,
-    c.attempts,
-    c.first_sent_at,
-    c.send_by,
-    c.verdict,
-    c.evidence,
-    c.outcome_reason,
-    c.outcome_message,
+    *STATE_COLUMNS,
     c.lease_owner,
     c.ended_at,
     db_now().label("claimed_at"),
-    _token.label("sealed_token"),
+    _token.label("encrypted_token"),
     _hold.label("hold_reason"),
 )
 
-
-_owner = bindparam("owner", type_=Text())
-_limit = bindparam("limit", type_=Integer())
-_lease_end = now_plus_given("lease_seconds")
-
-
-@once
-def _claim(dialect: str) -> Any:
-    source = given(dialect, {"id": RecordId})
-    return (
-        update(cancellations)
-        .where(
-            among(dialect, c.id, select(source.c.id)),
-            # Waits for a lock and skips none: a dispatcher with an older view of the ledger locks a row for an
-            # instant that is ours, and a skipped one would be left until its lease ends.
-            unindexed(c.status) == "queued",
-            # A cancel that is worthless by now is not sent; a refusal that must be read is read at any time.
-            or_(c.send_by.is_(None), c.send_by > db_now(), c.evidence.is_not(None)),
-        )
-        .values(
-            status="in_flight",
-            lease_owner=_owner,
-            lease_expires_at=_lease_end,
-            claims=c.claims + 1,
-            first_sent_at=func.coalesce(c.first_sent_at, db_now()),
-        )
-        .returning(*_CLAIM_COLUMNS)
-    )
+owner_parameter = sa.bindparam("owner", type_=sa.Text())
+lease_end = now_plus_parameter("lease_seconds")
+_limit = sa.bindparam("limit", type_=sa.Integer())
 
 
-def claim(connection: Connection, ids: Iterable[str], owner: str, lease_seconds: float) -> list[Claim]:
-    """Claim what is queued among `ids`. What is not ours any more is left out silently.
-
-    The claim number rises here, before the call: a crash after this line is known to be in doubt.
-    """
-    rows = as_rows({"id": record_id} for record_id in ids)
-    claimed = connection.execute(_claim(connection), {**rows, "owner": owner, "lease_seconds": lease_seconds})
-    return [_as_claim(row) for row in claimed]
+def attempt_claim(row: Any) -> AttemptClaim:
+    """Return the claim of a row with CLAIM_COLUMNS that has not ended."""
+    state = state_of(row, row.claimed_at)
+    return (RefusalClaim if state.awaits_read else SendClaim)(**_common(row), state=state)
 
 
-@once
-def _take_over(dialect: str) -> Any:
+def _common(row: Any) -> dict[str, Any]:
+    return {
+        "lease": Lease(str(row.id), row.lease_owner or "", row.claims),
+        "connection_id": row.connection_id,
+        "order_id": row.order_id,
+        "generation": row.generation,
+        "claimed_at": row.claimed_at,
+        "encrypted_token": row.encrypted_token,
+        "hold_reason": row.hold_reason,
+    }
+
+
+@built_once_per_dialect
+def _take_over(dialect: str) -> ReturningUpdate[Any]:
     lost = (
-        select(c.id)
+        sa.select(c.id)
         .where(LEASED, c.lease_expires_at <= db_now(), c.status == "in_flight")
         .order_by(c.lease_expires_at)
         .limit(_limit)
         .with_for_update(skip_locked=True)
     )
     return (
-        update(cancellations)
-        .where(among(dialect, c.id, lost))
-        .values(lease_owner=_owner, lease_expires_at=_lease_end)
-        .returning(*_CLAIM_COLUMNS)
+        sa.update(cancellations)
+        .where(id_in_chosen(dialect, c.id, lost))
+        .values(lease_owner=owner_parameter, lease_expires_at=lease_end)
+        .returning(*CLAIM_COLUMNS)
     )
 
 
-def take_over(connection: Connection, owner: str, lease_seconds: float, limit: int) -> list[Claim]:
+def take_over(db: sa.Connection, owner: str, lease_seconds: float, limit: int) -> list[AttemptClaim]:
     """Take claims whose lease has ended: their worker is dead, or paused and too late."""
     values = {"owner": owner, "lease_seconds": lease_seconds, "limit": limit}
-    return [_as_claim(row) for row in connection.execute(_take_over(connection), values)]
+    return [attempt_claim(row) for row in db.execute(_take_over(db), values)]
 
 
-@once
-def _claim_read_backs(dialect: str) -> Any:
+@built_once_per_dialect
+def _claim_read_backs(dialect: str) -> ReturningUpdate[Any]:
     due = (
-        select(c.id)
+        sa.select(c.id)
         .where(c.confirm_at <= db_now())
         .where(_hold.is_(None) | _hold.in_(STILL_READ))
         .order_by(c.confirm_at)
@@ -150,36 +163,22 @@ def _claim_read_backs(dialect: str) -> Any:
         .with_for_update(skip_locked=True)
     )
     return (
-        update(cancellations)
-        .where(among(dialect, c.id, due))
-        .values(confirm_at=_lease_end, claims=c.claims + 1)
-        .returning(*_CLAIM_COLUMNS)
+        sa.update(cancellations)
+        .where(id_in_chosen(dialect, c.id, due))
+        .values(confirm_at=lease_end, claims=c.claims + 1)
+        .returning(*CLAIM_COLUMNS)
     )
 
 
-def claim_read_backs(connection: Connection, lease_seconds: float, limit: int) -> list[Claim]:
+def claim_read_backs(db: sa.Connection, lease_seconds: float, limit: int) -> list[ConfirmClaim]:
     """Claim ended cancellations whose read-back is due, by moving it past the time that reading takes."""
     values = {"lease_seconds": lease_seconds, "limit": limit}
-    return [_as_claim(row) for row in connection.execute(_claim_read_backs(connection), values)]
-
-
-def _as_claim(row: Any) -> Claim:
-    return Claim(
-        fence=Fence(str(row.id), row.lease_owner or "", row.claims),
-        connection_id=row.connection_id,
-        order_id=row.order_id,
-        generation=row.generation,
-        state=State(
-            attempts=row.attempts,
-            first_sent_at=row.first_sent_at or row.claimed_at,
-            send_by=row.send_by,
-            verdict=Verdict(row.verdict) if row.verdict else None,
+    return [
+        ConfirmClaim(
+            **_common(row),
+            verdict=Verdict(row.verdict),
             evidence=Evidence(row.evidence) if row.evidence else None,
-            reason=row.outcome_reason,
-            message=row.outcome_message,
-        ),
-        claimed_at=row.claimed_at,
-        sealed_token=row.sealed_token,
-        hold_reason=row.hold_reason,
-        ended_at=row.ended_at,
-    )
+            ended_at=row.ended_at,
+        )
+        for row in db.execute(_claim_read_backs(db), values)
+    ]

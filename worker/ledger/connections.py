@@ -1,4 +1,4 @@
-"""Connections: one customer's warehouse, one access token each. Knows rows; tokens come and go sealed."""
+"""Connections: one customer's warehouse, one access token each. Knows rows; tokens come and go encrypted."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
-from sqlalchemy import Connection, case, func, null, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+import sqlalchemy as sa
 
-from worker.ledger.outbox import announce
-from worker.ledger.sqltypes import db_now
-from worker.ledger.tables import cancellations, connections
+from worker.ledger.dialects import db_now, insert
+from worker.ledger.outbox import add_events
+from worker.ledger.schema import cancellations, connections
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from sqlalchemy.sql.dml import Insert
 
 DEFAULT = "default"
 
@@ -38,9 +35,9 @@ class ConnectionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def add(
-    connection: Connection,
+    db: sa.Connection,
     connection_id: str,
-    sealed_token: str,
+    encrypted_token: str,
     *,
     name: str | None = None,
     integration_name: str | None = None,
@@ -48,91 +45,92 @@ def add(
 ) -> None:
     """Add a connection, or give a known one a new token. Jobs that waited for it go on."""
     known = {"name": name, "integration_name": integration_name, "writes_per_second": writes_per_second}
-    given = {key: value for key, value in known.items() if value is not None}
-    statement = _insert(connection).values(
-        id=connection_id, access_token=sealed_token, created_at=db_now(), updated_at=db_now(), **given
+    stated = {key: value for key, value in known.items() if value is not None}
+    statement = insert(db.dialect.name, connections).values(
+        id=connection_id, access_token=encrypted_token, created_at=db_now(), updated_at=db_now(), **stated
     )
     ends = connections.c.hold_reason.in_(_ENDED_BY_A_TOKEN)
     changes = {
-        "access_token": sealed_token,
+        "access_token": encrypted_token,
         "updated_at": db_now(),
         **{
-            column: case((ends, null()), else_=connections.c[column])
+            column: sa.case((ends, sa.null()), else_=connections.c[column])
             for column in ("hold_reason", "held_at", "probe_at")
         },
-        **given,
+        **stated,
     }
-    held = connection.execute(
-        select(connections.c.hold_reason).where(connections.c.id == connection_id).with_for_update()
+    held = db.execute(
+        sa.select(connections.c.hold_reason).where(connections.c.id == connection_id).with_for_update()
     ).scalar()
-    connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=changes))  # type: ignore[attr-defined]
+    db.execute(statement.on_conflict_do_update(index_elements=["id"], set_=changes))
     if held in _ENDED_BY_A_TOKEN:
-        announce(connection, [(None, "connection.resumed", {"connection_id": connection_id})])
+        add_events(db, [(None, "connection.resumed", {"connection_id": connection_id})])
 
 
-def ensure_default(connection: Connection, sealed_token: str, unseal: Callable[[str], str], token: str) -> None:
+def ensure_default(db: sa.Connection, encrypted_token: str, decrypt: Callable[[str], str], token: str) -> None:
     """Keep the connection `default` at the token of the settings; an unchanged one is not touched."""
-    kept = connection.execute(
-        select(connections.c.access_token).where(connections.c.id == DEFAULT)
-    ).scalar_one_or_none()
-    if kept is None or unseal(kept) != token:
-        add(connection, DEFAULT, sealed_token, name=DEFAULT)
+    kept = db.execute(sa.select(connections.c.access_token).where(connections.c.id == DEFAULT)).scalar_one_or_none()
+    if kept is None or decrypt(kept) != token:
+        add(db, DEFAULT, encrypted_token, name=DEFAULT)
 
 
-def list_all(connection: Connection) -> list[ConnectionRow]:
-    waiting = (
-        select(func.count())
-        .where(cancellations.c.connection_id == connections.c.id, cancellations.c.ended_at.is_(None))
-        .scalar_subquery()
-    )
-    rows = connection.execute(
-        select(
-            connections.c.id,
-            connections.c.name,
-            connections.c.integration_name,
-            connections.c.writes_per_second,
-            connections.c.hold_reason,
-            connections.c.held_at,
-            connections.c.access_token.is_not(None).label("has_token"),
-            waiting.label("waiting"),
-        ).order_by(connections.c.id)
-    )
+_waiting = (
+    sa.select(sa.func.count())
+    .where(cancellations.c.connection_id == connections.c.id, cancellations.c.ended_at.is_(None))
+    .scalar_subquery()
+)
+_ROW = sa.select(
+    connections.c.id,
+    connections.c.name,
+    connections.c.integration_name,
+    connections.c.writes_per_second,
+    connections.c.hold_reason,
+    connections.c.held_at,
+    connections.c.access_token.is_not(None).label("has_token"),
+    _waiting.label("waiting"),
+)
+
+
+def list_all(db: sa.Connection) -> list[ConnectionRow]:
+    """Return every connection, by id."""
+    rows = db.execute(_ROW.order_by(connections.c.id))
     return [ConnectionRow(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's documented name
 
 
-def sealed_tokens(connection: Connection) -> dict[str, str]:
+def find(db: sa.Connection, connection_id: str) -> ConnectionRow | None:
+    """Return one connection, or None where nobody has added it."""
+    row = db.execute(_ROW.where(connections.c.id == connection_id)).one_or_none()
+    return ConnectionRow(**row._mapping) if row else None  # noqa: SLF001
+
+
+def encrypted_tokens(db: sa.Connection) -> dict[str, str]:
     """Return the encrypted token of each connection that has one."""
     k = connections.c
-    rows = connection.execute(select(k.id, k.access_token).where(k.access_token.is_not(None)))
+    rows = db.execute(sa.select(k.id, k.access_token).where(k.access_token.is_not(None)))
     return {row.id: row.access_token for row in rows}
 
 
-def remove(connection: Connection, connection_id: str) -> None:
+def remove(db: sa.Connection, connection_id: str) -> None:
     """Forget the token; the connection is held as unknown until somebody adds it again."""
     k = connections.c
-    connection.execute(
-        update(connections)
+    db.execute(
+        sa.update(connections)
         .where(k.id == connection_id)
         .values(
-            access_token=null(),
+            access_token=sa.null(),
             hold_reason="unknown_connection",
             held_at=db_now(),
-            probe_at=null(),
+            probe_at=sa.null(),
             updated_at=db_now(),
         )
     )
-    announce(connection, [(None, "connection.removed", {"connection_id": connection_id})])
+    add_events(db, [(None, "connection.removed", {"connection_id": connection_id})])
 
 
-def rekey(connection: Connection, renew: Callable[[str], str]) -> int:
+def rekey(db: sa.Connection, reencrypt: Callable[[str], str]) -> int:
     """Encrypt every token anew; return how many there are. Raises CredentialsError where a key is missing."""
     k = connections.c
-    rows = connection.execute(select(k.id, k.access_token).where(k.access_token.is_not(None)).with_for_update()).all()
+    rows = db.execute(sa.select(k.id, k.access_token).where(k.access_token.is_not(None)).with_for_update()).all()
     for row in rows:
-        connection.execute(update(connections).where(k.id == row.id).values(access_token=renew(row.access_token)))
+        db.execute(sa.update(connections).where(k.id == row.id).values(access_token=reencrypt(row.access_token)))
     return len(rows)
-
-
-def _insert(connection: Connection) -> Insert:
-    kind = sqlite.Insert if connection.dialect.name == "sqlite" else postgresql.Insert
-    return kind(connections)

@@ -6,15 +6,15 @@ others decide.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, literal, null, select, update
+import sqlalchemy as sa
 
-from worker.cancellation.breaker import FIRST_PROBE_SECONDS, seconds_to_probe
-from worker.ledger.outbox import announce
-from worker.ledger.sqltypes import db_now, now_plus
-from worker.ledger.tables import connections
-from worker.ledger.turns import HAS_PENDING
+from worker.cancellation.outage import FIRST_PROBE_SECONDS, seconds_to_probe
+from worker.ledger.dialects import db_now, now_plus
+from worker.ledger.outbox import add_events
+from worker.ledger.schema import connections
+from worker.ledger.selection import HAS_PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -30,89 +30,68 @@ ALL = (CREDENTIALS, OUTAGE, TRACKSTAR_OUTAGE, OPERATOR, UNKNOWN_CONNECTION)
 PROBED = (CREDENTIALS, OUTAGE, TRACKSTAR_OUTAGE)  # these end by themselves
 
 
-def hold(connection: Connection, ids: Collection[str], reason: str) -> frozenset[str]:
+def hold(db: sa.Connection, ids: Collection[str], reason: str) -> frozenset[str]:
     """Hold those of these connections that are not held yet; return them."""
-    if not ids:
+    if not ids:  # as in nearly every commit: nothing is built then
         return frozenset()
-    probe_at = now_plus(literal(FIRST_PROBE_SECONDS)) if reason in PROBED else null()
-    rows = connection.execute(
-        update(connections)
-        .where(k.id.in_(sorted(ids)), k.hold_reason.is_(None))
-        .values(hold_reason=reason, held_at=db_now(), probe_at=probe_at, updated_at=db_now())
-        .returning(k.id)
-    )
-    held = frozenset(row.id for row in rows)
-    announce(
-        connection, [(None, "connection.held", {"connection_id": name, "reason": reason}) for name in sorted(held)]
-    )
-    return held
+    held = _hold(db, k.id.in_(sorted(ids)) & k.hold_reason.is_(None), reason)
+    add_events(db, [(None, "connection.held", {"connection_id": name, "reason": reason}) for name in held])
+    return frozenset(held)
 
 
-def hold_by_operator(connection: Connection, connection_id: str) -> bool:
+def hold_by_operator(db: sa.Connection, connection_id: str) -> bool:
     """Hold a connection because a person says so, whatever else holds it; return whether it exists."""
-    changed = connection.execute(
-        update(connections)
-        .where(k.id == connection_id)
-        .values(hold_reason=OPERATOR, held_at=db_now(), probe_at=null(), updated_at=db_now())
-    ).rowcount
-    if changed:
-        announce(connection, [(None, "connection.held", {"connection_id": connection_id, "reason": OPERATOR})])
-    return bool(changed)
+    held = _hold(db, k.id == connection_id, OPERATOR)
+    add_events(db, [(None, "connection.held", {"connection_id": name, "reason": OPERATOR}) for name in held])
+    return bool(held)
 
 
-def hold_all(connection: Connection) -> int:
+def hold_all(db: sa.Connection) -> int:
     """Hold every open connection because Trackstar itself is down; return how many that are."""
-    rows = connection.execute(
-        update(connections)
-        .where(k.hold_reason.is_(None) | (k.hold_reason == OUTAGE))
-        .values(
-            hold_reason=TRACKSTAR_OUTAGE,
-            held_at=db_now(),
-            probe_at=now_plus(literal(FIRST_PROBE_SECONDS)),
-            updated_at=db_now(),
-        )
-        .returning(k.id)
-    ).all()
-    if rows:
-        announce(connection, [(None, "trackstar.held", {"connections": len(rows)})])
-    return len(rows)
+    held = _hold(db, k.hold_reason.is_(None) | (k.hold_reason == OUTAGE), TRACKSTAR_OUTAGE)
+    if held:
+        add_events(db, [(None, "trackstar.held", {"connections": len(held)})])
+    return len(held)
 
 
-def resume(connection: Connection, ids: Collection[str], reasons: Collection[str]) -> frozenset[str]:
+def resume(db: sa.Connection, ids: Collection[str], reasons: Collection[str]) -> frozenset[str]:
     """End the holds of these connections where their reason is among these and they have a token; return them."""
     if not ids:
         return frozenset()
-    rows = connection.execute(
-        update(connections)
-        .where(k.id.in_(sorted(ids)), k.hold_reason.in_(reasons), k.access_token.is_not(None))
-        .values(hold_reason=null(), held_at=null(), probe_at=null(), updated_at=db_now())
-        .returning(k.id)
-    )
-    resumed = frozenset(row.id for row in rows)
-    announce(connection, [(None, "connection.resumed", {"connection_id": name}) for name in sorted(resumed)])
-    return resumed
+    resumed = _resume(db, k.id.in_(sorted(ids)) & k.hold_reason.in_(reasons) & k.access_token.is_not(None))
+    add_events(db, [(None, "connection.resumed", {"connection_id": name}) for name in resumed])
+    return frozenset(resumed)
 
 
-def resume_all(connection: Connection) -> int:
+def resume_all(db: sa.Connection) -> int:
     """End the hold of Trackstar as a whole; return how many connections go on."""
-    rows = connection.execute(
-        update(connections)
-        .where(k.hold_reason == TRACKSTAR_OUTAGE)
-        .values(hold_reason=null(), held_at=null(), probe_at=null(), updated_at=db_now())
-        .returning(k.id)
-    ).all()
-    if rows:
-        announce(connection, [(None, "trackstar.resumed", {"connections": len(rows)})])
-    return len(rows)
+    resumed = _resume(db, k.hold_reason == TRACKSTAR_OUTAGE)
+    if resumed:
+        add_events(db, [(None, "trackstar.resumed", {"connections": len(resumed)})])
+    return len(resumed)
 
 
-def claim_probes(connection: Connection) -> list[str]:
+def _hold(db: sa.Connection, which: sa.ColumnElement[bool], reason: str) -> list[str]:
+    probe_at = now_plus(sa.literal(FIRST_PROBE_SECONDS)) if reason in PROBED else sa.null()
+    return _set(db, which, hold_reason=reason, held_at=db_now(), probe_at=probe_at)
+
+
+def _resume(db: sa.Connection, which: sa.ColumnElement[bool]) -> list[str]:
+    return _set(db, which, hold_reason=sa.null(), held_at=sa.null(), probe_at=sa.null())
+
+
+def _set(db: sa.Connection, which: sa.ColumnElement[bool], **values: Any) -> list[str]:
+    changed = sa.update(connections).where(which).values(**values, updated_at=db_now()).returning(k.id)
+    return sorted(db.execute(changed).scalars())
+
+
+def claim_probes(db: sa.Connection) -> list[str]:
     """Return the connections that may send one real job each to see whether their hold can end.
 
     Whoever asks first gets them; the next time is put off, further the longer the hold lasts.
     """
-    due = connection.execute(
-        select(k.id, k.hold_reason, k.held_at, db_now().label("now"))
+    due = db.execute(
+        sa.select(k.id, k.hold_reason, k.held_at, db_now().label("now"))
         .where(k.hold_reason.in_(PROBED), k.probe_at <= db_now(), HAS_PENDING)
         .order_by(k.id)
         .with_for_update()
@@ -122,8 +101,8 @@ def claim_probes(connection: Connection) -> list[str]:
         of_all = row.hold_reason == TRACKSTAR_OUTAGE
         same = k.hold_reason == TRACKSTAR_OUTAGE if of_all else k.id == row.id
         after = seconds_to_probe((row.now - row.held_at).total_seconds())
-        moved = connection.execute(
-            update(connections).where(same, k.probe_at <= db_now()).values(probe_at=now_plus(literal(after)))
+        moved = db.execute(
+            sa.update(connections).where(same, k.probe_at <= db_now()).values(probe_at=now_plus(sa.literal(after)))
         ).rowcount
         if moved:  # of those held with Trackstar, the first one's probe is the only one
             probes.append(row.id)

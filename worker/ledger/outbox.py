@@ -8,10 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import Connection, Integer, Text, bindparam, select, update
+import sqlalchemy as sa
 
-from worker.ledger.sqltypes import RecordId, RowId, among, as_rows, db_now, given, now_plus_given, once
-from worker.ledger.tables import events
+from worker.cancellation.lifecycle import Status, Verdict, safe_to_refund
+from worker.ledger.dialects import (
+    RecordId,
+    RowId,
+    bind_rows,
+    built_once_per_dialect,
+    db_now,
+    id_in_chosen,
+    now_plus_parameter,
+    rows_parameter,
+)
+from worker.ledger.schema import events
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,20 +41,20 @@ class Event(msgspec.Struct, frozen=True):
 _EVENT_COLUMNS = (events.c.id, events.c.type, events.c.payload)
 
 
-News = tuple[str | None, str, dict[str, Any]]  # cancellation id or None, type, payload
+NewEvent = tuple[str | None, str, dict[str, Any]]  # cancellation id or None, type, payload
 
 
-def announce(connection: Connection, news: Iterable[News]) -> None:
+def add_events(db: sa.Connection, news: Iterable[NewEvent]) -> None:
     """Write events for whoever publishes next. Payloads hold ids, statuses and reasons only."""
-    _write(connection, news, lease_seconds=0)
+    _write(db, news, lease_seconds=0)
 
 
-def announce_leased(connection: Connection, news: Iterable[News]) -> list[Event]:
+def add_leased_events(db: sa.Connection, news: Iterable[NewEvent]) -> list[Event]:
     """Write events that the caller publishes once this is committed; they fall to others when it does not."""
-    return _write(connection, news, lease_seconds=PUBLISH_LEASE_SECONDS)
+    return _write(db, news, lease_seconds=PUBLISH_LEASE_SECONDS)
 
 
-def _write(connection: Connection, news: Iterable[News], lease_seconds: float) -> list[Event]:
+def _write(db: sa.Connection, news: Iterable[NewEvent], lease_seconds: float) -> list[Event]:
     rows = [
         {
             "cancellation_id": cancellation_id,
@@ -55,43 +65,44 @@ def _write(connection: Connection, news: Iterable[News], lease_seconds: float) -
     ]
     if not rows:
         return []
-    written = connection.execute(_insert(connection), {**as_rows(rows), "lease_seconds": lease_seconds})
+    written = db.execute(_insert(db), {**bind_rows(rows), "lease_seconds": lease_seconds})
     return _in_order(written)
 
 
-@once
+@built_once_per_dialect
 def _insert(dialect: str) -> Any:
-    source = given(dialect, {"cancellation_id": RecordId, "type": Text(), "payload": Text()})
-    publish_at = now_plus_given("lease_seconds")
+    source = rows_parameter(dialect, {"cancellation_id": RecordId, "type": sa.Text(), "payload": sa.Text()})
+    publish_at = now_plus_parameter("lease_seconds")
     return (
         events.insert()
         .from_select(
-            ["cancellation_id", "type", "payload", "created_at", "publish_at"], select(*source.c, db_now(), publish_at)
+            ["cancellation_id", "type", "payload", "created_at", "publish_at"],
+            sa.select(*source.c, db_now(), publish_at),
         )
         .returning(*_EVENT_COLUMNS)
     )
 
 
-@once
+@built_once_per_dialect
 def _take(dialect: str) -> Any:
     due = (
-        select(events.c.id)
+        sa.select(events.c.id)
         .where(events.c.publish_at <= db_now())
         .order_by(events.c.publish_at, events.c.id)
-        .limit(bindparam("limit", type_=Integer()))
+        .limit(sa.bindparam("limit", type_=sa.Integer()))
         .with_for_update(skip_locked=True)
     )
     return (
-        update(events)
-        .where(among(dialect, events.c.id, due))
-        .values(publish_at=now_plus_given("lease_seconds"))
+        sa.update(events)
+        .where(id_in_chosen(dialect, events.c.id, due))
+        .values(publish_at=now_plus_parameter("lease_seconds"))
         .returning(*_EVENT_COLUMNS)
     )
 
 
-def take_unpublished(connection: Connection, limit: int) -> list[Event]:
+def take_unpublished(db: sa.Connection, limit: int) -> list[Event]:
     """Lease up to `limit` events that nobody is publishing."""
-    taken = connection.execute(_take(connection), {"limit": limit, "lease_seconds": PUBLISH_LEASE_SECONDS})
+    taken = db.execute(_take(db), {"limit": limit, "lease_seconds": PUBLISH_LEASE_SECONDS})
     return _in_order(taken)
 
 
@@ -99,11 +110,28 @@ def _in_order(rows: Iterable[Any]) -> list[Event]:
     return sorted((Event(*row) for row in rows), key=lambda event: event.id)
 
 
-@once
+@built_once_per_dialect
 def _mark(dialect: str) -> Any:
-    source = given(dialect, {"id": RowId})
-    return update(events).where(among(dialect, events.c.id, select(source.c.id))).values(publish_at=None)
+    source = rows_parameter(dialect, {"id": RowId})
+    return sa.update(events).where(id_in_chosen(dialect, events.c.id, sa.select(source.c.id))).values(publish_at=None)
 
 
-def mark_published(connection: Connection, ids: Sequence[int]) -> None:
-    connection.execute(_mark(connection), as_rows({"id": event_id} for event_id in ids))
+def mark_published(db: sa.Connection, ids: Sequence[int]) -> None:
+    db.execute(_mark(db), bind_rows({"id": event_id} for event_id in ids))
+
+
+def ended_payload(row: Any) -> dict[str, Any]:
+    """Say how a cancellation ended: ids, statuses and reasons, never a document or a person's data."""
+    return {
+        "id": str(row.id),
+        "connection_id": row.connection_id,
+        "order_id": row.order_id,
+        "generation": row.generation,
+        "status": row.status,
+        "verdict": row.verdict,
+        "evidence": row.evidence,
+        "safe_to_refund": safe_to_refund(Status(row.status), Verdict(row.verdict)),
+        "reason": row.reason,
+        "attempts": row.attempts,
+        "at": row.ended_at.isoformat(),
+    }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bench.contenders import Contender
 
 SECONDS = 20.0
-MOST_CPU_PERCENT, MOST_COMMANDS, MOST_STATEMENTS = 2.0, 20.0, 5.0
+MAX_CPU_PERCENT, MAX_COMMANDS, MAX_STATEMENTS = 2.0, 20.0, 5.0
 _COLUMNS = ("cpu_percent", "redis_commands", "statements", "memory_mb")
 
 
@@ -29,7 +29,7 @@ def run(bench: Bench) -> list[Verdict]:
         ("", "% of a core", "Redis commands/s", "SQL statements/s (BEGIN and COMMIT too)", "MB"),
         [[name, *(Spread.of(bench.values(name, column)) for column in _COLUMNS)] for name in names],
     )
-    limits = zip(_COLUMNS, (MOST_CPU_PERCENT, MOST_COMMANDS, MOST_STATEMENTS), strict=False)
+    limits = zip(_COLUMNS, (MAX_CPU_PERCENT, MAX_COMMANDS, MAX_STATEMENTS), strict=False)
     return [
         Verdict(what=f"idle: {column}", value=Spread.of(bench.values(OURS.name, column)), target=most, at_least=False)
         for column, most in limits

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.contenders import OURS
 from bench.report import Spread, Verdict, print_table
 from bench.scene import Scene, scene
-from worker.cancellation.breaker import seconds_to_probe
+from worker.cancellation.outage import seconds_to_probe
 
 if TYPE_CHECKING:
     from bench.bench import Bench
@@ -43,14 +43,14 @@ def run(bench: Bench) -> list[Verdict]:
 
 
 def _outage(stage: Scene) -> dict[str, float]:
-    stage.tell("connections", id="shop", fault="503")
+    stage.control("connections", id="shop", fault="503")
     names = [f"o-{n:05}" for n in range(JOBS)]
     stage.enqueue("shop", names)
     time.sleep(15)
     held = stage.traffic("shop")["writes"]
     time.sleep(DOWN_SECONDS - 15)
     probes = stage.traffic("shop")["writes"] - held
-    stage.tell("connections", id="shop", fault=None)
+    stage.control("connections", id="shop", fault=None)
     back = time.time()
     deadline = time.monotonic() + JOBS / 50 * 1.5 + 60
     total = held + probes + JOBS

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bench.contenders import OURS
 from bench.report import Spread, Verdict, print_table
-from worker.cancellation.sharing import RESERVED_MOST
+from worker.cancellation.fairness import RESERVE_MAX
 
 if TYPE_CHECKING:
     from bench.bench import Bench
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 IN_FLIGHT = 500  # of one connection, which never gets the threads that are kept for others
 DELAY = 1.0
 JOBS = 40 * IN_FLIGHT  # how it begins and ends then weighs little
-MOST_MB = 300.0
+MAX_MB = 300.0
 
 
 def run(bench: Bench) -> list[Verdict]:
@@ -35,12 +35,12 @@ def run(bench: Bench) -> list[Verdict]:
     memory = Spread.of(bench.values(OURS.name, "memory_mb"))
     return [
         Verdict(what="slow: share of 500/s", value=share, target=0.9),
-        Verdict(what="slow: MB of the process", value=memory, target=MOST_MB, at_least=False),
+        Verdict(what="slow: MB of the process", value=memory, target=MAX_MB, at_least=False),
     ]
 
 
 def _measure(bench: Bench, contender: Contender, number: int) -> None:
-    with bench.working(contender, processes=1, concurrency=IN_FLIGHT + RESERVED_MOST) as running:
+    with bench.working(contender, processes=1, concurrency=IN_FLIGHT + RESERVE_MAX) as running:
         running.warm_up(IN_FLIGHT)
         measured = running.measure(min(JOBS, bench.options.jobs or JOBS), delay=DELAY)
     bench.note(

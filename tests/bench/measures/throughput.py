@@ -22,7 +22,7 @@ def run(bench: Bench) -> list[Verdict]:
     for number, contender in bench.interleaved(contenders):
         for answer in DELAYS:
             bench.trying(contender, lambda c=contender, n=number, a=answer: _measure(bench, c, n, a))
-    return [verdict for answer in DELAYS for verdict in _judge(bench, contenders, answer)]
+    return [verdict for answer in DELAYS for verdict in _verdicts(bench, contenders, answer)]
 
 
 def _measure(bench: Bench, contender: Contender, number: int, answer: str) -> None:
@@ -46,7 +46,7 @@ def _measure(bench: Bench, contender: Contender, number: int, answer: str) -> No
     )
 
 
-def _judge(bench: Bench, contenders: list[Contender], answer: str) -> list[Verdict]:
+def _verdicts(bench: Bench, contenders: list[Contender], answer: str) -> list[Verdict]:
     names = bench.complete(contenders, "rate", answer=answer)
     _show(bench, names, answer)
     if OURS.name not in names:

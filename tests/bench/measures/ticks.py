@@ -9,8 +9,8 @@ from sqlalchemy import event, text
 
 from bench.contenders import OURS
 from bench.report import Spread, Verdict, console, print_table, ratios
-from worker.ledger import turns
-from worker.ledger.engine import open_ledger
+from worker.ledger import selection, transitions
+from worker.ledger.database import open_ledger
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -23,7 +23,7 @@ SEATS = 32
 
 _CONNECTIONS = """
 INSERT INTO connections (id, access_token, created_at, updated_at)
-SELECT 'c-' || lpad(n::text, 4, '0'), 'sealed', now(), now() FROM generate_series(0, :connections - 1) AS made(n)
+SELECT 'c-' || lpad(n::text, 4, '0'), 'encrypted', now(), now() FROM generate_series(0, :connections - 1) AS made(n)
 """
 _ROWS = """
 INSERT INTO cancellations (id, connection_id, order_id, idempotency_key, priority, requested_at, received_at, status)
@@ -82,11 +82,11 @@ def _turns(connection: Connection, connections: int) -> dict[str, float]:
     queue, look = 0.0, 0.0
     for _ in range(TURNS):
         began = time.perf_counter()
-        turns.queue(connection, _shares(connections), "bench", 10)
+        transitions.claim_next(connection, _shares(connections), "bench", 10)
         queue += time.perf_counter() - began
         connection.rollback()
         began = time.perf_counter()
-        turns.senders(connection)
+        selection.ready_connections(connection)
         look += time.perf_counter() - began
         connection.rollback()
     return {"queue_ms": queue / TURNS * 1000, "look_ms": look / TURNS * 1000}
@@ -99,7 +99,7 @@ def _explain(connection: Connection, connections: int, rows: int) -> None:
         asked.append((told[2], told[3]))
 
     event.listen(connection, "before_cursor_execute", keep)
-    turns.queue(connection, _shares(connections), "bench", 10)
+    transitions.claim_next(connection, _shares(connections), "bench", 10)
     connection.rollback()
     event.remove(connection, "before_cursor_execute", keep)
     statement, parameters = next(each for each in asked if each[0].startswith("WITH"))

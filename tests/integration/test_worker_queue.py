@@ -1,0 +1,39 @@
+"""A worker's own list: what it puts there, Celery takes off for good."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from celery import Celery
+
+from worker.broker.worker_queue import ATTEMPT_BATCH, WorkerQueue
+
+if TYPE_CHECKING:
+    from kombu.message import Message
+    from redis import Redis
+
+IDS = ["00000000-0000-5000-8000-000000000001"]
+
+
+def test_a_message_of_a_workers_own_list_is_taken_off_for_good(redis: Redis, redis_url: str) -> None:
+    own = WorkerQueue(redis, "w-1")
+    with Celery("taker", broker=redis_url, set_as_current=False) as app, app.connection_for_read() as connection:
+        for settle in ("ack", "reject"):
+            own.put(IDS)
+            taken: list[Message] = []
+            with app.amqp.Consumer(connection, [own.queue], on_message=taken.append):
+                connection.drain_events(timeout=5)
+            (message,) = taken
+            kept = redis.exists("unacked", "unacked_index")
+            getattr(message, settle)()
+
+            assert [[IDS], 0] == [message.payload[0], kept]
+            assert ATTEMPT_BATCH == message.headers["task"]
+            assert 0 == redis.exists("unacked", "unacked_index")
+
+
+def test_the_list_of_a_worker_that_is_gone_goes_by_itself(redis: Redis) -> None:
+    own = WorkerQueue(redis, "w-1")
+    own.put(IDS)
+
+    assert 0 < redis.ttl(own.queue.name) <= 600

@@ -1,0 +1,90 @@
+"""`telemetry/events.py` lists what the code says, no more and no less: each event with its level and its fields."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from worker.cancellation.outcome import ALARMING_REASONS
+from worker.telemetry.events import ALERTS, LOG_EVENTS, LOOPS, STREAM_EVENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WORKER = Path(__file__).resolve().parents[2] / "worker"
+LEVELS = {"info": "info", "warning": "warning", "error": "error", "exception": "error"}
+SPREAD = {"id", "connection_id", "order_id"}  # what `**who` holds, wherever it stands
+STATED_BY_NAME = {f"{loop}.{word}" for loop in LOOPS for word in ("unavailable", "recovered", "crashed")}
+
+
+def calls() -> Iterator[tuple[str, ast.Call]]:
+    """Every call that may say something, with the name of what is called."""
+    for file in WORKER.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call):
+                yield ast.unparse(node.func), node
+
+
+def level_of(called: str) -> str | None:
+    owner, _, method = called.rpartition(".")
+    if owner == "log" and method in LEVELS:
+        return LEVELS[method]
+    return {"alert": "alert", "report_bug": "bug"}.get(called)
+
+
+def names_of(call: ast.Call) -> list[str]:
+    first = call.args[0] if call.args else None
+    if isinstance(first, ast.Constant):
+        return [str(first.value)]
+    if isinstance(first, ast.JoinedStr) and ast.unparse(first) == "f'cancellation.{row.reason}'":
+        return [f"cancellation.{reason}" for reason in ALARMING_REASONS]
+    return []
+
+
+def said() -> dict[tuple[str, str], set[str]]:
+    """What the code says: fields by level and name."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for called, call in calls():
+        if level := level_of(called):
+            fields = {each.arg for each in call.keywords if each.arg} - {"exc_info"}
+            fields |= SPREAD if any(each.arg is None for each in call.keywords) else set()
+            for name in names_of(call):
+                found.setdefault((level, name), set()).update(fields)
+    return found
+
+
+def listed() -> dict[tuple[str, str], set[str]]:
+    both = [*LOG_EVENTS.items(), *ALERTS.items()]
+    return {(event.level, name): set(event.fields) for name, event in both if name not in STATED_BY_NAME}
+
+
+def test_every_log_event_and_alert_is_listed_with_its_level_and_fields() -> None:
+    assert listed() == said()
+
+
+def test_every_thread_that_a_worker_runs_is_among_the_loops() -> None:
+    made = {str(ast.literal_eval(call.args[0])) for called, call in calls() if called == "Loop" and call.args}
+
+    assert set(LOOPS) == made
+
+
+def test_every_stream_event_that_the_ledger_writes_is_listed() -> None:
+    prefixes = ("cancellation.", "connection.", "trackstar.", "dead_letter.")
+    texts = {
+        node.value
+        for file in (WORKER / "ledger").glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+    assert set(STREAM_EVENTS) == {each for each in texts if each.startswith(prefixes) and " " not in each}
+
+
+@pytest.mark.parametrize("name", [*LOG_EVENTS, *ALERTS, *STREAM_EVENTS])
+def test_every_event_says_what_it_means_in_a_sentence(name: str) -> None:
+    known = {**LOG_EVENTS, **ALERTS, **STREAM_EVENTS}
+
+    assert known[name].meaning.endswith((".", "?"))

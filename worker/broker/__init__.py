@@ -1,0 +1,1 @@
+"""Everything that imports Celery or kombu, and nothing else does."""

@@ -1,0 +1,35 @@
+"""A Celery consumer that no error ends. Knows Celery's consumer; does not know what it consumes."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+import structlog
+from celery.worker.consumer.consumer import STOP_CONDITIONS, Consumer
+
+log = structlog.get_logger()
+
+RESTART_SECONDS = 1.0
+
+
+class SelfRestartingConsumer(Consumer):  # type: ignore[misc]
+    """Celery goes on after the errors that it knows; this one also after those that it does not expect.
+
+    As when a broken connection breaks once more while it is being closed: that would end the whole worker.
+    """
+
+    def start(self) -> None:
+        while True:
+            try:
+                super().start()
+            except Exception as error:
+                if self.blueprint.state in STOP_CONDITIONS:
+                    raise
+                log.exception("consumer.restarted", error=type(error).__name__)
+                with suppress(Exception):  # what is half broken may not be possible to close
+                    self.on_close()
+                self.blueprint.restart(self)
+                time.sleep(RESTART_SECONDS)
+            else:
+                return

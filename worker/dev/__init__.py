@@ -1,0 +1,1 @@
+"""What the demo and the tests need: a local Trackstar, embedded servers. Nothing of production imports it."""

@@ -1,0 +1,219 @@
+"""What people and producers ask the ledger: one cancellation, its timeline, lists.
+
+Knows rows; shows what is known, never a token.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import sqlalchemy as sa
+
+from worker.cancellation.fairness import PRIORITY_RANK
+from worker.cancellation.lifecycle import FINAL, SafeToRefund, Status, Verdict, safe_to_refund
+from worker.cancellation.pace import seconds_to_send
+from worker.cancellation.request import is_record_id
+from worker.ledger.dialects import (
+    RecordId,
+    bind_rows,
+    built_once_per_dialect,
+    db_now,
+    id_in_chosen,
+    rows_parameter,
+)
+from worker.ledger.schema import PENDING, RANK, attempts, cancellations, connections, events
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from worker.cancellation.request import CancelRequest
+
+c = cancellations.c
+k = connections.c
+
+
+class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of one intent to cancel one order, as it stands now."""
+
+    id: str
+    connection_id: str
+    order_id: str
+    idempotency_key: str
+    priority: str
+    status: str
+    attempts: int
+    generation: int
+    verdict: str | None
+    evidence: str | None
+    outcome_reason: str | None
+    outcome_message: str | None
+    order_status: str | None
+    order_snapshot: str | None  # JSON as it came; holds personal data
+    unused_fields: str | None
+    requested_by: str | None
+    reason: str | None
+    metadata: dict[str, Any] | None
+    send_by: datetime | None
+    run_at: datetime | None
+    confirm_at: datetime | None
+    requested_at: datetime
+    received_at: datetime
+    first_sent_at: datetime | None
+    ended_at: datetime | None
+    hold_reason: str | None = None  # of its connection
+
+    @property
+    def ended(self) -> bool:
+        return self.status in FINAL
+
+    @property
+    def safe_to_refund(self) -> SafeToRefund:
+        """Yes, no, or not yet: nothing is told before it has ended and is known."""
+        return safe_to_refund(Status(self.status), Verdict(self.verdict) if self.verdict else None)
+
+
+_HOLD = sa.select(connections.c.hold_reason).where(connections.c.id == c.connection_id).scalar_subquery()
+_COLUMNS = (
+    *(c[name] for name in Cancellation.__struct_fields__ if name != "hold_reason"),
+    _HOLD.label("hold_reason"),
+)
+
+
+def get(db: sa.Connection, record_id: str) -> Cancellation | None:
+    if not is_record_id(record_id):
+        return None
+    row = db.execute(sa.select(*_COLUMNS).where(c.id == record_id)).one_or_none()
+    return _as_cancellation(row) if row else None
+
+
+def find(
+    db: sa.Connection,
+    *,
+    order_id: str | None = None,
+    connection_id: str | None = None,
+    status: Sequence[str] = (),
+    reason: str | None = None,
+    since: datetime | None = None,
+    limit: int = 50,
+) -> list[Cancellation]:
+    """Return the newest cancellations that match all that is given."""
+    query = sa.select(*_COLUMNS).order_by(c.received_at.desc(), c.id).limit(limit)
+    if order_id is not None:
+        query = query.where(c.order_id == order_id)
+    if connection_id is not None:
+        query = query.where(c.connection_id == connection_id)
+    if status:
+        query = query.where(c.status.in_(status))
+    if reason is not None:
+        query = query.where(c.outcome_reason == reason)
+    if since is not None:
+        query = query.where(c.received_at >= since)
+    return [_as_cancellation(row) for row in db.execute(query)]
+
+
+def _as_cancellation(row: sa.Row[Any]) -> Cancellation:
+    return Cancellation(**{**row._mapping, "id": str(row.id)})  # noqa: SLF001 - SQLAlchemy's documented name
+
+
+def expected_at(db: sa.Connection, record_id: str, default_rate: float) -> datetime | None:
+    """Return when a pending cancellation is sent at its connection's pace; None where nobody can tell.
+
+    What is held waits for its hold to end; what waits for a retry has its `run_at`.
+    """
+    mine = db.execute(
+        sa.select(c.connection_id, c.priority, c.send_by, c.requested_at, k.writes_per_second, db_now().label("now"))
+        .join(connections, k.id == c.connection_id)
+        .where(c.id == record_id, PENDING, k.hold_reason.is_(None))
+    ).one_or_none()
+    if mine is None:
+        return None
+    earlier = c.requested_at < mine.requested_at
+    if mine.send_by is None:
+        sooner = c.send_by.is_not(None) | earlier
+    else:
+        sooner = (c.send_by < mine.send_by) | ((c.send_by == mine.send_by) & earlier)
+    before = db.execute(
+        sa.select(sa.func.count()).where(
+            c.connection_id == mine.connection_id,
+            PENDING,
+            RANK <= PRIORITY_RANK[mine.priority],  # by the index; the rest chooses among these
+            (RANK < PRIORITY_RANK[mine.priority]) | ((c.priority == mine.priority) & sooner),
+        )
+    ).scalar_one()
+    now: datetime = mine.now
+    return now + timedelta(seconds=seconds_to_send(before, mine.writes_per_second or default_rate))
+
+
+def next_turn(
+    db: sa.Connection, connection_id: str, priority: str, default_rate: float
+) -> tuple[datetime | None, str | None]:
+    """Return when a job that comes now is sent at the connection's pace, and the reason of its hold, if any."""
+    ahead = (
+        sa.select(sa.func.count())
+        .where(c.connection_id == connection_id, PENDING, RANK <= PRIORITY_RANK[priority])
+        .scalar_subquery()
+    )
+    row = db.execute(
+        sa.select(k.hold_reason, k.writes_per_second, ahead, db_now().label("now")).where(k.id == connection_id)
+    ).one_or_none()
+    if row is None or row.hold_reason:
+        return None, row.hold_reason if row else None
+    return row.now + timedelta(seconds=seconds_to_send(row[2], row.writes_per_second or default_rate)), None
+
+
+class Timeline(msgspec.Struct, frozen=True, kw_only=True):
+    """One cancellation with everything that happened to it, in order."""
+
+    cancellation: Cancellation
+    attempts: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+
+
+def timeline(db: sa.Connection, record_id: str) -> Timeline | None:
+    found = get(db, record_id)
+    if found is None:
+        return None
+    tried = db.execute(
+        sa.select(attempts)
+        .where(attempts.c.cancellation_id == record_id)
+        .order_by(attempts.c.started_at, attempts.c.number, attempts.c.kind)
+    )
+    told = db.execute(
+        sa.select(events.c.type, events.c.payload, events.c.created_at)
+        .where(events.c.cancellation_id == record_id)
+        .order_by(events.c.id)
+    )
+    return Timeline(
+        cancellation=found,
+        attempts=[{**row._mapping, "cancellation_id": record_id} for row in tried],  # noqa: SLF001
+        events=[{**row._mapping, "payload": msgspec.json.decode(row.payload)} for row in told],  # noqa: SLF001
+    )
+
+
+@built_once_per_dialect
+def _orders_of(dialect: str) -> sa.Select[tuple[str, str]]:
+    asked = rows_parameter(dialect, {"id": RecordId})
+    return sa.select(c.id, c.order_id).where(id_in_chosen(dialect, c.id, sa.select(asked.c.id)))
+
+
+def find_conflicts(db: sa.Connection, requests: Sequence[CancelRequest]) -> dict[str, str]:
+    """Return, by record id, the order that the record is for, wherever that is not the order asked for."""
+    if not requests:
+        return {}
+    known = db.execute(_orders_of(db), bind_rows({"id": request.record_id} for request in requests))
+    order_ids = {str(row.id): row.order_id for row in known}
+    return {
+        request.record_id: known_order
+        for request in requests
+        if (known_order := order_ids.get(request.record_id, request.order_id)) != request.order_id
+    }
+
+
+def key_conflict(request: CancelRequest, known_order: str) -> str:
+    """Say that one idempotency key was used for two orders."""
+    return (
+        f"The idempotency key {request.intent_key!r} of connection {request.connection_id!r} already belongs to order "
+        f"{known_order!r}: use another key for order {request.order_id!r}."
+    )

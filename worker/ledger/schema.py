@@ -1,0 +1,173 @@
+"""The tables, with the rules in the schema. Knows names and types; does not know who reads or writes.
+
+`order_snapshot` holds personal data; `access_token` is encrypted. Neither may leave the ledger by a log or an event.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from worker.cancellation.fairness import PRIORITY_RANK
+from worker.cancellation.lifecycle import FINAL, UNSENT, Evidence, Status, Verdict
+from worker.ledger.dialects import RecordId, RowId, UtcTimestamp, partial_index
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _words(names: object) -> str:
+    return ", ".join(f"'{name}'" for name in sorted(names))  # type: ignore[call-overload]
+
+
+HOLD_REASONS = ("credentials", "operator", "outage", "trackstar_outage", "unknown_connection")
+
+connections = sa.Table(
+    "connections",
+    metadata,
+    sa.Column("id", sa.String(255), primary_key=True),
+    sa.Column("name", sa.String(255)),
+    sa.Column("integration_name", sa.String(255)),
+    sa.Column("access_token", sa.Text),  # a Fernet token; null while nobody has added the connection
+    sa.Column("writes_per_second", sa.Float),  # null: the setting
+    sa.Column("hold_reason", sa.String(32)),
+    sa.Column("held_at", UtcTimestamp),
+    sa.Column("probe_at", UtcTimestamp),  # when one real job may be sent to see whether the hold can end
+    sa.Column("created_at", UtcTimestamp, nullable=False),
+    sa.Column("updated_at", UtcTimestamp, nullable=False),
+    sa.CheckConstraint(f"hold_reason IN ({_words(HOLD_REASONS)})", name="hold_reason_known"),
+    sa.CheckConstraint("(hold_reason IS NULL) = (held_at IS NULL)", name="held_has_time"),
+    sa.CheckConstraint("access_token IS NOT NULL OR hold_reason IS NOT NULL", name="open_has_token"),
+)
+
+cancellations = sa.Table(
+    "cancellations",
+    metadata,
+    sa.Column("id", RecordId, primary_key=True),
+    # The intent, as the producer stated it.
+    sa.Column("connection_id", sa.String(255), sa.ForeignKey("connections.id"), nullable=False),
+    sa.Column("order_id", sa.String(255), nullable=False),
+    sa.Column("idempotency_key", sa.Text, nullable=False),
+    sa.Column("priority", sa.String(8), nullable=False),
+    sa.Column("send_by", UtcTimestamp),
+    sa.Column("requested_by", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Column("metadata", sa.JSON(none_as_null=True)),
+    sa.Column("requested_at", UtcTimestamp, nullable=False),
+    sa.Column("received_at", UtcTimestamp, nullable=False),
+    # Where it stands.
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("run_at", UtcTimestamp),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("claims", sa.Integer, nullable=False, server_default=sa.text("0")),  # the fencing token
+    sa.Column("lease_owner", sa.String(255)),
+    sa.Column("lease_expires_at", UtcTimestamp),
+    sa.Column("generation", sa.Integer, nullable=False, server_default=sa.text("1")),
+    sa.Column("first_sent_at", UtcTimestamp),  # when the first attempt of this generation began
+    sa.Column("ended_at", UtcTimestamp),
+    # What we know.
+    sa.Column("verdict", sa.String(16)),
+    sa.Column("evidence", sa.String(32)),
+    sa.Column("outcome_reason", sa.String(64)),
+    sa.Column("outcome_message", sa.Text),
+    sa.Column("order_status", sa.Text),
+    sa.Column("order_snapshot", sa.Text),  # the order's JSON as it came, not as we understand it
+    sa.Column("unused_fields", sa.Text),
+    sa.Column("confirm_at", UtcTimestamp),  # the next read-back
+    sa.Column("warned_at", UtcTimestamp),  # when it was announced that it cannot be sent by its send_by
+    sa.CheckConstraint(f"status IN ({_words(Status)})", name="status_known"),
+    sa.CheckConstraint(f"verdict IN ({_words(Verdict)})", name="verdict_known"),
+    sa.CheckConstraint(f"evidence IN ({_words(Evidence)})", name="evidence_known"),
+    sa.CheckConstraint(f"priority IN ({_words(PRIORITY_RANK)})", name="priority_known"),
+    sa.CheckConstraint("(status = 'waiting') = (run_at IS NOT NULL)", name="waiting_has_run_at"),
+    sa.CheckConstraint(f"(status IN ({_words(FINAL)})) = (ended_at IS NOT NULL)", name="final_has_ended_at"),
+    sa.CheckConstraint(
+        "(status IN ('queued', 'in_flight')) = (lease_owner IS NOT NULL AND lease_expires_at IS NOT NULL)",
+        name="lease_while_handed_out",
+    ),
+    sa.CheckConstraint("ended_at IS NULL OR verdict IS NOT NULL", name="final_has_verdict"),
+    sa.CheckConstraint("confirm_at IS NULL OR ended_at IS NOT NULL", name="confirm_after_end"),
+    sa.CheckConstraint("attempts >= 0 AND claims >= attempts AND generation >= 1", name="counters_sane"),
+    # (connection_id, idempotency_key) is unique by the id, which is made of them.
+)
+
+c = cancellations.c
+
+
+def _status(*names: str) -> sa.ColumnElement[bool]:
+    return c.status.in_([sa.literal_column(f"'{name}'") for name in names])
+
+
+# Each index holds only the rows that someone waits for, so millions of ended ones cost nothing. A query names the
+# condition as the index does, in its text: with a status for a parameter a plan that is kept cannot use the index.
+PENDING = c.status == sa.literal_column("'pending'")
+WAITING = c.status == sa.literal_column("'waiting'")
+LEASED = _status("queued", "in_flight")
+# A refusal that waits to be read (its evidence says so) is not sent again, so its send_by does not matter.
+UNSENT_IN_TIME = _status(*sorted(UNSENT)) & c.send_by.is_not(None) & c.evidence.is_(None)
+# What was sent before and waits for its turn again: it is given up when the retry horizon has passed.
+SENT_BEFORE = PENDING & c.first_sent_at.is_not(None)
+# The order of turn, as `fairness.turn_key` has it. Written as text: only so is it the expression of the index.
+_ranks = " ".join(f"WHEN '{name}' THEN {rank}" for name, rank in PRIORITY_RANK.items())
+RANK: sa.ColumnElement[int] = sa.literal_column(f"(CASE priority {_ranks} END)", sa.Integer())
+IN_TURN = (RANK, c.send_by.asc().nulls_last(), c.requested_at)
+partial_index("ix_cancellations_turn", c.connection_id, RANK, c.send_by, c.requested_at, where=PENDING)
+partial_index("ix_cancellations_due", c.run_at, where=WAITING)
+partial_index("ix_cancellations_leased", c.lease_expires_at, where=LEASED)
+partial_index("ix_cancellations_send_by", c.send_by, where=UNSENT_IN_TIME)
+partial_index("ix_cancellations_sent_before", c.first_sent_at, where=SENT_BEFORE)
+partial_index("ix_cancellations_confirm", c.confirm_at, where=c.confirm_at.is_not(None))
+sa.Index("ix_cancellations_order", c.order_id)
+sa.Index("ix_cancellations_received_at", c.received_at)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("cancellation_id", RecordId, sa.ForeignKey("cancellations.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),  # the claim's number
+    sa.Column("kind", sa.String(8), primary_key=True),  # a claim makes at most one cancel and one read
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("started_at", UtcTimestamp, nullable=False),
+    sa.Column("duration_ms", sa.Integer),
+    sa.Column("status", sa.Integer),  # of HTTP; null where no answer came
+    sa.Column("origin", sa.String(16)),
+    sa.Column("reason", sa.String(64), nullable=False),
+    sa.Column("error", sa.Text),  # bounded
+    sa.Column("request_id", sa.String(255)),
+    sa.Column("replayed", sa.Boolean(create_constraint=False), nullable=False),
+    sa.Column("retry_after", sa.Float),
+    sa.CheckConstraint("kind IN ('cancel', 'read')", name="kind_known"),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", RowId, primary_key=True, autoincrement=True),
+    sa.Column("cancellation_id", RecordId),  # null: about a connection or a dead letter
+    sa.Column("type", sa.String(64), nullable=False),
+    sa.Column("payload", sa.Text, nullable=False),  # JSON: ids, statuses and reasons only
+    sa.Column("created_at", UtcTimestamp, nullable=False),
+    sa.Column("publish_at", UtcTimestamp),  # null once it is on the stream
+)
+partial_index("ix_events_unpublished", events.c.publish_at, where=events.c.publish_at.is_not(None))
+sa.Index("ix_events_cancellation_id", events.c.cancellation_id)
+
+dead_letters = sa.Table(
+    "dead_letters",
+    metadata,
+    sa.Column("id", RowId, primary_key=True, autoincrement=True),
+    sa.Column("source", sa.String(64), nullable=False),
+    sa.Column("entry_id", sa.String(64)),  # on that source; unique, so that taking it twice keeps it once
+    sa.Column("raw", sa.LargeBinary, nullable=False),
+    sa.Column("reason", sa.String(64), nullable=False),
+    sa.Column("error", sa.Text, nullable=False),
+    sa.Column("received_at", UtcTimestamp, nullable=False),
+    sa.Column("requeued_at", UtcTimestamp),  # when a person sent it again
+    sa.UniqueConstraint("source", "entry_id"),
+)

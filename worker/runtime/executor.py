@@ -1,0 +1,213 @@
+"""Runs attempts on the request threads of this process, and alone knows what the process has in hand.
+
+A claim is in hand from its reservation (it was claimed, its message to this worker is on its way) until its result is
+recorded. Knows threads and claims; what an attempt does, `attempt` knows, and whose turn it is, the dispatcher.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+import structlog
+
+from worker.ledger.claims import AttemptClaim, ConfirmClaim, Lease, RefusalClaim, SendClaim
+from worker.runtime.attempt import LedgerClock, attempt, batches_of_reads, confirm, read_refused, rescue
+from worker.telemetry.sentry import report_bug
+from worker.trackstar.pacing import SendSlot
+
+if TYPE_CHECKING:
+    from worker.cancellation.lifecycle import Transition
+    from worker.ledger.results import AttemptResult, Result
+    from worker.runtime.attempt import AttemptContext
+
+log = structlog.get_logger()
+
+IDLE_SECONDS = 20.0  # who has published nothing for so long had nothing to consume
+
+
+class Send(msgspec.Struct, frozen=True):
+    """One claim that is to be attempted."""
+
+    claim: AttemptClaim
+    asked_at: float  # monotonic, before the claim was asked for: a pause of this process since then counts
+    slot: SendSlot  # its place in its connection's pace
+
+    @property
+    def clock(self) -> LedgerClock:
+        return LedgerClock(self.claim.claimed_at, self.asked_at)
+
+
+class Subscriber(Protocol):
+    """Who follows each cancellation, such as Flower."""
+
+    def claimed(self, claims: Iterable[AttemptClaim]) -> None: ...
+    def decided(self, record_id: str, transition: Transition, *, runtime: float = 0.0) -> None: ...
+
+
+class Executor:
+    """The request threads, and every claim that this process has in hand."""
+
+    def __init__(
+        self,
+        threads: int,
+        context: AttemptContext,
+        record: Callable[[Result], None],
+        subscriber: Subscriber,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.threads = threads
+        self._context = context
+        self._record = record
+        self._subscriber = subscriber
+        self._clock = clock
+        self._requests = ThreadPoolExecutor(threads, thread_name_prefix="request")
+        self._changed = threading.Condition()
+        self._reserved: dict[str, tuple[Send, float]] = {}  # by record id, with the time until which it is kept
+        self._running: Counter[str] = Counter()  # by connection
+        self._in_hand: set[Lease] = set()
+        self._reserved_at = float("-inf")
+        self._unconsumed_since: float | None = None
+        self._wanted: tuple[int, Callable[[], None]] | None = None
+
+    # -- what the dispatcher asks and says
+
+    def in_use(self) -> Counter[str]:
+        """Return how many threads each connection has, or is about to have."""
+        with self._changed:
+            return self._running + Counter(send.claim.connection_id for send, _ in self._reserved.values())
+
+    def notify_when_free(self, threads: int, notify: Callable[[], None]) -> None:
+        """Call this, once, when so many threads are nobody's."""
+        with self._changed:
+            self._wanted = (threads, notify)
+
+    def reserve(self, sends: Sequence[Send], seconds: float) -> None:
+        """Keep threads for these claims, whose message is about to be published, for so many seconds."""
+        now = self._clock()
+        with self._changed:
+            for send in sends:
+                self._reserved[send.claim.id] = (send, now + seconds)
+                self._in_hand.add(send.claim.lease)
+            if self._unconsumed_since is None or now - self._reserved_at > IDLE_SECONDS:
+                self._unconsumed_since = now
+            self._reserved_at = now
+
+    def expire(self, ids: Iterable[str]) -> None:
+        """Note that the message with these ids could not be published."""
+        with self._changed:
+            for record_id in ids:
+                if reserved := self._reserved.get(record_id):
+                    self._reserved[record_id] = (reserved[0], float("-inf"))
+
+    def take_unconsumed(self, *, all_of_them: bool = False) -> list[Lease]:
+        """Take out the reservations whose message has not come in time (or all); it finds nothing if it comes later.
+
+        They stay in hand until `forget`: whoever takes them gives their claims back to the ledger first.
+        """
+        now = self._clock()
+        with self._changed:
+            lost = [each for each, (_, until) in self._reserved.items() if all_of_them or until < now]
+            return [self._reserved.pop(record_id)[0].claim.lease for record_id in lost]
+
+    def unconsumed_seconds(self) -> float:
+        """Return for how long messages have been published while none was consumed; 0 when all is well."""
+        now, since = self._clock(), self._unconsumed_since
+        if since is None or now - self._reserved_at > IDLE_SECONDS:
+            return 0.0
+        return now - since
+
+    # -- what Celery says
+
+    def run(self, ids: Iterable[str]) -> None:
+        """Attempt what was reserved under these ids; returns as soon as all is handed to threads.
+
+        Ids that are not reserved are dropped: their message came too late, or was not ours.
+        """
+        with self._changed:
+            self._unconsumed_since = None
+            sends = [self._reserved.pop(record_id)[0] for record_id in ids if record_id in self._reserved]
+            self._running.update(send.claim.connection_id for send in sends)
+        self._subscriber.claimed([send.claim for send in sends])
+        clocks = {send.claim.id: send.clock for send in sends}
+        for batch in batches_of_reads([send.claim for send in sends if isinstance(send.claim, RefusalClaim)]):
+            self._requests.submit(self._read_refused, batch, clocks[batch[0].id])
+        for send in sends:
+            if isinstance(send.claim, SendClaim):
+                self._requests.submit(self._attempt, send.claim, clocks[send.claim.id], send.slot)
+
+    # -- what the housekeeper says
+
+    def confirm(self, due: Sequence[ConfirmClaim]) -> None:
+        """Read back these ended cancellations."""
+        clock = LedgerClock(due[0].claimed_at, time.monotonic())
+        for batch in batches_of_reads(due):
+            self._requests.submit(self._confirm, batch, clock)
+
+    def rescue(self, lost: Iterable[AttemptClaim]) -> None:
+        """Decide about claims whose lease has ended, but for those that are in hand: their answer comes."""
+        for claim in lost:
+            if claim.lease in self._in_hand:
+                continue  # as after a pause of this process, or while the ledger was away
+            log.warning("cancellation.rescued", id=claim.id, connection_id=claim.connection_id)
+            self._record(rescue(claim, self._context))
+
+    # -- the end of a claim, and of the process
+
+    def forget(self, leases: Iterable[Lease]) -> None:
+        """Note that these are no longer in hand: their results are recorded, or their claims were given back."""
+        with self._changed:
+            self._in_hand.difference_update(leases)
+
+    def drain(self) -> None:
+        """Wait until nothing is running, and end the threads."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running)
+        self._requests.shutdown(wait=True)
+
+    # -- on the request threads
+
+    def _attempt(self, claim: SendClaim, clock: LedgerClock, slot: SendSlot) -> None:
+        def when_its_slot_comes() -> list[AttemptResult]:
+            self._context.pace.wait_to_write(claim.connection_id, slot)
+            return [attempt(claim, clock, self._context)]
+
+        self._run_batch([claim], when_its_slot_comes)
+
+    def _read_refused(self, batch: list[RefusalClaim], clock: LedgerClock) -> None:
+        self._run_batch(batch, lambda: read_refused(batch, clock, self._context))
+
+    def _run_batch(self, batch: Sequence[AttemptClaim], work: Callable[[], list[AttemptResult]]) -> None:
+        try:
+            for result in work():
+                self._record(result)
+        except Exception:  # noqa: BLE001
+            # A bug: the claim's lease ends, and the rescue takes it from there as in doubt.
+            self.forget(claim.lease for claim in batch)
+            report_bug("cancellation.attempt_failed", ids=[claim.id for claim in batch])
+        finally:
+            self._release(batch)
+
+    def _confirm(self, batch: list[ConfirmClaim], clock: LedgerClock) -> None:
+        try:
+            for result in confirm(batch, clock, self._context):
+                self._record(result)
+        except Exception:  # noqa: BLE001 - a bug: its next time stands in the ledger already
+            report_bug("cancellation.read_back_failed", ids=[claim.id for claim in batch])
+
+    def _release(self, batch: Sequence[AttemptClaim]) -> None:
+        with self._changed:
+            for claim in batch:
+                self._running[claim.connection_id] -= 1
+                if not self._running[claim.connection_id]:
+                    del self._running[claim.connection_id]
+            self._changed.notify_all()
+            free = self.threads - self._running.total() - len(self._reserved)
+            if self._wanted and free >= self._wanted[0]:
+                self._wanted[1]()
+                self._wanted = None

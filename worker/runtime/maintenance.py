@@ -1,0 +1,133 @@
+"""What time brings: due retries, leases and deadlines that end, read-backs, events. Every worker does it; no leader.
+
+Knows the ledger's deadlines; does not know whose turn it is, nor what an attempt is. All of it is safe to do twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.cancellation.lifecycle import Policy, Transition, expire, give_up
+from worker.cancellation.pace import seconds_to_send
+from worker.ledger import claims, deadlines, transitions
+from worker.ledger.claims import AttemptClaim, ConfirmClaim
+from worker.ledger.database import read_only
+from worker.ledger.deadlines import Lapsed
+from worker.runtime.loop import MAX_SECONDS, Loop
+
+if TYPE_CHECKING:
+    from worker.ledger.deadlines import NextDeadlines
+
+log = structlog.get_logger()
+
+POLL_SECONDS = 1.0
+DEADLINE_CHECK_SECONDS = 5.0  # how often deadlines are compared with the backlog
+MAX_SWEEP = 500  # rows in one statement
+# After an outage of the ledger, answers that live workers kept are recorded before claims are taken over.
+SETTLE_SECONDS = 2 * MAX_SECONDS
+
+
+class Handlers(msgspec.Struct, frozen=True, kw_only=True):
+    """Where what is due goes to."""
+
+    at_start: Callable[[Engine], None]  # once, as soon as the ledger answers
+    on_ready: Callable[[Iterable[str]], None]  # connections that have something to send again
+    rescue: Callable[[list[AttemptClaim]], None]  # claims of lost workers
+    confirm: Callable[[list[ConfirmClaim]], None]  # ended cancellations to read back
+    publish_events: Callable[[], None]
+    expired: Callable[[list[tuple[Lapsed, Transition]]], None]  # to be told
+
+
+class Maintenance:
+    """One thread, the housekeeper, that does what is due."""
+
+    def __init__(
+        self, ledger: Engine, owner: str, lease_seconds: float, default_rate: float, policy: Policy, handlers: Handlers
+    ) -> None:
+        self._ledger = ledger
+        self._owner = owner
+        self._lease_seconds = lease_seconds
+        self._default_rate = default_rate
+        self._policy = policy
+        self._handlers = handlers
+        self._started = False
+        self._checked_at = float("-inf")
+        self.loop = Loop("housekeeper", self.tick, expected=(SQLAlchemyError, OSError))
+
+    def tick(self) -> float:
+        """Do what is due; return the seconds until there may be more."""
+        if not self._started:
+            self._handlers.at_start(self._ledger)
+            self._started = True
+        with read_only(self._ledger) as db:
+            due = deadlines.next_deadlines(db)
+        done = self._promote() if due.is_due(due.run_at) else 0
+        done += self._end(deadlines.past_send_by, expire) if due.is_due(due.send_by) else 0
+        horizon = timedelta(seconds=self._policy.retry_horizon)
+        if due.sent_at is not None and due.is_due(due.sent_at + horizon):
+            past_horizon = partial(deadlines.past_retry_horizon, horizon_seconds=self._policy.retry_horizon)
+            done += self._end(past_horizon, give_up)
+        done += self._reclaim_expired_leases() if due.is_due(due.lease_end) else 0
+        done += self._confirm() if due.is_due(due.confirm_at) else 0
+        if due.is_due(due.publish_at):
+            self._handlers.publish_events()
+        self._warn(due)
+        # After any progress the next times are others. Without it, looking again at once would be a hot loop.
+        return 0.0 if done else min(POLL_SECONDS, due.seconds_to_next)
+
+    def _promote(self) -> int:
+        with self._ledger.begin() as db:
+            connection_ids = transitions.promote_due(db, MAX_SWEEP)
+        self._handlers.on_ready(connection_ids)
+        return len(connection_ids)
+
+    def _end(self, find: Callable[..., list[Lapsed]], decide: Callable[..., Transition]) -> int:
+        with self._ledger.begin() as db:
+            found = find(db, limit=MAX_SWEEP)
+            decided = [(row, decide(row.state, now=row.now, policy=self._policy)) for row in found]
+            ended = transitions.end_unsent(db, [(row.id, transition) for row, transition in decided])
+        self._handlers.expired([(row, transition) for row, transition in decided if row.id in ended])
+        return len(ended)
+
+    def _reclaim_expired_leases(self) -> int:
+        with self._ledger.begin() as db:
+            returned = transitions.requeue_unclaimed(db, MAX_SWEEP)
+        self._handlers.on_ready(returned)
+        if self.loop.away or time.monotonic() < self.loop.recovered_at + SETTLE_SECONDS:
+            return len(returned)
+        with self._ledger.begin() as db:
+            lost = claims.take_over(db, self._owner, self._lease_seconds, MAX_SWEEP)
+        if lost:
+            self._handlers.rescue(lost)
+        return len(returned) + len(lost)
+
+    def _confirm(self) -> int:
+        with self._ledger.begin() as db:
+            found = claims.claim_read_backs(db, self._lease_seconds, MAX_SWEEP)
+        if found:
+            self._handlers.confirm(found)
+        return len(found)
+
+    def _warn(self, due: NextDeadlines) -> None:
+        if due.send_by is None or time.monotonic() - self._checked_at < DEADLINE_CHECK_SECONDS:
+            return
+        self._checked_at = time.monotonic()
+        with self._ledger.begin() as db:
+            expected = [(row, row.now + self._time_to_send(row)) for row in deadlines.at_risk(db, MAX_SWEEP)]
+            late = [(row, expected_at) for row, expected_at in expected if expected_at >= row.send_by]
+            warned = deadlines.warn(db, late) if late else 0
+        if warned:
+            log.warning("cancellation.wont_make_it", count=warned)
+            self._handlers.publish_events()
+
+    def _time_to_send(self, row: deadlines.DeadlineAtRisk) -> timedelta:
+        return timedelta(seconds=seconds_to_send(row.place, row.writes_per_second or self._default_rate))

@@ -1,0 +1,224 @@
+"""One worker process: builds its parts, starts them and ends them in order. Holds no rule and does no work.
+
+client → INBOX → intake ──► ledger ──► dispatcher ──► Celery ──► executor ──► attempt ──► recorder ──► ledger
+                              ▲                                                               │
+                              └── maintenance, outages                      relay, reporter ◄─┘
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import structlog
+
+from worker.environment import SettingsError
+from worker.ledger.connections import ensure_default
+from worker.ledger.database import open_ledger
+from worker.ledger.results import AttemptResult, ConfirmResult
+from worker.ledger.vault import TokenVault
+from worker.runtime.attempt import AttemptContext
+from worker.runtime.celery_inbox import CeleryInbox
+from worker.runtime.dispatcher import Dispatcher
+from worker.runtime.executor import Executor
+from worker.runtime.intake import Intake
+from worker.runtime.maintenance import Handlers, Maintenance
+from worker.runtime.outages import Outages
+from worker.runtime.recorder import Recorder
+from worker.runtime.relay import Relay
+from worker.runtime.reporting import Reporter, alert_on_holds, log_expired
+from worker.streams import connect_redis
+from worker.telemetry.health import HealthServer, Vitals
+from worker.trackstar.client import TrackstarClient
+from worker.trackstar.pacing import Pace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
+
+    from sqlalchemy import Engine
+
+    from worker.cancellation.lifecycle import Transition
+    from worker.ledger.deadlines import Lapsed
+    from worker.ledger.results import CommitSummary, Result
+    from worker.runtime.executor import Subscriber
+    from worker.runtime.loop import Loop
+    from worker.settings import Settings
+
+    class LoopingSubscriber(Subscriber, Protocol):
+        """One with a thread of its own."""
+
+        loop: Loop
+
+
+log = structlog.get_logger()
+
+# What an ending worker gives a ledger that is away, for results that are in hand; and the others, to say the last.
+MIN_GRACE_SECONDS = 10.0
+LAST_WORD_SECONDS = 3.0
+
+
+class Supervisor:
+    """All parts of one worker process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        owner: str,
+        publish: Callable[[Sequence[str]], None],
+        subscriber: LoopingSubscriber,
+    ) -> None:
+        self._settings = settings
+        self._owner = owner
+        self._subscriber = subscriber
+        self._ledgers: list[Engine] = []
+        self._vault = TokenVault(settings.keys)
+        redis = connect_redis(settings.redis_url)
+        pace = Pace(redis, settings.writes_per_second, settings.reads_per_second)
+        self._recorder = Recorder(self._open_ledger(), self._on_committed, self._on_refused)
+        self.executor = Executor(settings.concurrency, self._context(pace), self._recorder.put, subscriber)
+        vitals = Vitals(self.executor.unconsumed_seconds)
+        self._relay = Relay(redis, self._open_ledger())
+        self._reporter = Reporter()
+        self._outages = Outages(redis, self._open_ledger(), self._on_held)
+        self._dispatcher = self._make_dispatcher(pace, publish, vitals)
+        self._maintenance = self._make_maintenance()
+        self._intake = Intake(redis, self._open_ledger(), owner, self._dispatcher.arrived, vitals)
+        self._celery_inbox = CeleryInbox(redis)
+        self._receiving = [self._intake.loop, self._celery_inbox.loop, self._dispatcher.loop]
+        self._telling = [self._outages.loop, self._reporter.loop, self._relay.loop, subscriber.loop]
+        self._loops = [*self._telling, self._recorder.loop, self._maintenance.loop, *self._receiving]
+        self._health = _health_server(settings.health_port, self._loops, vitals)
+
+    def _context(self, pace: Pace) -> AttemptContext:
+        settings = self._settings
+        trackstar = TrackstarClient(
+            settings.trackstar_base_url,
+            settings.trackstar_api_key.get_secret_value(),
+            connect_timeout=settings.connect_timeout_seconds,
+            request_timeout=settings.request_timeout_seconds,
+            max_response_bytes=settings.max_response_bytes,
+            threads=settings.concurrency,
+        )
+        return AttemptContext(
+            trackstar=trackstar,
+            decrypt=self._vault.decrypt,
+            policy=settings.policy,
+            pace=pace,
+            start_within=settings.start_within_seconds,
+        )
+
+    def _make_dispatcher(self, pace: Pace, publish: Callable[[Sequence[str]], None], vitals: Vitals) -> Dispatcher:
+        return Dispatcher(
+            self._open_ledger(),
+            self._owner,
+            self._settings.lease_seconds,
+            self._settings.start_within_seconds,
+            pace.writes,
+            self._settings.writes_per_second,
+            self.executor,
+            publish,
+            vitals,
+        )
+
+    def _make_maintenance(self) -> Maintenance:
+        return Maintenance(
+            self._open_ledger(),
+            self._owner,
+            self._settings.lease_seconds,
+            self._settings.writes_per_second,
+            self._settings.policy,
+            Handlers(
+                at_start=self._keep_default_connection,
+                on_ready=self._dispatcher.arrived,
+                rescue=self.executor.rescue,
+                confirm=self.executor.confirm,
+                publish_events=self._relay.wake,
+                expired=self._on_expired,
+            ),
+        )
+
+    def _open_ledger(self) -> Engine:
+        # Each part keeps to a connection of its own, whose server process has its few statements at hand.
+        ledger = open_ledger(self._settings.database_url, pool_size=1, plan_once=True)
+        self._ledgers.append(ledger)
+        return ledger
+
+    def start(self) -> None:
+        """Start every part; each waits by itself for a Redis or a ledger that is not there yet."""
+        for loop in self._loops:
+            loop.start()
+        if self._health is not None:
+            self._health.start()
+        log.info("worker.started", owner=self._owner, host=socket.gethostname(), concurrency=self.executor.threads)
+
+    def take_nothing_new(self) -> None:
+        """Begin to end: from now on nothing is taken, whatever Celery still does. Safe in a signal handler."""
+        for loop in self._receiving:
+            loop.halt()
+
+    def stop(self) -> None:
+        """Take nothing new, give back what was not consumed, finish what is running, and record it."""
+        self.take_nothing_new()
+        self._intake.stop()
+        self._celery_inbox.stop()
+        self._dispatcher.stop()
+        self._maintenance.loop.stop(10)
+        self.executor.drain()
+        if not self._recorder.stop(max(self._settings.lease_margin_seconds, MIN_GRACE_SECONDS)):
+            log.warning("worker.answers_not_recorded")  # their claims end by themselves; the rescue goes on
+        for loop in self._telling:
+            loop.stop(LAST_WORD_SECONDS)
+        for ledger in self._ledgers:
+            ledger.dispose()
+        if self._health is not None:
+            self._health.stop()
+        log.info("worker.stopped", owner=self._owner)
+
+    def _keep_default_connection(self, ledger: Engine) -> None:
+        if token := self._settings.trackstar_access_token.get_secret_value():
+            with ledger.begin() as db:
+                ensure_default(db, self._vault.encrypt(token), self._vault.decrypt, token)
+
+    # -- who hears of what: each of these only puts something into a queue
+
+    def _on_committed(self, results: list[Result], summary: CommitSummary) -> None:
+        self.executor.forget(result.claim.lease for result in results)
+        self._relay.put(summary.events)
+        if summary.resumed:
+            self._dispatcher.arrived(summary.resumed)
+        if summary.changed_holds or any(isinstance(result, ConfirmResult) for result in results):
+            self._relay.wake()
+        attempted = [result for result in results if isinstance(result, AttemptResult)]
+        if any(result.transition.run_at for result in attempted):
+            self._maintenance.loop.wake()  # a retry may be due before the next poll
+        self._reporter.put(results, summary)
+        self._outages.put(results, summary)
+        for result in attempted:
+            if result.claim.id in summary.applied:
+                runtime = sum(row.duration_ms or 0 for row in result.attempts) / 1000
+                self._subscriber.decided(result.claim.id, result.transition, runtime=runtime)
+
+    def _on_refused(self, result: Result) -> None:
+        self.executor.forget([result.claim.lease])
+
+    def _on_held(self, held: frozenset[str] | int) -> None:
+        alert_on_holds(held)
+        self._relay.wake()
+
+    def _on_expired(self, ended: list[tuple[Lapsed, Transition]]) -> None:
+        log_expired(ended)
+        for row, transition in ended:
+            self._subscriber.decided(row.id, transition)
+        self._relay.wake()
+
+
+def _health_server(port: int | None, loops: Sequence[Loop], vitals: Vitals) -> HealthServer | None:
+    if port is None:
+        return None
+    try:
+        return HealthServer(port, loops, vitals)
+    except OSError as error:
+        raise SettingsError(
+            f"HEALTH_PORT is {port}, which cannot be used ({error.strerror}): choose another."
+        ) from error

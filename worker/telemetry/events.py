@@ -1,0 +1,103 @@
+"""Every log event, alert and stream event of a worker, with its fields: a contract for whoever watches or parses them.
+
+Data only. A test compares it with what the code says. No field ever holds a token, a header, a document of an order or
+a text from outside.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+LOOPS = (
+    "intake",
+    "celery_inbox",
+    "dispatcher",
+    "housekeeper",
+    "recorder",
+    "relay",
+    "outages",
+    "reporter",
+    "flower",
+)  # the threads of a worker, as their events are named
+
+
+class Event(msgspec.Struct, frozen=True):
+    """What one event says. `level` is of the log line; an alert goes to Sentry too, a bug with its traceback."""
+
+    level: str  # info | warning | error | alert | bug; stream for an entry of `cancellations:events`
+    fields: tuple[str, ...]
+    meaning: str
+
+
+def _event(level: str, fields: str, meaning: str) -> Event:
+    return Event(level, tuple(fields.split()), meaning)
+
+
+_ORDER = "id connection_id order_id"
+
+LOG_EVENTS = {
+    "worker.started": _event("info", "owner host concurrency", "All threads of a worker run."),
+    "worker.stopped": _event("info", "owner", "A worker has ended in order."),
+    "worker.answers_not_recorded": _event("warning", "", "A worker ended while the ledger was away."),
+    "health.listening": _event("info", "port", "Where /livez and /readyz are answered."),
+    "consumer.restarted": _event("error", "error", "Celery's consumer met an error that it does not expect."),
+    # The reporter needs no other part; and whatever Flower's thread meets, only a page for people misses something.
+    **{f"{loop}.unavailable": _event("warning", "error", "A part is away.") for loop in LOOPS if loop != "reporter"},
+    **{f"{loop}.recovered": _event("info", "", "It answers again.") for loop in LOOPS if loop != "reporter"},
+    **{
+        f"{loop}.crashed": _event("bug", "", "A bug met a thread, which goes on.")
+        for loop in LOOPS
+        if loop != "flower"
+    },
+    "pace.redis_away": _event("warning", "error", "A request is sent without knowing the pace of its connection."),
+    "cancellation.requested": _event("info", _ORDER, "A job is in the ledger."),
+    "cancellation.attempted": _event(
+        "info",
+        f"{_ORDER} kind attempt http_status origin reason duration_ms request_id status verdict run_at applied",
+        "One request to Trackstar, and what followed from it.",
+    ),
+    "cancellation.expired": _event("info", f"{_ORDER} verdict", "Its send_by passed before it could be sent."),
+    "cancellation.started_too_late": _event("warning", "id seconds", "A claim was given back: too old to be sent."),
+    "cancellation.rescued": _event("warning", "id connection_id", "The claim of a lost worker was taken over."),
+    "cancellation.wont_make_it": _event("warning", "count", "Backlogs are longer than the time to a send_by."),
+    "cancellation.attempt_failed": _event("bug", "ids", "A bug in an attempt; the rescue takes it from there."),
+    "cancellation.read_back_failed": _event("bug", "ids", "A bug in a read-back; it is asked again."),
+    "connection.probed": _event("info", "connection_id id", "One job was sent to see whether a hold can end."),
+    "connection.token_unreadable": _event("error", "connection_id problem", "CREDENTIAL_KEYS lacks its key."),
+    "dead_letter.kept": _event("warning", "entry_id reason", "A message could not be read; it is kept."),
+    "dispatcher.given_back": _event("warning", "count", "Messages were lost; their claims are pending again."),
+    "dispatcher.not_given_back": _event("warning", "error", "An ending worker left claims; their leases end."),
+    "recorder.record_failed": _event("error", "id error", "The ledger refused a result; the rescue decides anew."),
+    "recorder.not_told": _event("bug", "", "A result is recorded, and telling of it failed."),
+}
+
+ALERTS = {
+    "connection.held": _event("alert", "connection_id reason", "A connection is set aside."),
+    "connection.resumed": _event("alert", "connection_id", "Its hold has ended."),
+    "trackstar.held": _event("alert", "connections", "Nearly everything fails: all connections are held."),
+    "trackstar.resumed": _event("alert", "", "Trackstar answers again."),
+    "cancellation.exhausted": _event("alert", f"{_ORDER} reason verdict", "No proof within the retry horizon."),
+    "cancellation.contradicted": _event("alert", _ORDER, "Trackstar had said yes, and the goods left."),
+    "cancellation.key_reused": _event("alert", _ORDER, "A key went out for another request: our bug."),
+    "cancellation.not_enabled": _event("alert", _ORDER, "Cancel is disabled for this connection."),
+    "cancellation.redirected": _event("alert", _ORDER, "Trackstar redirects: a wrong base URL?"),
+}
+
+_OUTCOME = f"{_ORDER} generation status verdict evidence safe_to_refund"
+
+STREAM_EVENTS = {
+    "cancellation.ended": _event("stream", f"{_OUTCOME} reason attempts at", "A cancellation has ended."),
+    "cancellation.verdict_raised": _event("stream", _OUTCOME, "A read-back proved what was not known."),
+    "cancellation.contradicted": _event("stream", _OUTCOME, "Accepted, and the goods left."),
+    "cancellation.replayed": _event("stream", f"{_ORDER} generation", "A person runs it again."),
+    "cancellation.wont_make_it": _event(
+        "stream", f"{_ORDER} send_by expected_at", "It is expected after its send_by."
+    ),
+    "connection.held": _event("stream", "connection_id reason", "A connection is set aside."),
+    "connection.resumed": _event("stream", "connection_id", "Its hold has ended."),
+    "connection.removed": _event("stream", "connection_id", "Its token is forgotten."),
+    "trackstar.held": _event("stream", "connections", "All connections are held."),
+    "trackstar.resumed": _event("stream", "connections", "They go on."),
+    "dead_letter.kept": _event("stream", "dead_letter_id reason source", "A message could not be read; it is kept."),
+    "dead_letter.requeued": _event("stream", "dead_letter_id", "A person sent it again."),
+}
