@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.cancellation.answer import MAX_MESSAGE_LENGTH, Order, Reply, printable, read_reply
+from worker.cancellation.answer import Order, Reply, read_reply
+from worker.inputs.text import MAX_MESSAGE_LENGTH, printable
 
 anything_goes = settings(deadline=None)
 

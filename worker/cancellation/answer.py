@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from worker.inputs.text import printable
+
 Origin = Literal["trackstar", "integration", "other", "absent"]
 Body = Literal["object", "other_json", "not_json", "empty"]
 NoReplyReason = Literal[
@@ -21,8 +23,6 @@ NoReplyReason = Literal[
     "cut_body",
     "body_too_large",
 ]
-
-MAX_MESSAGE_LENGTH = 500  # of an error text that is kept: enough for a sentence, bounded for the ledger
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -219,11 +219,6 @@ def _message(error: msgspec.Raw) -> str | None:
         return None
     value = _value(error)
     return printable(value if isinstance(value, str) else text)
-
-
-def printable(text: str) -> str:
-    """Bound a foreign text and drop what neither a terminal nor PostgreSQL can hold."""
-    return "".join(char if char.isprintable() else " " for char in text[:MAX_MESSAGE_LENGTH])
 
 
 def _opens_with(raw: msgspec.Raw, bracket: bytes) -> bool:

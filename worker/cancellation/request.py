@@ -14,8 +14,8 @@ from uuid import UUID, uuid5
 
 import msgspec
 
-from worker.cancellation.answer import printable
 from worker.errors import CancelError
+from worker.inputs.text import printable
 
 # Fixed for ever: another namespace would give every known intent a second record, and a second request.
 RECORD_NAMESPACE = UUID("c1f0a1c2-6f0e-5d0b-9c55-3a8f4d0e7a11")

@@ -1,0 +1,1 @@
+"""Values from outside (headers, entries, texts, addresses): each parsed and bounded once. Pure functions only."""
