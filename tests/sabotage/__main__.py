@@ -278,7 +278,7 @@ LIST = [
             (
                 "runtime/loop.py",
                 "        except Exception:  # noqa: BLE001 - a bug may not end the thread\n",
-                "        except KeyError:\n",
+                "        except UnicodeError:\n",
             ),
         ),
         ("tests/unit/test_loop.py",),
