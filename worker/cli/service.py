@@ -36,7 +36,7 @@ def migrate() -> None:
     """Bring the ledger's schema up to date. Safe to run twice, and beside running workers."""
     with ledger() as opened:
         migrations.migrate(opened)
-    console.print(f"The ledger is at revision {migrations.head()}.", highlight=False)
+    console.print(f"The ledger is at revision {migrations.head()}.")
 
 
 def health(
@@ -54,5 +54,5 @@ def health(
     except (requests.RequestException, ValueError, KeyError):
         problems = [f"No worker answers on port {port}: start it with HEALTH_PORT={port}."]
     for problem in problems:
-        console.print(problem, highlight=False)
+        console.print(problem)
     raise typer.Exit(1 if problems else 0)
