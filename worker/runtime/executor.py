@@ -73,6 +73,7 @@ class Executor:
         self._in_hand: set[Lease] = set()
         self._reserved_at = float("-inf")
         self._unconsumed_since: float | None = None
+        self.released_at = float("-inf")  # when a thread was given back last, by the clock
         self._wanted: tuple[int, Callable[[], None]] | None = None
 
     # -- what the dispatcher asks and says
@@ -202,6 +203,7 @@ class Executor:
 
     def _release(self, batch: Sequence[AttemptClaim]) -> None:
         with self._changed:
+            self.released_at = self._clock()
             for claim in batch:
                 self._running[claim.connection_id] -= 1
                 if not self._running[claim.connection_id]:

@@ -18,6 +18,7 @@ from worker.ledger.database import open_ledger
 from worker.ledger.results import AttemptResult, ConfirmResult
 from worker.ledger.vault import TokenVault
 from worker.runtime.attempt import AttemptContext
+from worker.runtime.backlog import Backlog
 from worker.runtime.celery_inbox import CeleryInbox
 from worker.runtime.dispatcher import Dispatcher
 from worker.runtime.executor import Executor
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Protocol
 
+    from redis import Redis
     from sqlalchemy import Engine
 
     from worker.cancellation.lifecycle import Transition
@@ -88,6 +90,10 @@ class Supervisor:
         self._receiving = [self._intake.loop, self._celery_inbox.loop, self._dispatcher.loop]
         self._telling = [self._outages.loop, self._reporter.loop, self._relay.loop, subscriber.loop]
         self._loops = [*self._telling, self._recorder.loop, self._maintenance.loop, *self._receiving]
+        self._backlog = self._make_backlog(redis, pace, vitals)
+        self._loops.append(self._backlog.loop)
+        # Not what only a page for people would miss.
+        vitals.watch(loop for loop in self._loops if loop is not subscriber.loop)
         self._health = _health_server(settings.health_port, self._loops, vitals)
 
     def _context(self, pace: Pace) -> AttemptContext:
@@ -118,6 +124,18 @@ class Supervisor:
             self._settings.writes_per_second,
             self.executor,
             publish,
+            vitals,
+        )
+
+    def _make_backlog(self, redis: Redis, pace: Pace, vitals: Vitals) -> Backlog:
+        return Backlog(
+            redis,
+            self._open_ledger(),
+            self._owner,
+            pace.writes,
+            self._settings.writes_per_second,
+            self.executor,
+            self._settings.lease_seconds,
             vitals,
         )
 
@@ -164,6 +182,7 @@ class Supervisor:
         self._celery_inbox.stop()
         self._dispatcher.stop()
         self._maintenance.loop.stop(10)
+        self._backlog.loop.stop(LAST_WORD_SECONDS)
         self.executor.drain()
         if not self._recorder.stop(max(self._settings.lease_margin_seconds, MIN_GRACE_SECONDS)):
             log.warning("worker.answers_not_recorded")  # their claims end by themselves; the rescue goes on

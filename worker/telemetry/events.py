@@ -18,6 +18,7 @@ LOOPS = (
     "outages",
     "reporter",
     "flower",
+    "backlog",
 )  # the threads of a worker, as their events are named
 
 
@@ -72,6 +73,8 @@ LOG_EVENTS = {
 }
 
 ALERTS = {
+    "worker.unready": _event("alert", "problem", "This worker does not take what is due; in words of our own."),
+    "worker.ready_again": _event("alert", "", "It does again."),
     "connection.held": _event("alert", "connection_id reason", "A connection is set aside."),
     "connection.resumed": _event("alert", "connection_id", "Its hold has ended."),
     "trackstar.held": _event("alert", "connections", "Nearly everything fails: all connections are held."),

@@ -27,8 +27,23 @@ SILENT_SECONDS = 20.0  # a part that has not answered for this long is away; eac
 STALLED_SECONDS = 30.0
 
 
+# Of one tick of a thread: far above what any takes, a statement that is cut off and a full batch included.
+STUCK_SECONDS = 60.0
+
+
+class WatchedLoop(Protocol):
+    """What is asked of a thread that ticks; times are monotonic."""
+
+    name: str
+    failing: tuple[float, str] | None
+    ticking_since: float | None
+
+
 class Vitals:
-    """When each part answered last, and whether what is published is consumed. Times are monotonic seconds."""
+    """What keeps this worker from its work: silent parts, threads that fail, what stands still.
+
+    Times are monotonic seconds.
+    """
 
     def __init__(
         self, unconsumed_seconds: Callable[[], float] = lambda: 0.0, clock: Callable[[], float] = time.monotonic
@@ -36,10 +51,20 @@ class Vitals:
         self._unconsumed_seconds = unconsumed_seconds
         self._clock = clock
         self._responded = dict.fromkeys((REDIS, LEDGER), clock())
+        self._found: dict[str, list[str]] = {}
+        self._loops: list[WatchedLoop] = []
 
     def responded(self, part: str) -> None:
         """Note that Redis or the ledger has just done what was asked of it."""
         self._responded[part] = self._clock()
+
+    def found(self, part: str, problems: list[str]) -> None:
+        """Note what stands still in a part, in sentences, until the next look; none when all goes on."""
+        self._found[part] = problems
+
+    def watch(self, loops: Iterable[WatchedLoop]) -> None:
+        """Watch these threads: one that fails again and again does not do its work."""
+        self._loops = list(loops)
 
     def problems(self) -> list[str]:
         """Say in sentences why this worker is not ready; empty when it is."""
@@ -54,7 +79,18 @@ class Vitals:
                 f"Work was handed to this worker {unconsumed:.0f} s ago and it has taken none of it: it does not "
                 "consume its Celery list."
             )
-        return silent
+        stuck = (sentence for loop in self._loops if (sentence := _why_stuck(loop, now)))
+        return [*silent, *stuck, *(sentence for found in self._found.values() for sentence in found)]
+
+
+def _why_stuck(loop: WatchedLoop, now: float) -> str | None:
+    # Each is read once: the thread goes on meanwhile.
+    failing, ticking_since = loop.failing, loop.ticking_since
+    if failing and now - failing[0] > STALLED_SECONDS:
+        return f"The thread {loop.name} has failed for {now - failing[0]:.0f} s: {failing[1]}."
+    if ticking_since is not None and now - ticking_since > STUCK_SECONDS:
+        return f"The thread {loop.name} has been at one step for {now - ticking_since:.0f} s."
+    return None
 
 
 class SupervisedThread(Protocol):
