@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
+from worker.inputs.text import visible, visible_json, visible_lines
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -24,6 +26,7 @@ def set_up_logs(secrets: Iterable[str] = (), *, level: int = logging.INFO) -> No
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
         _replacer(secrets),
+        *([_as_it_is] if sys.stderr.isatty() else []),
     ]
     on_terminal = sys.stderr.isatty()
     # Ours go straight to the stream: on the way through `logging` a line takes ten times as long, and each attempt
@@ -56,7 +59,17 @@ def set_up_logs(secrets: Iterable[str] = (), *, level: int = logging.INFO) -> No
 
 
 def _as_json(_logger: Any, _method: str, event: Any) -> bytes:
-    return msgspec.json.encode(event, enc_hook=str)
+    line = msgspec.json.encode(event, enc_hook=str)
+    return line if line.isascii() else visible_json(line).encode()
+
+
+def _as_it_is(_logger: Any, _method: str, event: Any) -> Any:
+    """Let no text from outside reach a terminal that would obey it; tracebacks and libraries keep their lines."""
+    ours = {"event", "exception"}
+    return {
+        name: (visible_lines if name in ours else visible)(value) if isinstance(value, str) else value
+        for name, value in event.items()
+    }
 
 
 def _replacer(secrets: Iterable[str]) -> Callable[[Any, str, Any], Any]:
