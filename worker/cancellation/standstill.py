@@ -49,7 +49,7 @@ class _Queue(msgspec.Struct):
     first: Head
     since: float
     free_since: float
-    heads: dict[str, int | None]  # the rows that were seen at the head, with their claims then
+    heads: dict[str, int | None]  # the rows that were seen at the head; their claims then, from the next poll on
 
 
 class Heads:
@@ -77,7 +77,11 @@ class Heads:
         for name, queue in list(self._queues.items()):
             if any(record_id not in unsent for record_id in queue.heads):
                 del self._queues[name]  # one has left: it moves
-            elif at_work(name) and not _bounces(queue, unsent):
+                continue
+            for record_id, claims in queue.heads.items():
+                if claims is None:
+                    queue.heads[record_id] = unsent[record_id].claims - unsent[record_id].in_flight
+            if at_work(name) and not _bounces(queue, unsent):
                 queue.free_since = now
         for head in heads:
             if head.connection_id in self._queues or len(self._queues) < MAX_WATCHED:
@@ -103,9 +107,7 @@ def _see(queue: _Queue, record_id: str) -> None:
 def _claims_since(queue: _Queue, record_id: str, state: Unsent) -> int:
     """Return how often a row was claimed since it was first seen at the head, where it was pending."""
     first = queue.heads[record_id]
-    if first is None:
-        first = queue.heads[record_id] = state.claims - state.in_flight
-    return state.claims - first
+    return 0 if first is None else state.claims - first
 
 
 def _is_being_sent(queue: _Queue, unsent: Mapping[str, Unsent]) -> bool:

@@ -10,6 +10,8 @@ import re
 _CODES = re.compile(r"\b(OOM|MISCONF|READONLY|NOPERM|WRONGTYPE)\b")
 # redis-py takes the code of these out of the text and makes it the class.
 _CODE_OF = {"OutOfMemoryError": "OOM", "ReadOnlyError": "READONLY", "NoPermissionError": "NOPERM"}
+# Inside a script the code is missing.
+_NO_RIGHT = re.compile(r"\bno permissions to\b", re.IGNORECASE)
 _COMMAND = re.compile(r"'([a-z|]{2,30})' command")
 _MAX_TEXT = 1000
 
@@ -30,9 +32,10 @@ def fault(error: BaseException | None) -> str:
     name = type(cause).__name__
     text = str(cause)[:_MAX_TEXT]
     found = _CODES.search(text)
-    code = _CODE_OF.get(name) or (found[1] if found else name)
+    code = _CODE_OF.get(name) or (found[1] if found else "NOPERM" if _NO_RIGHT.search(text) else name)
     remedy = _REMEDIES.get(code, "")
-    if code == "NOPERM" and (command := _COMMAND.search(text)):
-        remedy += f": `{command[1]}` (`ACL SETUSER ... +{command[1]}`)"
+    if code == "NOPERM":
+        command = _COMMAND.search(text)
+        remedy += f": `ACL SETUSER ... +{command[1]}`" if command else ", perhaps to a key: `ACL SETUSER ... ~*`"
     kind = name if code == name or name in _CODE_OF else f"{name} {code}"
     return f"{kind}: {remedy}" if remedy else kind

@@ -128,11 +128,11 @@ class _Threads:
         self._executor = executor
         self._lease_seconds = lease_seconds
         self._released_at = executor.released_at
-        self._served_at = float("-inf")
+        self._served_at: float | None = None
 
     def at_work(self, now: float) -> Callable[[str], bool]:
         in_use = self._executor.in_use()
-        if not in_use or self._released_at != self._executor.released_at:
+        if not in_use or self._served_at is None or self._released_at != self._executor.released_at:
             self._released_at, self._served_at = self._executor.released_at, now
         # No request outlives its lease. Threads of which none came free for so long are not at work.
         alive = now - self._served_at <= self._lease_seconds
