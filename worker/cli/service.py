@@ -11,6 +11,7 @@ from worker.cli.parts import console, ledger
 from worker.ledger import migrations
 from worker.ledger.database import read_only
 from worker.settings import load_worker_settings
+from worker.telemetry.logs import print_without_blocking
 
 
 def run(
@@ -27,6 +28,7 @@ def run(
         raise ValueError(
             f"The ledger's schema is {found or 'empty'}, this worker needs {wanted}: run `cancel-worker migrate`."
         )
+    print_without_blocking()  # Celery warns and prints before it asks for logs
     from worker.broker.app import app  # noqa: PLC0415 - Celery is loaded by the one command that needs it
 
     app.worker_main(["worker", "--loglevel", "INFO", "--hostname", name, "--without-gossip", "--without-mingle"])

@@ -29,7 +29,8 @@ from worker.runtime.recorder import Recorder
 from worker.runtime.relay import Relay
 from worker.runtime.reporting import Reporter, alert_on_holds, log_expired
 from worker.streams import connect_redis
-from worker.telemetry.health import HealthServer, Vitals
+from worker.telemetry.health import Vitals
+from worker.telemetry.health_server import HealthServer
 from worker.trackstar.client import TrackstarClient
 from worker.trackstar.pacing import Pace
 
@@ -94,7 +95,7 @@ class Supervisor:
         self._loops.append(self._backlog.loop)
         # Not what only a page for people would miss.
         vitals.watch(loop for loop in self._loops if loop is not subscriber.loop)
-        self._health = _health_server(settings.health_port, self._loops, vitals)
+        self._health = _health_server(settings, self._loops, vitals)
 
     def _context(self, pace: Pace) -> AttemptContext:
         settings = self._settings
@@ -163,11 +164,15 @@ class Supervisor:
         return ledger
 
     def start(self) -> None:
-        """Start every part; each waits by itself for a Redis or a ledger that is not there yet."""
+        """Start every part; each waits by itself for a Redis or a ledger that is not there yet.
+
+        The request threads come last: where the system allows too few threads, they are fewer.
+        """
         for loop in self._loops:
             loop.start()
         if self._health is not None:
             self._health.start()
+        self.executor.start()
         log.info("worker.started", owner=self._owner, host=socket.gethostname(), concurrency=self.executor.threads)
 
     def take_nothing_new(self) -> None:
@@ -232,12 +237,12 @@ class Supervisor:
         self._relay.wake()
 
 
-def _health_server(port: int | None, loops: Sequence[Loop], vitals: Vitals) -> HealthServer | None:
+def _health_server(settings: Settings, loops: Sequence[Loop], vitals: Vitals) -> HealthServer | None:
+    port, address = settings.health_port, settings.health_address
     if port is None:
         return None
     try:
-        return HealthServer(port, loops, vitals)
+        return HealthServer(port, loops, vitals, address)
     except OSError as error:
-        raise SettingsError(
-            f"HEALTH_PORT is {port}, which cannot be used ({error.strerror}): choose another."
-        ) from error
+        where = f"HEALTH_PORT is {port}" + (f" and HEALTH_ADDRESS {address}" if address else "")
+        raise SettingsError(f"{where}, which cannot be used ({error.strerror}): choose another.") from error

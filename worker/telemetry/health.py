@@ -6,19 +6,11 @@ Readiness is proven by consumption: a worker that is connected and takes nothing
 
 from __future__ import annotations
 
-import threading
 import time
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, Protocol
-
-import msgspec
-import structlog
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-log = structlog.get_logger()
 
 REDIS, LEDGER = "Redis", "The ledger"  # as they stand in a sentence
 
@@ -91,64 +83,3 @@ def _why_stuck(loop: WatchedLoop, now: float) -> str | None:
     if ticking_since is not None and now - ticking_since > STUCK_SECONDS:
         return f"The thread {loop.name} has been at one step for {now - ticking_since:.0f} s."
     return None
-
-
-class SupervisedThread(Protocol):
-    """What is asked of a thread of the worker."""
-
-    name: str
-
-    @property
-    def alive(self) -> bool: ...
-
-
-class HealthServer:
-    """Answers `/livez` and `/readyz` with 200 or 503 and the reasons, in a thread of its own."""
-
-    def __init__(self, port: int, threads: Iterable[SupervisedThread], vitals: Vitals) -> None:
-        self._threads = list(threads)
-        self._vitals = vitals
-        health = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                health.answer(self)
-
-            def log_message(self, *_: Any) -> None:
-                """Say nothing: a probe every few seconds is no news."""
-
-        # On every address: an orchestrator asks from outside. What it hears are parts and seconds.
-        self._server = ThreadingHTTPServer(("", port), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
-
-    @property
-    def port(self) -> int:
-        return int(self._server.server_address[1])
-
-    def start(self) -> None:
-        self._thread.start()
-        log.info("health.listening", port=self.port)
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        """Answer one probe."""
-        checks: dict[str, Callable[[], list[str]]] = {
-            "/livez": self._dead_threads,
-            "/readyz": lambda: self._dead_threads() + self._vitals.problems(),
-        }
-        check = checks.get(request.path)
-        problems = check() if check else ["Ask for /livez or /readyz."]
-        status = HTTPStatus.OK if not problems else HTTPStatus.SERVICE_UNAVAILABLE
-        body = msgspec.json.encode({"ok": not problems, "problems": problems})
-        request.send_response(status if check else HTTPStatus.NOT_FOUND)
-        request.send_header("Content-Type", "application/json")
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        request.wfile.write(body)
-
-    def _dead_threads(self) -> list[str]:
-        return [f"The thread {each.name} has died: this is a bug." for each in self._threads if not each.alive]
