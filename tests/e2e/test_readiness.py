@@ -50,7 +50,7 @@ def wait_until_unready(deployment: Deployment, worker: Worker, because: str) -> 
     try:
         deployment.wait_until(lambda: found(problems(worker)), f"{because!r} in /readyz", SOON)
         deployment.wait_until(lambda: "worker.unready" in worker.output, "the alert", SOON)
-        deployment.wait_until(lambda: found([doctor(deployment)]), f"{because!r} from the doctor")
+        deployment.wait_until(lambda: found([run(deployment, "doctor")[1]]), f"{because!r} from the doctor")
     except AssertionError as error:
         raise AssertionError(said, worker.output[-3000:]) from error
 
