@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from worker.inputs.faults import fault
 from worker.inputs.text import MAX_SHOWN_LENGTH, visible, visible_json, visible_lines
+from worker.telemetry import logs
 
 PLAIN = [
     "1001",
@@ -120,3 +121,16 @@ def test_an_error_of_a_server_is_named_with_its_remedy(error: Exception, said: s
 
 def test_the_text_of_an_error_is_never_repeated() -> None:
     assert "ResponseError" == fault(ResponseError("ERR jane@example.com redis://:password@host"))
+
+
+def test_a_log_line_shows_a_foreign_value_as_it_is_on_a_terminal_and_in_json() -> None:
+    line = {"event": "a\nb", "exception": "in f\n  x\x1b[1m", "id": "a\nforged \u202e", "count": 3}
+
+    assert {
+        "event": "a\nb",
+        "exception": "in f\n  x\\x1b[1m",
+        "id": r"a\x0aforged \u202e",
+        "count": 3,
+    } == logs._as_it_is(None, "info", line)
+    written = logs._as_json(None, "info", {"id": "\u202e\x9b\x1b ü"})
+    assert r'{"id":"\u202e\u009b\u001b ü"}'.encode() == written

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.parts import console, ledger
+from worker.environment import from_environment
 from worker.ledger import migrations
 from worker.ledger.database import read_only
 from worker.settings import load_worker_settings
@@ -50,8 +51,10 @@ def health(
     """Exit 0 while the worker on this machine is alive (or ready). For a container's health check."""
     import requests  # noqa: PLC0415 - a check runs every few seconds and needs little else
 
+    address = from_environment("HEALTH_ADDRESS") or "127.0.0.1"
+    host = f"[{address.strip('[]')}]" if ":" in address else address
     try:
-        answer = requests.get(f"http://127.0.0.1:{port}/{'readyz' if ready else 'livez'}", timeout=5)
+        answer = requests.get(f"http://{host}:{port}/{'readyz' if ready else 'livez'}", timeout=5)
         problems = answer.json()["problems"]
     except (requests.RequestException, ValueError, KeyError):
         problems = [f"No worker answers on port {port}: start it with HEALTH_PORT={port}."]

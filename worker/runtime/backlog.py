@@ -19,6 +19,7 @@ from worker.ledger.database import read_only
 from worker.runtime.loop import Loop
 from worker.runtime.transport import Transport
 from worker.streams import INBOX
+from worker.telemetry.health import LEDGER, REDIS
 from worker.telemetry.sentry import alert
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ class Backlog:
     def tick(self) -> float:
         """Look once; return the seconds until the next look."""
         try:
-            self._look_at_inbox()
+            self._look_at_heads()
         finally:
             try:
-                self._look_at_heads()
+                self._look_at_inbox()
             finally:
                 self._tell()
         return POLL_SECONDS
@@ -80,6 +81,7 @@ class Backlog:
         with read_only(self._ledger) as db:
             heads, self._after = backlog.heads(db, self._after)
             unsent = backlog.unsent(db, self._heads.record_ids)
+        self._vitals.responded(LEDGER)
         now = self._clock()
         self._heads.observe(now, heads, unsent, self._threads.at_work(now))
         unmoved = self._heads.unmoved(now, unsent)
@@ -106,6 +108,7 @@ class Backlog:
             what = f"Redis refuses what a worker must do ({fault(error)})"
         else:
             what = look.problem() or (f"The entry {look.first} of {INBOX} is not taken" if look.first else "")
+        self._vitals.responded(REDIS)
         now = self._clock()
         if what != self._inbox[0]:
             self._inbox = (what, now)

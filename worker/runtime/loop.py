@@ -65,8 +65,10 @@ class Loop:
     ) -> None:
         self.name = name
         self.recovered_at = -NEVER  # monotonic; when a part that had been away answered again
-        # What keeps it from its work, for health: since when it fails, and why; since when it is in one tick.
-        self.failing: tuple[float, str] | None = None
+        # What keeps it from its work, for health: since when no tick succeeds; the last failure, when and what; since
+        # when it is in one tick.
+        self.failing_since: float | None = None
+        self.failed: tuple[float, str] | None = None
         self.ticking_since: float | None = None
         self._tick = tick
         self._expected = expected
@@ -144,7 +146,7 @@ class Loop:
             report_bug(f"{self.name}.crashed")
             self._backoff.wait()
             return False
-        self.failing = None
+        self.failing_since = None
         if self._backoff.recovered():
             self.recovered_at = time.monotonic()
         if self._told_away:
@@ -153,7 +155,9 @@ class Loop:
         return True
 
     def _note_failure(self) -> None:
-        self.failing = (self.failing[0] if self.failing else time.monotonic(), fault(sys.exception()))
+        self.failed = (time.monotonic(), fault(sys.exception()))
+        if self.failing_since is None:
+            self.failing_since = self.failed[0]
 
     def _say(self, logger: Callable[..., object], word: str, **fields: str) -> None:
         logger(f"{self.name}.{word}", **fields)

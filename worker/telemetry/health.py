@@ -27,7 +27,8 @@ class WatchedLoop(Protocol):
     """What is asked of a thread that ticks; times are monotonic."""
 
     name: str
-    failing: tuple[float, str] | None
+    failing_since: float | None
+    failed: tuple[float, str] | None
     ticking_since: float | None
 
 
@@ -71,15 +72,25 @@ class Vitals:
                 f"Work was handed to this worker {unconsumed:.0f} s ago and it has taken none of it: it does not "
                 "consume its Celery list."
             )
-        stuck = (sentence for loop in self._loops if (sentence := _why_stuck(loop, now)))
-        return [*silent, *stuck, *(sentence for found in self._found.values() for sentence in found)]
+        silent += [sentence for loop in self._loops if (sentence := _why_stuck(loop, now))]
+        if found := [sentence for found in self._found.values() for sentence in found]:
+            # A thread that succeeds with nothing and fails with something is not failing, and is the cause.
+            found += [sentence for loop in self._loops if (sentence := _last_failure(loop, now))]
+        return [*silent, *found]
 
 
 def _why_stuck(loop: WatchedLoop, now: float) -> str | None:
     # Each is read once: the thread goes on meanwhile.
-    failing, ticking_since = loop.failing, loop.ticking_since
-    if failing and now - failing[0] > STALLED_SECONDS:
-        return f"The thread {loop.name} has failed for {now - failing[0]:.0f} s: {failing[1]}."
+    failing_since, failed, ticking_since = loop.failing_since, loop.failed, loop.ticking_since
+    if failing_since is not None and failed and now - failing_since > STALLED_SECONDS:
+        return f"The thread {loop.name} has failed for {now - failing_since:.0f} s: {failed[1]}."
     if ticking_since is not None and now - ticking_since > STUCK_SECONDS:
         return f"The thread {loop.name} has been at one step for {now - ticking_since:.0f} s."
+    return None
+
+
+def _last_failure(loop: WatchedLoop, now: float) -> str | None:
+    failed = loop.failed
+    if failed and now - failed[0] <= STALLED_SECONDS and not _why_stuck(loop, now):
+        return f"The thread {loop.name} met, {now - failed[0]:.0f} s ago: {failed[1]}."
     return None
