@@ -39,7 +39,7 @@ class Process(Worker):
         env = {**deployment.env, **options.pop("env", {})}
         command = options.pop("command", CELERY)
         with self.log.open("ab") as output:
-            streams = {"stdout": output, "stderr": output} | options
+            streams: dict[str, Any] = {"stdout": output, "stderr": output} | options
             self.process = subprocess.Popen(command, env=env, cwd=folder, **streams)
         deployment.workers.append(self)
 
