@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     read_back_seconds: Annotated[tuple[float, ...], NoDecode, BeforeValidator(_split)] = (120.0, 900.0, 4200.0)
     concurrency: int = Field(default=32, ge=1, le=2000)
     health_port: int | None = Field(default=None, ge=0, le=65_535)
+    health_address: str = ""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:

@@ -38,6 +38,7 @@ class Process:
         self.claimed_ids: list[str] = []
         context = make_context(self.trackstar, self.pace)
         self.executor = Executor(threads, context, self.results.put, self, clock=lambda: self.now)
+        self.executor.start()
 
     def claimed(self, claims: Iterable[AttemptClaim]) -> None:
         self.claimed_ids += [claim.id for claim in claims]

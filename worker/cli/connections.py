@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from worker.cli.parts import console, ledger, moment
+from worker.inputs.text import visible
 from worker.ledger import connections, holds
 from worker.ledger.database import read_only
 from worker.ledger.vault import TokenVault
@@ -42,7 +43,7 @@ def add(
             integration_name=integration,
             writes_per_second=writes_per_second,
         )
-    console.print(f"Connection {connection_id} is ready.", markup=False, highlight=False)
+    console.print(f"Connection {connection_id} is ready.")
 
 
 @app.command(name="list")
@@ -76,7 +77,7 @@ def rotate(connection_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     token = _read_token(connection_id)
     with ledger() as opened, opened.begin() as db:
         connections.add(db, connection_id, vault.encrypt(token))
-    console.print(f"Connection {connection_id} has a new token.", markup=False, highlight=False)
+    console.print(f"Connection {connection_id} has a new token.")
 
 
 @app.command()
@@ -85,7 +86,7 @@ def hold(connection_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     with ledger() as opened, opened.begin() as db:
         _known(db, connection_id)
         holds.hold_by_operator(db, connection_id)
-    console.print(f"Connection {connection_id} is held.", markup=False, highlight=False)
+    console.print(f"Connection {connection_id} is held.")
 
 
 @app.command()
@@ -99,7 +100,7 @@ def resume(connection_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
             )
         resumed = holds.resume(db, [connection_id], holds.ALL)
     said = "goes on" if resumed else "was not held"
-    console.print(f"Connection {connection_id} {said}.", markup=False, highlight=False)
+    console.print(f"Connection {connection_id} {said}.")
 
 
 @app.command()
@@ -118,7 +119,7 @@ def remove(
                 "--force."
             )
         connections.remove(db, connection_id)
-    console.print(f"Connection {connection_id} is removed.", markup=False, highlight=False)
+    console.print(f"Connection {connection_id} is removed.")
 
 
 @app.command()
@@ -127,7 +128,7 @@ def rekey() -> None:
     vault = TokenVault(load_settings().keys)
     with ledger() as opened, opened.begin() as db:
         count = connections.rekey(db, vault.reencrypt)
-    console.print(f"{count} tokens are encrypted with the first key.", highlight=False)
+    console.print(f"{count} tokens are encrypted with the first key.")
 
 
 def _known(db: Connection, connection_id: str) -> connections.ConnectionRow:
@@ -139,7 +140,7 @@ def _known(db: Connection, connection_id: str) -> connections.ConnectionRow:
 
 def _read_token(connection_id: str) -> str:
     if sys.stdin.isatty():
-        token = str(typer.prompt(f"Access token of {connection_id}", hide_input=True))
+        token = str(typer.prompt(f"Access token of {visible(connection_id)}", hide_input=True))
     else:
         token = sys.stdin.readline()
     token = token.strip()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ DEADLINE_CHECK_SECONDS = 5.0  # how often deadlines are compared with the backlo
 MAX_SWEEP = 500  # rows in one statement
 # After an outage of the ledger, answers that live workers kept are recorded before claims are taken over.
 SETTLE_SECONDS = 2 * MAX_SECONDS
+CLOCK_STEP_SECONDS = 1.0  # a smaller step is within what a lease has to spare
 
 
 class Handlers(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +61,8 @@ class Maintenance:
         self._policy = policy
         self._handlers = handlers
         self._started = False
+        self._ledger_clock: tuple[datetime, float] | None = None  # as it was read last, and a monotonic time before
+        self._rescue_after = float("-inf")  # monotonic: no claim is taken over before
         self._checked_at = float("-inf")
         self.loop = Loop("housekeeper", self.tick, expected=(SQLAlchemyError, OSError))
 
@@ -68,8 +71,10 @@ class Maintenance:
         if not self._started:
             self._handlers.at_start(self._ledger)
             self._started = True
+        asked_at = time.monotonic()
         with read_only(self._ledger) as db:
             due = deadlines.next_deadlines(db)
+        self._watch_clock(due.now, asked_at)
         done = self._promote() if due.is_due(due.run_at) else 0
         done += self._end(deadlines.past_send_by, expire) if due.is_due(due.send_by) else 0
         horizon = timedelta(seconds=self._policy.retry_horizon)
@@ -83,6 +88,18 @@ class Maintenance:
         self._warn(due)
         # After any progress the next times are others. Without it, looking again at once would be a hot loop.
         return 0.0 if done else min(POLL_SECONDS, due.seconds_to_next)
+
+    def _watch_clock(self, now: datetime, asked_at: float) -> None:
+        """Notice that the ledger's clock has jumped ahead: leases then seem to have ended whose requests still run.
+
+        `asked_at` is a monotonic time before the ledger looked at its clock.
+        """
+        before, at_least = self._ledger_clock or (now, asked_at)
+        self._ledger_clock = (now, asked_at)
+        jump = (now - before).total_seconds() - (time.monotonic() - at_least)
+        if jump > CLOCK_STEP_SECONDS:
+            self._rescue_after = time.monotonic() + self._lease_seconds
+            log.warning("ledger.clock_stepped", seconds=round(jump))
 
     def _promote(self) -> int:
         with self._ledger.begin() as db:
@@ -102,7 +119,8 @@ class Maintenance:
         with self._ledger.begin() as db:
             returned = transitions.requeue_unclaimed(db, MAX_SWEEP)
         self._handlers.on_ready(returned)
-        if self.loop.away or time.monotonic() < self.loop.recovered_at + SETTLE_SECONDS:
+        settled = max(self.loop.recovered_at + SETTLE_SECONDS, self._rescue_after)
+        if self.loop.away or time.monotonic() < settled:
             return len(returned)
         with self._ledger.begin() as db:
             lost = claims.take_over(db, self._owner, self._lease_seconds, MAX_SWEEP)

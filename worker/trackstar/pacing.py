@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
-from redis import RedisError
+from redis import RedisError, ResponseError
 
 from worker.cancellation.answer import Answer, NoReply
 from worker.cancellation.pace import LOOKAHEAD_SECONDS, TARGET_UTILISATION, Reservation
@@ -106,8 +106,21 @@ class Pacing:
         self._return = redis.register_script(_RETURN)
         self._pause = redis.register_script(_PAUSE)
 
+    def key(self, connection_id: str) -> str:
+        """Return where the pace of a connection is kept."""
+        return self._key(connection_id)
+
     def _key(self, connection_id: str) -> str:
         return f"cancellations:pace:{self._kind}:{connection_id}"
+
+    def ahead(self, connection_id: str) -> float | None:
+        """Return the seconds to the next free send slot (below zero: it has passed); None where nobody can tell."""
+        seconds, micros = self._redis.time()
+        try:
+            free = float(self._redis.hget(self._key(connection_id), "next") or 0)
+        except (ResponseError, ValueError):  # a key of another type, or no number
+            return None
+        return free / 1e6 - seconds - micros / 1e6 if free < float("inf") else None
 
     def reserve(self, wants: Mapping[str, tuple[float, int]]) -> dict[str, SlotReservation]:
         """Reserve up to as many slots for each connection as it wants: (requests per second, how many) by id."""
