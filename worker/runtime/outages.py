@@ -51,7 +51,7 @@ for i = 4, #ARGV, 2 do
     redis.call('UNLINK', key)
     reset[#reset + 1] = ''
     redis.call('HINCRBY', key, ARGV[i], ARGV[i + 1])
-  elseif type(count) == 'table' or count < 0 or count > tonumber(ARGV[3]) then
+  elseif type(count) == 'table' or count < tonumber(ARGV[i + 1]) or count > tonumber(ARGV[3]) then
     redis.call('HSET', key, ARGV[i], ARGV[i + 1])
     reset[#reset + 1] = ARGV[i]
   end
