@@ -149,6 +149,8 @@ def test_every_worker_ends_it_in_its_time_once_and_no_job_is_needed(
     published: list[None] = []
     one, other = housekeeper(ledger, ready=ready, published=published), housekeeper(ledger)
     one.tick()
+    with ledger.begin() as db:
+        assert frozenset() == holds.end_pauses(db)
     assert holds.RATE_LIMITED == stands(ledger)[0]  # not before
 
     let_it_pass(ledger)

@@ -394,5 +394,7 @@ def test_another_type_in_the_place_of_the_stream_is_named_once_and_events_wait(
 
     logged.wait_for("relay.unavailable")
     redis.delete(EVENTS)
+    let_leases_end(ledger)
+    relay.wake()
     assert [1] == stream.next()
     assert "relay.wrong_type" not in logged.events()
