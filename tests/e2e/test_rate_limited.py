@@ -14,7 +14,7 @@ from harness.truth import untruths
 from sqlalchemy import literal, update
 
 from worker.ledger.dialects import now_plus
-from worker.ledger.schema import connections
+from worker.ledger.schema import cancellations, connections
 
 if TYPE_CHECKING:
     from harness.deployment import Deployment
@@ -97,8 +97,9 @@ def test_resume_ends_it_at_once_also_for_who_was_told_to_wait(deployment: Deploy
 
 def test_what_waits_for_its_end_expires_at_its_send_by(deployment: Deployment, shop: str) -> None:
     deployment.start_worker()
-    send_by = (datetime.now(UTC) + timedelta(seconds=6)).isoformat()
-    told = held(deployment, send_by=send_by)
+    told = held(deployment, send_by=(datetime.now(UTC) + timedelta(minutes=5)).isoformat())
+    with deployment.ledger.begin() as db:
+        db.execute(update(cancellations).values(send_by=now_plus(literal(1.0))))
     ended = deployment.client.wait(told, 30)
 
     assert ("expired", "not_cancelled") == (ended.status, ended.verdict)
