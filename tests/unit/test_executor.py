@@ -172,6 +172,25 @@ def test_a_pause_of_the_process_since_the_claim_was_asked_for_counts(process: Pr
     assert [] == process.trackstar.asked
 
 
+def test_a_late_request_gives_its_claim_back(process: Process) -> None:
+    process.pace.slot_comes = False
+    (known,) = process.reserve(send_claim(1))
+    with capture_logs():
+        process.executor.run([known])
+        (result,) = process.attempted(1)
+
+    assert ("waiting", "started_too_late", None, 0) == (
+        result.transition.status, result.transition.reason, result.transition.verdict, result.transition.attempts
+    )  # fmt: skip
+    assert [] == process.trackstar.asked
+
+
+def test_the_end_of_the_process_ends_what_waits_for_its_slot(process: Process) -> None:
+    process.drain()
+
+    assert process.pace.ending
+
+
 def test_ids_that_are_not_reserved_are_dropped(process: Process) -> None:
     (known,) = process.reserve(send_claim(1))
     process.executor.run([UNKNOWN_ID, known, known])

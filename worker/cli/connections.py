@@ -47,10 +47,13 @@ def add(
 
 
 @app.command(name="list")
-def list_() -> None:
-    """List connections with their holds."""
+def list_(
+    everything: Annotated[bool, typer.Option("--all", help="Also each one that nobody has added.")] = False,
+) -> None:
+    """List connections with their holds: those that were added, and the first of those that jobs came for."""
     with ledger() as opened, read_only(opened) as db:
-        rows = connections.list_all(db)
+        rows = connections.list_all(db, unknown=None if everything else connections.SHOWN_UNKNOWN)
+        more = 0 if everything else connections.count_unknown(db) - connections.SHOWN_UNKNOWN
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("id", "name", "integration", "held", "since", "token", "not ended"):
         table.add_column(column, overflow="fold")
@@ -59,12 +62,14 @@ def list_() -> None:
             row.id,
             row.name or "",
             row.integration_name or "",
-            row.hold_reason or "",
+            (row.hold_reason or "") + (f" until {moment(row.held_until)}" if row.held_until else ""),
             moment(row.held_at),
             "yes" if row.has_token else "no",
             str(row.waiting),
         )
     console.print(table)
+    if more > 0:
+        console.print(f"and {more} more unknown connections: see them with --all.", highlight=False)
 
 
 @app.command()
@@ -112,10 +117,11 @@ def remove(
 ) -> None:
     """Forget a connection's token. Its cancellations stay: they are the record of what happened."""
     with ledger() as opened, opened.begin() as db:
-        row = _known(db, connection_id)
-        if row.waiting and not force:
+        _known(db, connection_id)
+        waiting = connections.count_waiting(db, connection_id)
+        if waiting and not force:
             raise ValueError(
-                f"{row.waiting} cancellations of {connection_id} have not ended: let them end, withdraw them, or say "
+                f"{waiting} cancellations of {connection_id} have not ended: let them end, withdraw them, or say "
                 "--force."
             )
         connections.remove(db, connection_id)

@@ -178,7 +178,8 @@ def _print_timeline(found: Timeline, expected: datetime | None) -> None:
 
 def _in_words(row: Cancellation) -> str:
     if row.hold_reason and not row.ended:
-        return f"It waits: its connection is held ({row.hold_reason})."
+        until = f" until {moment(row.held_until)}" if row.held_until else ""
+        return f"It waits: its connection is held ({row.hold_reason}){until}."
     if row.run_at:
         return f"It is tried again at {moment(row.run_at)}; the last answer was {row.outcome_reason}."
     if not row.ended:

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from worker.ledger.claims import AttemptClaim, ConfirmClaim, Lease, RefusalClaim, SendClaim
-from worker.runtime.attempt import LedgerClock, attempt, batches_of_reads, confirm, read_refused, rescue
+from worker.runtime.attempt import LedgerClock, attempt, batches_of_reads, confirm, give_back, read_refused, rescue
 from worker.runtime.request_threads import RequestThreads
 from worker.telemetry.sentry import report_bug
 from worker.trackstar.pacing import SendSlot
@@ -171,7 +171,8 @@ class Executor:
             self._in_hand.difference_update(leases)
 
     def drain(self) -> None:
-        """Wait until nothing is running, and end the threads."""
+        """Wait until nothing is running, and end the threads. Who waits long for a send slot gives its claim back."""
+        self._context.pace.end_waiting()
         with self._changed:
             self._changed.wait_for(lambda: not self._running)
         self._requests.shutdown()
@@ -180,8 +181,9 @@ class Executor:
 
     def _attempt(self, claim: SendClaim, clock: LedgerClock, slot: SendSlot) -> None:
         def when_its_slot_comes() -> list[AttemptResult]:
-            self._context.pace.wait_to_write(claim.connection_id, slot)
-            return [attempt(claim, clock, self._context)]
+            until = clock.monotonic + self._context.start_within
+            in_time = self._context.pace.wait_to_write(claim.connection_id, slot, until)
+            return [(attempt if in_time else give_back)(claim, clock, self._context)]
 
         self._run_batch([claim], when_its_slot_comes)
 

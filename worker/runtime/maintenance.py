@@ -18,11 +18,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.lifecycle import Policy, Transition, expire, give_up
 from worker.cancellation.pace import seconds_to_send
-from worker.ledger import claims, deadlines, transitions
+from worker.ledger import claims, deadlines, holds, transitions
 from worker.ledger.claims import AttemptClaim, ConfirmClaim
 from worker.ledger.database import read_only
 from worker.ledger.deadlines import Lapsed
 from worker.runtime.loop import MAX_SECONDS, Loop
+from worker.runtime.reporting import alert_on_resumed
 
 if TYPE_CHECKING:
     from worker.ledger.deadlines import NextDeadlines
@@ -76,6 +77,7 @@ class Maintenance:
             due = deadlines.next_deadlines(db)
         self._watch_clock(due.now, asked_at)
         done = self._promote() if due.is_due(due.run_at) else 0
+        done += self._end_pauses() if due.is_due(due.hold_end) else 0
         done += self._end(deadlines.past_send_by, expire) if due.is_due(due.send_by) else 0
         horizon = timedelta(seconds=self._policy.retry_horizon)
         if due.sent_at is not None and due.is_due(due.sent_at + horizon):
@@ -106,6 +108,15 @@ class Maintenance:
             connection_ids = transitions.promote_due(db, MAX_SWEEP)
         self._handlers.on_ready(connection_ids)
         return len(connection_ids)
+
+    def _end_pauses(self) -> int:
+        """End the holds whose time is over, as every worker does: whoever comes second finds none."""
+        with self._ledger.begin() as db:
+            resumed = holds.end_pauses(db)
+        self._handlers.on_ready(resumed)
+        alert_on_resumed(resumed)
+        self._handlers.publish_events()
+        return len(resumed)
 
     def _end(self, find: Callable[..., list[Lapsed]], decide: Callable[..., Transition]) -> int:
         with self._ledger.begin() as db:

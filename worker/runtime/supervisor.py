@@ -106,6 +106,7 @@ class Supervisor:
             request_timeout=settings.request_timeout_seconds,
             max_response_bytes=settings.max_response_bytes,
             threads=settings.concurrency,
+            retry_cap=settings.retry_cap_seconds,
         )
         return AttemptContext(
             trackstar=trackstar,

@@ -51,6 +51,10 @@ LOG_EVENTS = {
         if loop != "flower"
     },
     "pace.redis_away": _event("warning", "error", "A request is sent without knowing the pace of its connection."),
+    "pace.reset": _event("warning", "connection_id key", "Its key in Redis held what no worker writes."),
+    "pace.limit_ignored": _event("warning", "connection_id kind problem", "A limit that the server told is no limit."),
+    "relay.wrong_type": _event("error", "key", "The key of the events stream holds another type; they wait."),
+    "tally.reset": _event("warning", "connection_id key", "A count in Redis held what no worker writes."),
     "cancellation.requested": _event("info", _ORDER, "A job is in the ledger."),
     "cancellation.attempted": _event(
         "info",
