@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from worker.inputs.redis_errors import word_of
 from worker.telemetry.sentry import report_bug
 
 if TYPE_CHECKING:
@@ -124,8 +125,8 @@ class Loop:
             work()
         except self._expected as error:
             if not self._told_away:
-                # The error's kind only: its text may hold an address or a row.
-                self._say(log.warning, "unavailable", error=type(error).__name__)
+                # The error's kind or code word only: its text may hold an address or a row.
+                self._say(log.warning, "unavailable", error=word_of(error))
             self._told_away = True
             self._backoff.wait()
             return False

@@ -36,10 +36,15 @@ class Vitals:
         self._unconsumed_seconds = unconsumed_seconds
         self._clock = clock
         self._responded = dict.fromkeys((REDIS, LEDGER), clock())
+        self._blocked: dict[str, str] = {}
 
     def responded(self, part: str) -> None:
         """Note that Redis or the ledger has just done what was asked of it."""
         self._responded[part] = self._clock()
+
+    def blocked(self, part: str, sentence: str) -> None:
+        """Note in a sentence what stops a part of this worker; an empty one: nothing any more."""
+        self._blocked[part] = sentence
 
     def problems(self) -> list[str]:
         """Say in sentences why this worker is not ready; empty when it is."""
@@ -49,6 +54,7 @@ class Vitals:
             for part, at in self._responded.items()
             if now - at > SILENT_SECONDS
         ]
+        silent += [f"{part}: {sentence}" for part, sentence in self._blocked.items() if sentence]
         if (unconsumed := self._unconsumed_seconds()) > STALLED_SECONDS:
             silent.append(
                 f"Work was handed to this worker {unconsumed:.0f} s ago and it has taken none of it: it does not "

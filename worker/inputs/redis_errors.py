@@ -1,0 +1,67 @@
+"""What Redis refuses, by its code word, and what a person can do. Pure; knows errors by class and text."""
+
+from __future__ import annotations
+
+import re
+
+_REMEDIES = {
+    "OOM": "Redis is full (maxmemory) and takes nothing new: free memory or raise maxmemory",
+    "MISCONF": "Redis cannot save to its disk (MISCONF) and takes nothing new: look at its log and its disk",
+    "READONLY": "This Redis is a replica and cannot be written to (READONLY): let REDIS_URL name the primary",
+    "NOREPLICAS": "Redis wants more replicas than it has (min-replicas-to-write): bring its replicas back",
+    "MASTERDOWN": "This Redis is a replica that has lost its primary: let REDIS_URL name the primary",
+    "LOADING": "Redis is still loading its data: it goes on by itself",
+    "BUSY": "Redis is busy with somebody's script: it goes on when that has ended",
+    "NOAUTH": "Redis wants a password: put it into REDIS_URL",
+    "WRONGPASS": "Redis refuses the user or the password of REDIS_URL: correct it",
+    "NOSCRIPT": "Redis does not keep the script that it was just given: try again",
+    "WRONGTYPE": "A key of ours holds something of another type: rename or delete it",
+    "MOVED": "This Redis is a part of a cluster, which is not supported: use one server",
+    "CLUSTERDOWN": "This Redis is a part of a cluster that is down: use one server",
+    "EXHAUSTED": "A stranger's id has used up the ids of a stream: a worker repairs that within seconds",
+    "NOPERM": "The user of REDIS_URL lacks a right (NOPERM): allow it scripts and all commands on cancellations:*",
+}
+# redis-py drops the code word of these and names a class after it.
+_CLASSES = {
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+    "NoPermissionError": "NOPERM",
+    "NoScriptError": "NOSCRIPT",
+    "BusyLoadingError": "LOADING",
+    "AuthenticationError": "NOAUTH",
+    "AuthenticationWrongNumberOfArgsError": "NOAUTH",
+    "MovedError": "MOVED",
+    "ClusterDownError": "CLUSTERDOWN",
+    "MasterDownError": "MASTERDOWN",
+}
+# A script's error carries the word of the command that failed, in front or after "ERR Error running script ...:".
+_WORD = re.compile(rf"(?:^|[\s:-])({'|'.join(_REMEDIES)})\b")
+_COMMAND = re.compile(r"'(evalsha|eval|script\|load|xadd|xreadgroup|client\|reply|wait|[a-z]{2,16})' command")
+
+
+def word_of(error: BaseException) -> str:
+    """Return a bounded word for an error: Redis' code word where Redis has refused something, else its class."""
+    kind, text = type(error).__name__, _said_by_redis(error)
+    if not type(error).__module__.startswith("redis."):
+        return kind
+    if kind in _CLASSES:
+        return "WRONGPASS" if "WRONGPASS" in text else _CLASSES[kind]
+    if "exhausted the last possible ID" in text:
+        return "EXHAUSTED"
+    if "no permissions to" in text.lower():
+        return "NOPERM"
+    found = _WORD.search(text)
+    return found.group(1) if found else kind
+
+
+def _said_by_redis(error: BaseException) -> str:
+    # A pipeline's error quotes the command first.
+    return str(error).rpartition("caused error: ")[2][:500]
+
+
+def remedy_of(error: BaseException) -> str | None:
+    """Say in a sentence, without a full stop, what Redis refuses and what to do; None where it refused nothing."""
+    word = word_of(error)
+    if word == "NOPERM" and (command := _COMMAND.search(_said_by_redis(error))):
+        return f"The user of REDIS_URL lacks the right to run {command.group(1).upper()} (NOPERM): allow it"
+    return _REMEDIES.get(word)
