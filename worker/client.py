@@ -186,12 +186,11 @@ class CancelClient:
         except NotReplicatedError as error:
             raise InboxUnavailableError(f"{error}; enqueue again, the same intent stays one record.") from error
         except RedisError as error:
-            why = refusal(self._redis, error, {INBOX: "stream"})
-            why = (
-                why
-                or f"Redis could not be reached ({type(error).__name__}), so it is not certain that all was enqueued"
-            )
-            raise InboxUnavailableError(f"{why}; enqueue again, the same intent stays one record.") from error
+            what = "Redis refused it" if isinstance(error, ResponseError) else "Redis could not be reached"
+            why = refusal(self._redis, error, {INBOX: "stream"}) or f"{what} ({type(error).__name__})"
+            raise InboxUnavailableError(
+                f"{why}. It is not certain that all was enqueued: enqueue again, the same intent stays one record."
+            ) from error
         return ended
 
     def _replicas_to_wait_for(self) -> int:

@@ -92,13 +92,17 @@ class CeleryInbox:
     def _tick(self) -> float:
         try:
             if not self._full:
-                wait_unread(self._redis, "BLMOVE", CELERY_LIST, ARRIVED, "RIGHT", "LEFT", BLOCK_SECONDS)
+                self._wait()
             self.move()
         except RedisError as error:
             self._refusals.note(error)
             raise
         self._refusals.over()
         return 0.0
+
+    def _wait(self) -> None:
+        """Wait for a message, a short while."""
+        wait_unread(self._redis, "BLMOVE", CELERY_LIST, ARRIVED, "RIGHT", "LEFT", BLOCK_SECONDS)
 
     def move(self) -> int:
         """Move one batch into the stream; return how many messages that were."""

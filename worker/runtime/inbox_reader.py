@@ -64,16 +64,17 @@ local function in_hand(mine, ...)
   for _, entry in ipairs(redis.call('XPENDING', inbox, group, ...)) do
     local id, holder, times = entry[1], entry[2], entry[4]
     local found = (mine or holder ~= me) and redis.call('XRANGE', inbox, id, id)[1]
-    if count >= most or bytes >= most_bytes or (found and times == 2 and count > 0) then
-      out[1] = 1
+    local alone = found and times == 2
+    if count >= most or bytes >= most_bytes or (alone and count > 0) then
+      out[1] = alone and 2 or 1
       return false
     elseif found then
       if not (woken and mine and times == 1) then
         redis.call('XCLAIM', inbox, group, me, 0, id, 'RETRYCOUNT', times + 1, 'JUSTID')
       end
       put(id, found[2], times > 2 and 'kills_its_reader' or '')
-      if times == 2 then
-        out[1] = 1
+      if alone then
+        out[1] = 2
         return false
       end
     elseif mine or holder ~= me then
@@ -108,6 +109,7 @@ class InboxReader:
         self._take = redis.register_script(_TAKE)
         self._looked_at = -TAKE_OVER_EVERY_SECONDS
         self._more = True  # than was taken last: then there is nothing to wait for
+        self.suspects = False  # whether there are entries in hand that are to be taken one by one
 
     def next(self) -> list[Entry]:
         """Return the next batch, waiting a short while for an entry where there is none."""
@@ -126,7 +128,7 @@ class InboxReader:
         sizes = (BATCH, MAX_BATCH_BYTES, MAX_ENTRY_BYTES, KEPT_BYTES)
         args: list[str | int] = [GROUP, self._name, *sizes, idle, int(woken), *FIELDS]
         more, *answer = self._take(keys=[stream], args=args)
-        self._more = bool(more)
+        self._more, self.suspects = more > 0, more > 1
         return read_entries(answer)
 
     def _idle(self) -> int:

@@ -85,6 +85,9 @@ class Intake:
         entries = self._reader.next() if not self._stream_ids.aside else self._reader.take(INBOX)
         self._vitals.responded(REDIS)
         self._settle(INBOX, entries)
+        while self._reader.suspects and self.loop.running:
+            entries += (alone := self._reader.take(INBOX, idle=TAKE_OVER_AFTER_MS))
+            self._settle(INBOX, alone)
         aside: list[Entry] = []
         if self._stream_ids.aside:
             aside = self._reader.take(INBOX_AHEAD, idle=TAKE_OVER_AFTER_MS)
