@@ -182,7 +182,7 @@ def test_a_new_job_is_pending_with_all_that_its_producer_stated(ledger: Engine, 
         "requested_by": "oms",
         "reason": "the customer changed his mind \N{SNOWMAN}",
         "metadata": {"ticket": "T-1", "lines": 2, "vip": True, "note": None},
-        "requested_at": soon - timedelta(days=1),
+        "requested_at": datetime.now(UTC) - timedelta(minutes=59),
     }
     request = job(connection_id=shop, **stated)
 

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
+from msgspec.structs import replace
 from redis import RedisError, ResponseError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -133,8 +134,8 @@ class Intake:
     def _store(self, requests: list[Candidate], dead_letters: list[DeadLetter]) -> list[CancelRequest]:
         try:
             return self._commit(requests, dead_letters)
-        except SQLAlchemyError as error:
-            if not refuses_the_row(error):
+        except (SQLAlchemyError, UnicodeError) as error:
+            if not _is_at_fault_itself(error):
                 raise
         # One job that the ledger refuses for good, whatever we thought of it, may not stop the others.
         self._commit([], dead_letters)
@@ -143,8 +144,8 @@ class Intake:
     def _store_alone(self, candidate: Candidate) -> list[CancelRequest]:
         try:
             return self._commit([candidate], [])
-        except SQLAlchemyError as error:
-            if not refuses_the_row(error):
+        except (SQLAlchemyError, UnicodeError) as error:
+            if not _is_at_fault_itself(error):
                 raise
             sentence = f"The ledger refused it: {type(error).__name__}."
         return self._commit([], [_dead_letter(candidate[0], "refused_by_ledger", sentence)])
@@ -160,6 +161,17 @@ class Intake:
         return [request for record_id, request in first_of_each.items() if record_id in new_ids]
 
     def _keep_dead_letters(self, repeated: list[Candidate], unreadable: list[DeadLetter]) -> None:
+        try:
+            self._write_dead_letters(repeated, unreadable, error_of=str)
+        except (SQLAlchemyError, UnicodeError) as error:
+            if not _is_at_fault_itself(error):
+                raise
+            # It may quote what the encoding of this ledger cannot hold.
+            self._write_dead_letters(repeated, unreadable, error_of=ascii)
+
+    def _write_dead_letters(
+        self, repeated: list[Candidate], unreadable: list[DeadLetter], error_of: Callable[[str], str]
+    ) -> None:
         with self._ledger.begin() as db:
             standing = find_standing(db, [request for _, request in repeated])
             clashing = [
@@ -167,9 +179,12 @@ class Intake:
                 for entry, request in repeated
                 if (sentence := conflict_of(request, standing.get(request.record_id)))
             ]
-            kept = insert_dead_letters(db, [*unreadable, *clashing])
+            kept = insert_dead_letters(
+                db, [replace(each, error=error_of(each.error)) for each in (*unreadable, *clashing)]
+            )
             ended = self._ended.news([found for found in standing.values() if found.ended_at])
             add_already_ended(db, ended)
+        self._ended.told(ended)
         for each in kept:
             # Our words and counts only: the error may quote the job.
             log.warning("dead_letter.kept", source=each.source, reason=each.reason, count=each.count, kept=each.kept)
@@ -191,9 +206,16 @@ class RecentlyTold:
         """Return those that were not told of lately, as many as may be told."""
         if time.monotonic() - self._since > self.SECONDS:
             self._since, self._ids = time.monotonic(), set()
-        new = [found for found in ended if found.id not in self._ids][: self.MOST - len(self._ids)]
-        self._ids.update(found.id for found in new)
-        return new
+        return [found for found in ended if found.id not in self._ids][: self.MOST - len(self._ids)]
+
+    def told(self, ended: Sequence[Standing]) -> None:
+        """Note that these were told of."""
+        self._ids.update(found.id for found in ended)
+
+
+def _is_at_fault_itself(error: Exception) -> bool:
+    # A text that the encoding of the ledger cannot hold does not even get there.
+    return isinstance(error, UnicodeError) or refuses_the_row(error)
 
 
 def sort_out(entries: list[Entry]) -> tuple[list[Candidate], list[DeadLetter]]:
