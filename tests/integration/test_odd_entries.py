@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import tracemalloc
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from worker.ledger.database import open_ledger
 from worker.ledger.dead_letters import DeadLetter, insert_dead_letters
 from worker.ledger.dialects import db_now
 from worker.ledger.schema import cancellations, dead_letters, events, metadata
+from worker.runtime import inbox_reader
 from worker.runtime.celery_inbox import ARRIVED, UNACKED, UNACKED_INDEX, CeleryInbox
 from worker.runtime.inbox_reader import BATCH, InboxReader
 from worker.runtime.intake import Intake
@@ -234,6 +235,22 @@ def test_a_reader_that_could_not_store_them_has_killed_nobody(
     assert [] == kept(ledger)
 
 
+def test_a_clock_of_redis_that_was_set_back_keeps_no_entry_with_a_dead_reader(
+    inbox: Any, ledger: Engine, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_jobs(inbox, [raw("o-1")])
+    ((_, ((entry_id, _),)),) = inbox.xreadgroup(GROUP, "dead", {INBOX: ">"})
+    inbox.execute_command("XCLAIM", INBOX, GROUP, "dead", 0, entry_id, "TIME", hours_ahead(1), "JUSTID")
+    monkeypatch.setattr(inbox_reader, "TAKE_OVER_AFTER_MS", 100)
+    monkeypatch.setattr(inbox_reader, "TAKE_OVER_EVERY_SECONDS", 0.05)
+    deadline = time.monotonic() + 10
+    while not intake.take():
+        assert time.monotonic() < deadline
+
+    assert {"o-1"} == orders(ledger)
+    assert settled(inbox)
+
+
 # ---- A10: ids
 
 
@@ -436,23 +453,24 @@ def test_a_relay_whose_stream_is_of_another_type_says_so_and_publishes_afterward
 
 
 def test_a_replica_that_is_behind_is_waited_for_or_the_producer_is_told() -> None:
-    with embedded_redis() as one, embedded_redis() as two:
-        with Redis.from_url(one.url) as primary, Redis.from_url(two.url) as replica:
-            replica.replicaof("127.0.0.1", str(one.port))
-            wait_until_online(primary)
-            client = CancelClient(one.url)
-            client.enqueue("shop-1", "o-1")
-            assert 1 == replica.xlen(INBOX)
-            assert two.process is not None
-            two.process.send_signal(19)  # SIGSTOP: it is still connected, and confirms nothing
-            try:
-                with pytest.raises(InboxUnavailableError, match=r"0 of 1 replicas.*enqueue again"):
-                    client.enqueue("shop-1", "o-2")
-            finally:
-                two.process.send_signal(18)
-            client.enqueue("shop-1", "o-2")
-            assert 3 == replica.xlen(INBOX)
-            client.close()
+    with ExitStack() as stack:
+        one, two = stack.enter_context(embedded_redis()), stack.enter_context(embedded_redis())
+        primary, replica = (stack.enter_context(Redis.from_url(server.url)) for server in (one, two))
+        replica.replicaof("127.0.0.1", str(one.port))
+        wait_until_online(primary)
+        client = CancelClient(one.url)
+        client.enqueue("shop-1", "o-1")
+        assert 1 == replica.xlen(INBOX)
+        assert two.process is not None
+        two.process.send_signal(19)  # SIGSTOP: it is still connected, and confirms nothing
+        try:
+            with pytest.raises(InboxUnavailableError, match=r"0 of 1 replicas.*enqueue again"):
+                client.enqueue("shop-1", "o-2")
+        finally:
+            two.process.send_signal(18)
+        client.enqueue("shop-1", "o-2")
+        assert 3 == replica.xlen(INBOX)
+        client.close()
 
 
 def wait_until_online(primary: Any) -> None:

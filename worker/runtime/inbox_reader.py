@@ -108,6 +108,7 @@ class InboxReader:
         self._name = name
         self._take = redis.register_script(_TAKE)
         self._looked_at = -TAKE_OVER_EVERY_SECONDS
+        self._held: dict[tuple[bytes, bytes, int], float] = {}  # by other readers, and since when we know
         self._more = True  # than was taken last: then there is nothing to wait for
         self.suspects = False  # whether there are entries in hand that are to be taken one by one
 
@@ -135,7 +136,15 @@ class InboxReader:
         if time.monotonic() - self._looked_at < TAKE_OVER_EVERY_SECONDS:
             return -1
         self._looked_at = time.monotonic()
-        return TAKE_OVER_AFTER_MS
+        return 0 if self._somebody_is_stuck() else TAKE_OVER_AFTER_MS
+
+    def _somebody_is_stuck(self) -> bool:
+        """Whether another reader holds an entry as it did 5 s ago by our own clock: Redis' may have been set back."""
+        now = time.monotonic()
+        rows = self._redis.xpending_range(INBOX, GROUP, "-", "+", BATCH)
+        held = {(row["message_id"], row["consumer"], row["times_delivered"]) for row in rows}
+        self._held = {each: self._held.get(each, now) for each in held if each[1] != self._name.encode()}
+        return any(now - since > TAKE_OVER_AFTER_MS / 1000 for since in self._held.values())
 
     def settle(self, stream: str, entries: Sequence[Entry]) -> None:
         """Acknowledge and delete: for what is in the ledger."""

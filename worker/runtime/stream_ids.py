@@ -6,9 +6,11 @@ all nothing can be added any more. Knows streams; does not know what stands in t
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from redis import ResponseError
 
 from worker.streams import DEAD_LETTERS, EVENTS, GROUP, INBOX, INBOX_AHEAD
 
@@ -113,7 +115,8 @@ class StreamIds:
     def repair(self) -> list[Repair]:
         """Repair what is ahead; return what that was."""
         problem, self.aside = self._inbox(keys=[INBOX, INBOX_AHEAD], args=[GROUP, AHEAD_MS])
-        found = {INBOX: problem} | {
-            name: self._events(keys=[name], args=[AHEAD_MS]) for name in (EVENTS, DEAD_LETTERS)
-        }
+        found = {INBOX: problem}
+        for name in (EVENTS, DEAD_LETTERS):
+            with suppress(ResponseError):  # a key of another type there is named by who writes to it
+                found[name] = self._events(keys=[name], args=[AHEAD_MS])
         return [Repair(name, problem.decode()) for name, problem in found.items() if problem]
