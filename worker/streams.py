@@ -40,14 +40,18 @@ def connect_redis(url: str, *, socket_timeout: float = 10.0) -> Redis:
     )
 
 
-def wait_unread(redis: Any, *command: str | int) -> None:
-    """Run a command that waits, and let Redis drop its reply, however long that would be; so an error is not told."""
+def wait_unread(redis: Any, *command: str | int, then: Sequence[str | int] = ("PING",)) -> Any:
+    """Run a command that waits, then another, in one round trip; return the reply of the second.
+
+    Redis drops the reply of the first, however long that would be, and so its error as well.
+    """
     pool = redis.connection_pool
     connection = pool.get_connection()
     try:
-        words = [("CLIENT", "REPLY", "OFF"), command, ("CLIENT", "REPLY", "ON")]
+        words = [("CLIENT", "REPLY", "OFF"), command, ("CLIENT", "REPLY", "ON"), then]
         connection.send_packed_command(connection.pack_commands(words))
         connection.read_response()
+        return connection.read_response()
     except BaseException:
         connection.disconnect()  # or its replies would be taken for those of the next command
         raise

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from redis import ResponseError
+from redis.exceptions import NoScriptError
 
 from worker.inputs.entries import FIELDS, KEPT_BYTES, MAX_BATCH_BYTES, MAX_ENTRY_BYTES, Entry, read_entries
 from worker.streams import GROUP, INBOX, forget_readers, wait_unread
@@ -107,6 +108,7 @@ class InboxReader:
         self._redis: Any = redis
         self._name = name
         self._take = redis.register_script(_TAKE)
+        self._wait = ("XREADGROUP", "GROUP", GROUP, name, "COUNT", 1, "BLOCK", BLOCK_MS, "STREAMS", INBOX, ">")
         self._looked_at = -TAKE_OVER_EVERY_SECONDS
         self._held: dict[tuple[bytes, bytes, int], float] = {}  # by other readers, and since when we know
         self._more = True  # than was taken last: then there is nothing to wait for
@@ -115,22 +117,35 @@ class InboxReader:
     def next(self) -> list[Entry]:
         """Return the next batch, waiting a short while for an entry where there is none."""
         idle = self._idle()
-        woken = not self._more and idle < 0
-        if woken:
-            wait_unread(self._redis, "XREADGROUP", "GROUP", GROUP, self._name, *_ONE)
-        entries = self.take(INBOX, idle=idle, woken=woken)
-        if idle >= 0 and not entries:
-            forget_readers(self._redis)
-        return entries
+        if self._more or idle >= 0:
+            entries = self.take(INBOX, idle=idle)
+            if not entries:
+                forget_readers(self._redis)
+            return entries
+        return self._waited()
 
-    def take(self, stream: str, *, idle: int = -1, woken: bool = False) -> list[Entry]:
+    def _waited(self) -> list[Entry]:
+        """Wait for an entry, a short while, and read what came: one round trip."""
+        self._more = True  # where this fails
+        then = ("EVALSHA", self._take.sha, 1, INBOX, *self._args(-1, woken=True))
+        try:
+            return self._read(wait_unread(self._redis, *self._wait, then=then))
+        except NoScriptError:
+            return self.take(INBOX)
+
+    def take(self, stream: str, *, idle: int = -1) -> list[Entry]:
         """Take one batch of a stream without waiting; `idle` ms after which others' entries are taken over, or -1."""
         self._more = True  # where this fails
+        return self._read(self._take(keys=[stream], args=self._args(idle)))
+
+    def _args(self, idle: int, *, woken: bool = False) -> list[str | int]:
         sizes = (BATCH, MAX_BATCH_BYTES, MAX_ENTRY_BYTES, KEPT_BYTES)
-        args: list[str | int] = [GROUP, self._name, *sizes, idle, int(woken), *FIELDS]
-        more, *answer = self._take(keys=[stream], args=args)
+        return [GROUP, self._name, *sizes, idle, int(woken), *FIELDS]
+
+    def _read(self, answer: Sequence[Any]) -> list[Entry]:
+        more, *found = answer
         self._more, self.suspects = more > 0, more > 1
-        return read_entries(answer)
+        return read_entries(found)
 
     def _idle(self) -> int:
         if time.monotonic() - self._looked_at < TAKE_OVER_EVERY_SECONDS:
@@ -166,6 +181,3 @@ class InboxReader:
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
-
-
-_ONE = ("COUNT", 1, "BLOCK", BLOCK_MS, "STREAMS", INBOX, ">")
