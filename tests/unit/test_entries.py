@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from redis import exceptions
 
 from worker.inputs.entries import KEPT_BYTES, Entry, kept_of, read_entries
@@ -19,27 +17,12 @@ from worker.inputs.redis_errors import remedy_of, word_of
         pytest.param(b"", b"a: b", Entry("1-0", "", b"a: b"), id="no field of ours"),
         pytest.param(b"job too_large 300000", b"[[", Entry("1-0", "job", b"[[", "too_large", 300_000), id="too long"),
         pytest.param(b" too_large 9", b"a", Entry("1-0", "", b"a", "too_large", 9), id="too long, no field of ours"),
-        pytest.param(
-            b"celery_too_large", b"77 {", Entry("1-0", "celery_too_large", b"{", "too_large", 77), id="shortened"
-        ),
-        pytest.param(
-            b"celery_too_large", b"{", Entry("1-0", "celery_too_large", b"", "too_large", 0), id="forged as shortened"
-        ),
     ],
 )
 def test_an_entry_is_read_with_the_field_that_counts_or_why_it_is_refused(
     head: bytes, raw: bytes, expected: Entry
 ) -> None:
     assert [expected] == read_entries([b"1-0", head, raw])
-
-
-@given(st.binary())
-def test_whatever_a_stranger_calls_shortened_is_bounded_and_refused(raw: bytes) -> None:
-    (entry,) = read_entries([b"1-0", b"celery_too_large", raw * 300])
-
-    assert "too_large" == entry.refusal
-    assert len(entry.raw) <= KEPT_BYTES
-    assert entry.sentence.endswith(".")
 
 
 def test_a_message_that_is_not_kept_whole_says_so() -> None:

@@ -18,9 +18,8 @@ MAX_BATCH_BYTES = 4 * 1024 * 1024  # of payload in one batch
 KEPT_BYTES = 4 * 1024  # of what is too long to be kept whole
 
 # What a reader of the inbox looks for, the first of them that an entry has.
-JOB, CELERY, UNACKED, CELERY_TOO_LARGE = "job", "celery", "celery_unacked", "celery_too_large"
-FIELDS = (JOB, CELERY, UNACKED, CELERY_TOO_LARGE)
-OF_CELERY = frozenset({CELERY, UNACKED, CELERY_TOO_LARGE})
+JOB, CELERY, UNACKED = FIELDS = ("job", "celery", "celery_unacked")
+OF_CELERY = frozenset({CELERY, UNACKED})
 
 REFUSALS = {
     "too_large": "The message is {size} bytes long, far above what a job may hold; only its beginning is kept.",
@@ -52,12 +51,7 @@ def _read(answer: Sequence[bytes]) -> Iterator[Entry]:
     for number in range(0, len(answer), 3):
         entry_id, head, raw = answer[number : number + 3]
         field, refusal, size = [*head.decode().split(" "), "", ""][:3]
-        if field == CELERY_TOO_LARGE and not refusal:  # shortened on its way into the inbox: its length, its beginning
-            length, _, raw = raw.partition(b" ")
-            refusal, size = "too_large", length[:20].decode("ascii", "replace")
-        if refusal:
-            raw = raw[:KEPT_BYTES]
-        yield Entry(entry_id.decode(), field, raw, refusal, int(size) if size.isascii() and size.isdigit() else 0)
+        yield Entry(entry_id.decode(), field, raw, refusal, int(size or 0))
 
 
 def kept_of(raw: bytes, error: str, *, whole: bool) -> tuple[bytes, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis import RedisError
 
-from worker.inputs.entries import CELERY, CELERY_TOO_LARGE, KEPT_BYTES, MAX_BATCH_BYTES, MAX_ENTRY_BYTES
+from worker.inputs.entries import CELERY, MAX_BATCH_BYTES, MAX_ENTRY_BYTES
 from worker.inputs.entries import UNACKED as UNACKED_FIELD
 from worker.runtime.loop import Loop
 from worker.runtime.refusals import Refusals
@@ -30,17 +30,16 @@ ARRIVED = f"{CELERY_LIST}:arrived"
 # kombu keeps a list for each step of priority, and what was taken and not acknowledged in a hash with an index.
 PRIORITY_LISTS = tuple(f"{CELERY_LIST}\x06\x16{step}" for step in (3, 6, 9))
 UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
-
-# XADD comes first: a Redis that is full refuses it, and then nothing has been taken off. What is too long is shortened
-# here; and nobody decodes it to see whose it is: the name of its list stands at its end.
+# XADD comes first: a Redis that is full refuses it, and then nothing has been taken off. What is too long is moved like
+# the rest: the script of the intake shortens it. Nobody decodes it to see whose it is: its list stands at its end.
+# for the intake's script to shorten; but nobody decodes it to see whose it is: the name of its list stands at its end.
 _MOVE = """
 local inbox, unacked, index = KEYS[1], KEYS[2], KEYS[3]
-local limit, most_bytes, longest, kept = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local field, unacked_field, long_field, list_name, age = ARGV[5], ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9])
+local limit, most_bytes, longest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local field, unacked_field, list_name, age = ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
 local moved, bytes = 0, 0
 
 local function add(name, message)
-  if #message > longest then name, message = long_field, #message .. ' ' .. string.sub(message, 1, kept) end
   redis.call('XADD', inbox, '*', name, message)
   moved, bytes = moved + 1, bytes + #message
 end
@@ -106,8 +105,8 @@ class CeleryInbox:
 
     def move(self) -> int:
         """Move one batch into the stream; return how many messages that were."""
-        sizes = (BATCH, MAX_BATCH_BYTES, MAX_ENTRY_BYTES, KEPT_BYTES)
-        names = (CELERY, UNACKED_FIELD, CELERY_TOO_LARGE, CELERY_LIST, UNACKED_SECONDS)
+        sizes = (BATCH, MAX_BATCH_BYTES, MAX_ENTRY_BYTES)
+        names = (CELERY, UNACKED_FIELD, CELERY_LIST, UNACKED_SECONDS)
         moved, full = self._move(keys=list(KEYS), args=[*sizes, *names])
         self._full = bool(full)
         return int(moved)
