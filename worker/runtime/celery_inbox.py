@@ -31,8 +31,8 @@ ARRIVED = f"{CELERY_LIST}:arrived"
 PRIORITY_LISTS = tuple(f"{CELERY_LIST}\x06\x16{step}" for step in (3, 6, 9))
 UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
 
-# XADD comes first: a Redis that is full refuses it, and then nothing has been taken off. What is too long is moved too:
-# the script of the intake shortens it. Nobody decodes it to see whose it is: its list stands at its end.
+# XADD comes first: a Redis that is full refuses it, and then nothing has been taken off. What is too long is moved
+# too: the intake's script shortens it. Nobody decodes it to see whose it is: the name of its list is its end.
 _MOVE = """
 local inbox, unacked, index = KEYS[1], KEYS[2], KEYS[3]
 local limit, most_bytes, longest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
