@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from worker.errors import (
+    AlreadyEndedError,
     CancelError,
     InboxUnavailableError,
     KeyConflictError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 
 __all__ = [
+    "AlreadyEndedError",
     "CancelClient",
     "CancelError",
     "Cancellation",

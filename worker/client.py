@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from redis import RedisError
+from redis import RedisError, ResponseError
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 from sqlalchemy import Connection
@@ -21,11 +21,11 @@ from worker.cancellation.lifecycle import Policy, SafeToRefund
 from worker.cancellation.pace import DOCUMENTED_WRITES_PER_SECOND
 from worker.cancellation.request import CancelRequest, Priority, make_request
 from worker.environment import from_environment
-from worker.errors import InboxUnavailableError, KeyConflictError, LedgerUnavailableError
+from worker.errors import AlreadyEndedError, InboxUnavailableError, KeyConflictError, LedgerUnavailableError
 from worker.ledger import queries, transitions
 from worker.ledger.database import open_ledger, read_only
-from worker.ledger.queries import Cancellation
-from worker.streams import connect_redis, put_jobs
+from worker.ledger.queries import Cancellation, Standing
+from worker.streams import INBOX, NotReplicatedError, connect_redis, put_jobs, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 CHUNK = 1_000  # entries in one round trip
+REPLICAS_ASKED_EVERY_SECONDS = 30.0
 
 
 class CancelClient:
@@ -47,6 +48,7 @@ class CancelClient:
     def __init__(self, redis_url: str | None = None, database_url: str | None = None) -> None:
         self._redis_url = redis_url or from_environment("REDIS_URL") or "redis://localhost:6379/0"
         self._database_url = database_url or from_environment("DATABASE_URL")
+        self._replicas, self._replicas_asked_at = 0, -REPLICAS_ASKED_EVERY_SECONDS
         self._writes_per_second = float(from_environment("WRITES_PER_SECOND") or DOCUMENTED_WRITES_PER_SECOND)
 
     @cached_property
@@ -77,7 +79,8 @@ class CancelClient:
         """Ask for one order to be cancelled; return the record's id.
 
         With `session` the row is inserted in the caller's own transaction: it is accepted when that commits. Otherwise
-        one entry is added to the inbox in Redis. Raises InvalidRequest, KeyConflictError or InboxUnavailableError.
+        one entry is added to the inbox in Redis. Raises InvalidRequest, KeyConflictError or InboxUnavailableError, and
+        AlreadyEndedError where the ledger can be asked and this intent has ended before: then nothing is sent.
         """
         fields = {
             "connection_id": connection_id,
@@ -90,21 +93,26 @@ class CancelClient:
             "metadata": dict(metadata) if metadata is not None else None,
         }
         request = _request(fields)
-        if session is None:
-            self._send([request])
-        else:
+        if session is not None:
             _insert(session, request)
+        elif ended := self._send([request]):
+            raise _already_ended(ended, map(self.get, ended), [request.record_id])
         return request.record_id
 
     def enqueue_many(self, jobs: Iterable[Mapping[str, Any]]) -> list[str]:
         """Enqueue many jobs, each a mapping with the fields of `enqueue`; return their ids in the same order.
 
         All are checked before the first is sent. After InboxUnavailableError some may have been sent: send all again.
+        AlreadyEndedError comes last: what it does not name was enqueued.
         """
         requests = [_request(job) for job in jobs]
+        ids = [request.record_id for request in requests]
+        ended: dict[str, Standing] = {}
         for start in range(0, len(requests), CHUNK):
-            self._send(requests[start : start + CHUNK])
-        return [request.record_id for request in requests]
+            ended |= self._send(requests[start : start + CHUNK])
+        if ended:
+            raise _already_ended(ended, map(self.get, ended), ids)
+        return ids
 
     def get(self, cancellation_id: str) -> Cancellation | None:
         """Return the cancellation as it stands, or None while the ledger does not know it."""
@@ -169,24 +177,41 @@ class CancelClient:
         with read_only(self._ledger) as db:
             return question(db, *about)
 
-    def _send(self, requests: Sequence[CancelRequest]) -> None:
-        self._refuse_conflicts(requests)
+    def _send(self, requests: Sequence[CancelRequest]) -> dict[str, Standing]:
+        """Send what has not ended; return what has, by record id."""
+        ended = self._find_ended(requests)
+        live = [request for request in requests if request.record_id not in ended]
         try:
-            put_jobs(self._redis, [request.to_json() for request in requests])
+            put_jobs(self._redis, [request.to_json() for request in live], self._replicas_to_wait_for())
+        except NotReplicatedError as error:
+            raise InboxUnavailableError(f"{error}; enqueue again, the same intent stays one record.") from error
         except RedisError as error:
+            what = "Redis refused it" if isinstance(error, ResponseError) else "Redis could not be reached"
+            why = refusal(self._redis, error, {INBOX: "stream"}) or f"{what} ({type(error).__name__})"
             raise InboxUnavailableError(
-                f"Redis could not be reached ({type(error).__name__}), so it is not certain that all was enqueued: "
-                "enqueue again, the same intent stays one record."
+                f"{why}. It is not certain that all was enqueued: enqueue again, the same intent stays one record."
             ) from error
+        return ended
 
-    def _refuse_conflicts(self, requests: Sequence[CancelRequest]) -> None:
+    def _replicas_to_wait_for(self) -> int:
+        """Return 1 where Redis has a replica: what that has too survives a failover."""
+        if time.monotonic() - self._replicas_asked_at > REPLICAS_ASKED_EVERY_SECONDS:
+            try:
+                role = self._redis.execute_command("ROLE")
+            except ResponseError:
+                role = ()  # who may not know, cannot wait
+            self._replicas_asked_at = time.monotonic()
+            self._replicas = min(1, len(role[2])) if role and role[0] in {b"master", "master"} else 0
+        return self._replicas
+
+    def _find_ended(self, requests: Sequence[CancelRequest]) -> dict[str, Standing]:
         if self._database_url is None:
-            return  # the intake judges it, and keeps a conflict as a dead letter
+            return {}  # the intake judges it: a conflict becomes a dead letter, and of what has ended an event tells
         try:
-            conflicts = self._ask(queries.find_conflicts, requests)
+            known = self._ask(queries.find_standing, requests)
         except LedgerUnavailableError:
-            return  # a ledger that is away does not stop anyone from enqueuing
-        _raise_conflict(requests, conflicts)
+            return {}  # a ledger that is away does not stop anyone from enqueuing
+        return _ended_of(requests, known)
 
 
 @contextmanager
@@ -208,10 +233,27 @@ def _request(fields: Mapping[str, Any]) -> CancelRequest:
 def _insert(session: Session | Connection, request: CancelRequest) -> None:
     db = session if isinstance(session, Connection) else session.connection()
     transitions.accept(db, [request])
-    _raise_conflict([request], queries.find_conflicts(db, [request]))
+    if ended := _ended_of([request], queries.find_standing(db, [request])):
+        raise _already_ended(ended, [queries.get(db, request.record_id)], [request.record_id])
 
 
-def _raise_conflict(requests: Sequence[CancelRequest], conflicts: Mapping[str, str]) -> None:
+def _already_ended(
+    ended: Mapping[str, Standing], records: Iterable[Cancellation | None], ids: Sequence[str]
+) -> AlreadyEndedError:
+    first = next(iter(ended.values()))
+    others = f" (and {len(ended) - 1} more)" if len(ended) > 1 else ""
+    return AlreadyEndedError(
+        f"The cancel of order {first.order_id!r} of connection {first.connection_id!r}{others} has ended already: "
+        f"{first.status}, verdict {first.verdict}. Nothing is sent for it. To cancel the order again, run "
+        f"`cancel-worker replay {first.id}`, or enqueue it with a new idempotency key.",
+        [found for found in records if found],
+        ids,
+    )
+
+
+def _ended_of(requests: Sequence[CancelRequest], known: Mapping[str, Standing]) -> dict[str, Standing]:
+    """Return what has ended already, by record id. Raises KeyConflictError for a key of another order."""
     for request in requests:
-        if (known := conflicts.get(request.record_id)) and known != request.order_id:
-            raise KeyConflictError(queries.key_conflict(request, known))
+        if sentence := queries.conflict_of(request, known.get(request.record_id)):
+            raise KeyConflictError(sentence)
+    return {record_id: standing for record_id, standing in known.items() if standing.ended_at}

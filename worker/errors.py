@@ -3,13 +3,19 @@
 CancelError
 ├── InvalidRequest              the job cannot be accepted: correct it (`worker.cancellation.request`)
 ├── KeyConflictError            its key belongs to another order: use another key
+├── AlreadyEndedError           it has ended before: replay it, or state a new intent with a key of its own
 ├── UnknownCancellationError    nothing has this id
 ├── TooLateError                it was sent: it cannot be taken back
-├── InboxUnavailableError       Redis is away: enqueue again
+├── InboxUnavailableError       Redis is away or refuses: the text says why; enqueue again
 └── LedgerUnavailableError      the database is away: ask again
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class CancelError(Exception):
@@ -18,6 +24,19 @@ class CancelError(Exception):
 
 class KeyConflictError(CancelError, ValueError):
     """The idempotency key already belongs to another order of this connection."""
+
+
+class AlreadyEndedError(CancelError, ValueError):
+    """Intents that have ended already, so nothing is sent for them; the text says how they stand and what to do.
+
+    `cancellations` are their records as they stand (`worker.Cancellation`). `ids` are the records of all jobs of the
+    call, in order: those that have not ended were enqueued.
+    """
+
+    def __init__(self, sentence: str, cancellations: Sequence[Any], ids: Sequence[str]) -> None:
+        super().__init__(sentence)
+        self.cancellations = tuple(cancellations)
+        self.ids = list(ids)
 
 
 class UnknownCancellationError(CancelError, LookupError):
@@ -29,7 +48,7 @@ class TooLateError(CancelError, ValueError):
 
 
 class InboxUnavailableError(CancelError, ConnectionError):
-    """Redis could not be reached. Enqueue again: the same intent is the same record, however often it is sent."""
+    """Redis is away or takes nothing; the text says why. Enqueue again: the same intent stays one record."""
 
 
 class LedgerUnavailableError(CancelError, ConnectionError):

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-from redis import Redis
+from redis import Redis, RedisError
+
+from worker.inputs.faults import remedy_of, word_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping, Sequence
 
 INBOX = "cancellations:inbox"
 EVENTS = "cancellations:events"
+DEAD_LETTERS = "cancellations:dead-letters"  # events about them: a flood of bad messages pushes no outcome off
+INBOX_AHEAD = f"{INBOX}:ahead"  # an inbox whose ids were ahead of the clock, until it is read to its end
 JOB_FIELD = b"job"
 GROUP = "ledger"
 
-# The Celery list is a second inbox: its messages are moved into the stream, each under one of these fields. The second
-# is a message that a Celery worker had taken and not acknowledged when it died.
+# The Celery list is a second inbox: its messages are moved into the stream, under fields of their own.
 CELERY_LIST = "cancellations"
-CELERY_FIELD = b"celery"
-UNACKED_FIELD = b"celery_unacked"
+
+REPLICATION_MS = 2_000  # what a replica has to confirm an entry, below the time-out of a producer's connection
 
 # The events stream keeps about this many: a reader that is further behind asks the ledger.
 EVENTS_KEPT = 100_000
@@ -34,6 +38,50 @@ def connect_redis(url: str, *, socket_timeout: float = 10.0) -> Redis:
         health_check_interval=25,
         client_name="cancel-worker",
     )
+
+
+def wait_unread(redis: Any, *command: str | int, then: Sequence[str | int] = ("PING",)) -> Any:
+    """Run a command that waits, then another, in one round trip; return the reply of the second.
+
+    Redis drops the reply of the first, however long that would be, and so its error as well.
+    """
+    pool = redis.connection_pool
+    connection = pool.get_connection()
+    try:
+        words = [("CLIENT", "REPLY", "OFF"), command, ("CLIENT", "REPLY", "ON"), then]
+        connection.send_packed_command(connection.pack_commands(words))
+        connection.read_response()
+        return connection.read_response()
+    except BaseException:
+        connection.disconnect()  # or its replies would be taken for those of the next command
+        raise
+    finally:
+        pool.release(connection)
+
+
+def refusal(redis: Any, error: RedisError, keys: Mapping[str, str]) -> str | None:
+    """Say what Redis refuses and what to do, without a full stop; `keys` are ours, with their types.
+
+    None where Redis has refused nothing: it did not answer.
+    """
+    if word_of(error) == "WRONGTYPE":
+        for name, right in keys.items():
+            with suppress(RedisError):
+                found = _text(redis.type(name))
+                if found not in {right, "none"}:
+                    return f"{name} holds {_article(found)}, not {_article(right)}: rename or delete it"
+    return remedy_of(error)
+
+
+def _text(answer: bytes | str) -> str:
+    return answer.decode() if isinstance(answer, bytes) else answer
+
+
+def _article(kind: str) -> str:
+    return f"a {_TYPES.get(kind, kind)}"
+
+
+_TYPES = {"zset": "sorted set"}
 
 
 # Every restart brings a reader of a new name. One that was not heard of for an hour and left nothing is forgotten;
@@ -54,9 +102,22 @@ def forget_readers(redis: Redis) -> None:
     redis.eval(_FORGET_READERS, 1, INBOX, GROUP)
 
 
-def put_jobs(redis: Redis, jobs: Iterable[bytes]) -> None:
-    """Add one entry per job, in one round trip."""
+class NotReplicatedError(RedisError):
+    """Redis has the entries, and its replicas do not have them yet: a failover now would lose them."""
+
+
+def put_jobs(redis: Redis, jobs: Sequence[bytes], replicas: int = 0) -> None:
+    """Add one entry per job, in one round trip; return when so many replicas have them. Raises NotReplicatedError."""
+    if not jobs:
+        return
     pipeline = redis.pipeline(transaction=False)
     for job in jobs:
         pipeline.xadd(INBOX, {JOB_FIELD: job})
-    pipeline.execute()
+    if replicas:
+        pipeline.wait(replicas, REPLICATION_MS)
+    answers = pipeline.execute()
+    if replicas and answers[-1] < replicas:
+        raise NotReplicatedError(
+            f"Redis took it, but {answers[-1]} of {replicas} replicas had it after {REPLICATION_MS / 1000:g} s: a "
+            "failover could lose it"
+        )

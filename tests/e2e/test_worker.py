@@ -15,7 +15,7 @@ from harness.truth import record_id
 from sqlalchemy import make_url, update
 
 from worker.ledger.schema import cancellations
-from worker.streams import EVENTS, INBOX
+from worker.streams import DEAD_LETTERS, EVENTS, INBOX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,7 @@ def test_a_bad_task_of_a_celery_producer_is_a_dead_letter_and_stops_nobody(deplo
 
     assert "succeeded" == _wait(deployment, "o-1").status
     deployment.wait_until(
-        lambda: b"dead_letter.kept" in [fields[b"type"] for _, fields in deployment.redis.xrange(EVENTS)],
+        lambda: b"dead_letter.kept" in [fields[b"type"] for _, fields in deployment.redis.xrange(DEAD_LETTERS)],
         "the dead letter",
     )
 

@@ -33,7 +33,7 @@ POINTS = {
     "after XADD": Point("after", "worker.client:put_jobs"),
     "Celery message arrived, not on the inbox": Point("after", "worker.runtime.celery_inbox:CeleryInbox._wait"),
     "Celery message on the inbox": Point("after", "worker.runtime.celery_inbox:CeleryInbox.move"),
-    "inbox read": Point("before", "worker.runtime.intake:Intake._store_and_ack"),
+    "inbox read": Point("before", "worker.runtime.intake:Intake._take_in"),
     "in the ledger": Point("after", "worker.ledger.transitions:accept"),
     "committed, inbox not acknowledged": Point("after", "worker.runtime.intake:Intake._commit"),
     "during the inbox acknowledgement": Point("half", "MULTI"),

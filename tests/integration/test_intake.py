@@ -8,12 +8,15 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis import Redis, ResponseError
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.request import CancelRequest
+from worker.inputs.entries import Entry
 from worker.ledger import queries
 from worker.ledger.database import open_ledger
+from worker.ledger.dialects import is_sqlite
 from worker.ledger.schema import dead_letters as kept_letters
 from worker.ledger.schema import events
 from worker.runtime.intake import BATCH, TAKE_OVER_AFTER_MS, Intake
@@ -23,7 +26,7 @@ from worker.telemetry.health import Vitals
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from redis import Redis
+    from conftest import Logged
 
     from worker.ledger.queries import Cancellation
 
@@ -119,7 +122,6 @@ BAD = {
     "order_id over 255": (raw(job("x" * 256)), "invalid_job", "order_id"),
     "key over 255": (raw(job(idempotency_key="k" * 256)), "invalid_job", "idempotency_key"),
     "reason over 1000": (raw(job(reason="r" * 1001)), "invalid_job", "reason"),
-    "1 MB": (raw(job(reason="r" * 2**20)), "too_large", "bytes"),
 }
 
 
@@ -191,7 +193,7 @@ def test_the_same_job_many_times_is_one_row(inbox: Redis, intake: Intake, ledger
 def test_the_same_entry_read_twice_leaves_one_dead_letter(inbox: Redis, intake: Intake, ledger: Engine) -> None:
     entry_id = inbox.xadd(INBOX, {"job": b"{"})
     for _ in range(2):
-        intake._store_and_ack([(entry_id, {b"job": b"{"})])
+        intake._settle(INBOX, [Entry(entry_id.decode(), "job", b"{")])
 
     assert 1 == len(dead_letters(ledger))
     assert 1 == len(told(ledger))
@@ -313,3 +315,64 @@ def test_an_intake_makes_what_it_needs_on_an_empty_redis_and_survives_its_loss(r
 
     assert {"before", "after"} == set(rows(ledger))
     assert (0, 0) == unsettled(redis)
+
+
+# ---- a ledger that refuses one row
+
+REFUSED = "refused"
+SQLITE_REFUSES = (
+    f"CREATE TRIGGER refuses BEFORE INSERT ON cancellations WHEN NEW.order_id = '{REFUSED}' "
+    "BEGIN SELECT RAISE(ABORT, 'refused'); END"
+)
+POSTGRES_REFUSES = f"ALTER TABLE cancellations ADD CONSTRAINT refuses CHECK (order_id <> '{REFUSED}')"
+
+
+def test_a_row_that_the_ledger_refuses_is_a_dead_letter_and_its_neighbours_are_stored(
+    redis: Redis, ledger: Engine, logged: Logged
+) -> None:
+    with ledger.begin() as db:
+        db.exec_driver_sql(SQLITE_REFUSES if is_sqlite(ledger.dialect.name) else POSTGRES_REFUSES)
+    redis.xgroup_create(INBOX, GROUP, id="0", mkstream=True)
+    woken: list[set[str]] = []
+    put_jobs(redis, [raw(job("before")), b"{", raw(job(REFUSED)), raw(job("behind"))])
+
+    assert 4 == Intake(redis, ledger, "w-1", woken.append, VITALS).take()
+
+    with ledger.connect() as db:
+        stored = {row.order_id for row in queries.find(db)}
+        kept = [tuple(row) for row in db.execute(select(kept_letters.c.raw, kept_letters.c.reason))]
+        (error,) = db.execute(select(kept_letters.c.error).where(kept_letters.c.raw == raw(job(REFUSED)))).scalars()
+    assert {"before", "behind"} == stored
+    assert {(b"{", "not_json"), (raw(job(REFUSED)), "refused_by_ledger")} == set(kept)
+    assert 2 == len(kept)
+    assert error.startswith("The ledger refused it: ")
+    assert REFUSED not in error.removeprefix("The ledger refused it")
+    assert [{"shop-1"}] == woken
+    assert 0 == redis.xlen(INBOX)
+    requested = ["cancellation.requested"] * 2
+    assert ["dead_letter.kept", "dead_letter.kept", *requested] == logged.events()
+
+
+# ---- two intakes on an empty Redis
+
+
+class LateRedis(Redis):
+    """The Redis of a worker that another one is always just ahead of: the group is there when it makes it."""
+
+    def xgroup_create(self, *args: Any, **options: Any) -> Any:
+        super().xgroup_create(*args, **options)
+        with pytest.raises(ResponseError, match="BUSYGROUP"):
+            super().xgroup_create(*args, **options)
+        return super().xgroup_create(*args, **options)
+
+
+def test_an_intake_does_not_mind_that_another_made_the_group(redis_url: str, ledger: Engine, logged: Logged) -> None:
+    with LateRedis.from_url(redis_url) as late:
+        put_jobs(late, [raw(job("o-1"))])
+        intake = Intake(late, ledger, "w-1", lambda _: None, VITALS)
+        intake.loop.start()
+        line = logged.wait_for("cancellation.requested")
+        intake.stop()
+
+    assert "o-1" == line["order_id"]
+    assert [] == logged.events()

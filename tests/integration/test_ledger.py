@@ -182,7 +182,7 @@ def test_a_new_job_is_pending_with_all_that_its_producer_stated(ledger: Engine, 
         "requested_by": "oms",
         "reason": "the customer changed his mind \N{SNOWMAN}",
         "metadata": {"ticket": "T-1", "lines": 2, "vip": True, "note": None},
-        "requested_at": soon - timedelta(days=1),
+        "requested_at": datetime.now(UTC) - timedelta(minutes=59),
     }
     request = job(connection_id=shop, **stated)
 
@@ -236,7 +236,10 @@ def test_a_key_that_belongs_to_another_order_is_found_and_changes_nothing(ledger
 
     assert set() == accept(ledger, wrong)
     with ledger.connect() as db:
-        assert {known.record_id: "o-1"} == queries.find_conflicts(db, [wrong, job("o-3", shop)])
+        ((found, standing),) = queries.find_standing(db, [wrong, job("o-3", shop)]).items()
+    assert (known.record_id, "o-1") == (found, standing.order_id)
+    assert "'o-1'" in (queries.conflict_of(wrong, standing) or "")
+    assert queries.conflict_of(known, standing) is None
     assert "o-1" == get(ledger, known.record_id).order_id
 
 

@@ -215,7 +215,8 @@ def instant(seconds: float | None) -> datetime | None:
 
 
 def job(order_id: str, send_by: float | None = None, **fields: Any) -> CancelRequest:
-    return CancelRequest(connection_id="shop-1", order_id=order_id, send_by=instant(send_by), **fields)
+    stated = {"idempotency_key": f"key of {order_id}", **fields}
+    return CancelRequest(connection_id="shop-1", order_id=order_id, send_by=instant(send_by), **stated)
 
 
 ORDERS = [f"o-{number}" for number in range(1, 9)]
@@ -410,11 +411,13 @@ class Machine(RuleBasedStateMachine):
     def deliver(self, send_by: float | None) -> None:
         """Deliver another job, if there is one, and every known one again; then one with a key of another order."""
         before, requests = self.rows, [job(order, send_by) for order in ORDERS[: len(self.rows) + 1]]
-        wrong = job("another", idempotency_key=requests[0].intent_key)
+        wrong = job("another", idempotency_key="key of o-1")
         with self.transaction() as db:
             new = transitions.accept(db, requests * 2)
             assert set() == transitions.accept(db, [wrong])
-            assert {wrong.record_id: "o-1"} == queries.find_conflicts(db, [wrong, *requests])
+            known = queries.find_standing(db, [wrong, *requests])
+        assert "o-1" == known[wrong.record_id].order_id
+        assert queries.conflict_of(wrong, known[wrong.record_id])
         assert new == self.rows.keys() - before.keys() == {request.record_id for request in requests} - before.keys()
         assert before == {record_id: self.rows[record_id] for record_id in before}
 

@@ -73,7 +73,7 @@ def test_every_thread_that_a_worker_runs_is_among_the_loops() -> None:
 
 
 def test_every_stream_event_that_the_ledger_writes_is_listed() -> None:
-    prefixes = ("cancellation.", "connection.", "trackstar.", "dead_letter.")
+    prefixes = ("cancellation.", "connection.", "trackstar.", "dead_letter.", "stream.")
     texts = {
         node.value
         for file in (WORKER / "ledger").glob("*.py")

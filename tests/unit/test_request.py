@@ -18,6 +18,7 @@ from worker.cancellation.request import (
     make_request,
     parse_request,
 )
+from worker.inputs.identifiers import problem_of_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +27,9 @@ anything_goes = settings(deadline=None)
 MINIMAL = {"connection_id": "shop-1", "order_id": "A-1001"}
 REASONS = {"not_json", "invalid_job", "too_large"}
 
-# A name is anything printable enough to travel in a header, a URL segment and a log line.
-names = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=255).filter(
-    lambda name: bool(name.strip()) and name not in {".", ".."}
+# A name is anything that shows each of its characters (`tests/unit/test_identifiers.py`).
+names = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=255).filter(
+    lambda name: name not in {".", ".."} and not name.startswith("cancel:") and problem_of_name(name) is None
 )
 instants = st.datetimes(timezones=st.just(UTC))
 

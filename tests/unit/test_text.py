@@ -8,6 +8,7 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.exceptions import NoPermissionError, ResponseError
 
 from worker.inputs.faults import fault
 from worker.inputs.text import MAX_SHOWN_LENGTH, visible, visible_json, visible_lines
@@ -96,18 +97,10 @@ def test_json_for_programs_means_the_same_and_is_safe_to_look_at(document: dict[
     assert shown.isprintable()
 
 
-class NoPermissionError(Exception):
-    """As redis-py names it."""
-
-
-class ResponseError(Exception):
-    """As redis-py names it."""
-
-
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (NoPermissionError("User w has no permissions to run the 'evalsha' command"), "`+evalsha`"),
+        (NoPermissionError("User w has no permissions to run the 'evalsha' command"), "EVALSHA"),
         (ResponseError("WRONGTYPE Operation against a key"), "another type"),
         (ResponseError("ERR Error running script: @user_script: 9: -OOM command not allowed"), "Redis is full"),
         (ResponseError("MISCONF Redis is configured to save"), "cannot save"),
@@ -115,7 +108,7 @@ class ResponseError(Exception):
     ],
 )
 def test_an_error_of_a_server_is_named_with_its_remedy(error: Exception, said: str) -> None:
-    assert said.strip("`") in fault(error)
+    assert said in fault(error)
     assert fault(error).startswith(type(error).__name__)
 
 

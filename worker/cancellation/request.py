@@ -15,6 +15,7 @@ from uuid import UUID, uuid5
 import msgspec
 
 from worker.errors import CancelError
+from worker.inputs.identifiers import problem_of_name
 from worker.inputs.text import printable
 
 # Fixed for ever: another namespace would give every known intent a second record, and a second request.
@@ -22,8 +23,9 @@ RECORD_NAMESPACE = UUID("c1f0a1c2-6f0e-5d0b-9c55-3a8f4d0e7a11")
 
 MAX_JOB_BYTES = 64 * 1024  # far above what the field limits below can add up to
 MAX_METADATA_BYTES = 4 * 1024  # of compact JSON
-MAX_NAME_LENGTH = 255  # ids and keys: Trackstar's own limit for an Idempotency-Key
 MAX_TEXT_LENGTH = 1000  # requested_by and reason
+
+DERIVED = "cancel:"  # before an order id: the key of a job that states none
 
 Priority = Literal["urgent", "normal", "bulk"]
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -71,6 +73,8 @@ class CancelRequest(
             _refuse("order_id", "may not be '.' or '..': they vanish from a URL path")
         if self.idempotency_key:
             _check_name("idempotency_key", self.idempotency_key)
+            if self.idempotency_key.startswith(DERIVED) and self.idempotency_key != f"{DERIVED}{self.order_id}":
+                _refuse("idempotency_key", f"begins with {DERIVED!r} and is the key of another order: use another one")
         _check_text("requested_by", self.requested_by)
         _check_text("reason", self.reason)
         _check_instant("send_by", self.send_by)
@@ -81,7 +85,7 @@ class CancelRequest(
     @property
     def intent_key(self) -> str:
         """The producer's key, or the one derived from the order: one intent to cancel per order."""
-        return self.idempotency_key or f"cancel:{self.order_id}"
+        return self.idempotency_key or f"{DERIVED}{self.order_id}"
 
     @cached_property
     def record_id(self) -> str:
@@ -132,13 +136,8 @@ def _refuse(field: str, problem: str) -> NoReturn:
 
 
 def _check_name(field: str, value: str) -> None:
-    if not value.strip():
-        _refuse(field, "is empty")
-    if len(value) > MAX_NAME_LENGTH:
-        _refuse(field, f"is {len(value)} characters long; {MAX_NAME_LENGTH} is the most")
-    if not value.isprintable() and any(_is_control(char) for char in value):
-        _refuse(field, "has a control character")
-    _check_unicode(field, value)
+    if problem := problem_of_name(value):
+        _refuse(field, problem)
 
 
 def _check_text(field: str, value: str | None) -> None:
@@ -181,7 +180,3 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
     size = len(msgspec.json.encode(metadata))
     if size > MAX_METADATA_BYTES:
         _refuse("metadata", f"is {size} bytes of JSON; {MAX_METADATA_BYTES} is the most")
-
-
-def _is_control(char: str) -> bool:
-    return char < " " or "\x7f" <= char <= "\x9f"

@@ -18,12 +18,14 @@ from worker.cli import connections, dead_letters, doctor, local, orders, repair,
 from worker.cli.parts import SafeConsole
 from worker.environment import SettingsError
 from worker.errors import (
+    AlreadyEndedError,
     InboxUnavailableError,
     KeyConflictError,
     LedgerUnavailableError,
     TooLateError,
     UnknownCancellationError,
 )
+from worker.inputs.faults import remedy_of
 from worker.ledger.dead_letters import UnknownDeadLetterError
 from worker.ledger.vault import CredentialsError
 
@@ -65,14 +67,15 @@ def main() -> None:
     """Run the command line and turn every error into a sentence and an exit code."""
     try:
         app()
+    except (AlreadyEndedError, TooLateError, TimeoutError) as error:
+        _fail(1, str(error))
     except WRONG_INPUT as error:
         _fail(2, str(error))
     except UNREACHABLE as error:
         _fail(3, str(error))
-    except (TooLateError, TimeoutError) as error:
-        _fail(1, str(error))
     except RedisError as error:
-        _fail(3, f"Redis could not be reached ({type(error).__name__}): check REDIS_URL and that the server runs.")
+        away = f"Redis could not be reached ({type(error).__name__}): check REDIS_URL and that the server runs"
+        _fail(3, f"{remedy_of(error) or away}.")
     except DBAPIError as error:
         _fail(3, f"{_ledger_problem(error)} Check DATABASE_URL, and that `cancel-worker migrate` has run.")
     except SQLAlchemyError as error:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from worker.cancellation.lifecycle import SafeToRefund, Status
 from worker.cli.parts import client, console, ledger, moment, overview, refund
-from worker.errors import LedgerUnavailableError, UnknownCancellationError
+from worker.errors import AlreadyEndedError, LedgerUnavailableError, UnknownCancellationError
 from worker.inputs.text import visible_json
 from worker.ledger import queries
 from worker.ledger.database import read_only
@@ -52,10 +52,18 @@ def enqueue(
         for order_id in order_ids
     ]
     producer = client()
-    ids = producer.enqueue_many(jobs)
+    ended_before: set[str] = set()
+    try:
+        ids = producer.enqueue_many(jobs)
+    except AlreadyEndedError as error:
+        ids, ended_before = error.ids, {found.id for found in error.cancellations}
+        console.print(str(error), style="red", soft_wrap=True)
     if not wait:
         for order_id, record_id in zip(order_ids, ids, strict=True):
-            console.print(f"{record_id}  {order_id}", soft_wrap=True)
+            if record_id not in ended_before:
+                console.print(f"{record_id}  {order_id}", soft_wrap=True)
+        if ended_before:
+            raise typer.Exit(1)
         _print_expected(producer, connection, priority)
         return
     ended = [producer.wait(record_id, timeout) for record_id in ids]

@@ -1,4 +1,4 @@
-"""What an error of a server is, in words of ours: its kind, its code, the remedy. Pure; knows errors by their names.
+"""What a server refuses, by its code word, and what a person can do. Pure; knows errors by class and text.
 
 Never an error's text: it may hold an address, a row, a job.
 """
@@ -7,35 +7,76 @@ from __future__ import annotations
 
 import re
 
-_CODES = re.compile(r"\b(OOM|MISCONF|READONLY|NOPERM|WRONGTYPE)\b")
-# redis-py takes the code of these out of the text and makes it the class.
-_CODE_OF = {"OutOfMemoryError": "OOM", "ReadOnlyError": "READONLY", "NoPermissionError": "NOPERM"}
-# Inside a script the code is missing.
-_NO_RIGHT = re.compile(r"\bno permissions to\b", re.IGNORECASE)
-_COMMAND = re.compile(r"'([a-z|]{2,30})' command")
-_MAX_TEXT = 1000
-
 _REMEDIES = {
-    "OOM": "Redis is full and takes no writes; give it memory (`maxmemory`), or remove what nobody needs",
-    "MISCONF": "Redis cannot save to its disk and takes no writes; its log says why",
-    "READONLY": "this Redis is a replica and takes no writes; let REDIS_URL name the primary",
-    "NOPERM": "the user of REDIS_URL lacks a right",
-    "WRONGTYPE": "a key of ours holds another type; remove or rename it, `cancel-worker doctor` names it",
-    "ReadOnlySqlTransaction": "the database is read-only; make it writable, or let DATABASE_URL name the primary",
-    "InsufficientPrivilege": "the role of DATABASE_URL lacks a right; grant SELECT, INSERT and UPDATE",
+    "OOM": "Redis is full (maxmemory) and takes nothing new: free memory or raise maxmemory",
+    "MISCONF": "Redis cannot save to its disk (MISCONF) and takes nothing new: look at its log and its disk",
+    "READONLY": "This Redis is a replica and cannot be written to (READONLY): let REDIS_URL name the primary",
+    "NOREPLICAS": "Redis wants more replicas than it has (min-replicas-to-write): bring its replicas back",
+    "MASTERDOWN": "This Redis is a replica that has lost its primary: let REDIS_URL name the primary",
+    "LOADING": "Redis is still loading its data: it goes on by itself",
+    "BUSY": "Redis is busy with somebody's script: it goes on when that has ended",
+    "NOAUTH": "Redis wants a password: put it into REDIS_URL",
+    "WRONGPASS": "Redis refuses the user or the password of REDIS_URL: correct it",
+    "NOSCRIPT": "Redis does not keep the script that it was just given: try again",
+    "WRONGTYPE": "A key of ours holds something of another type: rename or delete it",
+    "MOVED": "This Redis is a part of a cluster, which is not supported: use one server",
+    "CLUSTERDOWN": "This Redis is a part of a cluster that is down: use one server",
+    "EXHAUSTED": "A stranger's id has used up the ids of a stream: a worker repairs that within seconds",
+    "NOPERM": "The user of REDIS_URL lacks a right (NOPERM): allow it scripts and all commands on cancellations:*",
 }
+_DATABASE_REMEDIES = {
+    "ReadOnlySqlTransaction": "The database is read-only: make it writable, or let DATABASE_URL name the primary",
+    "InsufficientPrivilege": "The role of DATABASE_URL lacks a right: grant SELECT, INSERT and UPDATE",
+}
+# redis-py drops the code word of these and names a class after it.
+_CLASSES = {
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+    "NoPermissionError": "NOPERM",
+    "NoScriptError": "NOSCRIPT",
+    "BusyLoadingError": "LOADING",
+    "AuthenticationError": "NOAUTH",
+    "AuthenticationWrongNumberOfArgsError": "NOAUTH",
+    "MovedError": "MOVED",
+    "ClusterDownError": "CLUSTERDOWN",
+    "MasterDownError": "MASTERDOWN",
+}
+# A script's error carries the word of the command that failed, in front or after "ERR Error running script ...:".
+_WORD = re.compile(rf"(?:^|[\s:-])({'|'.join(_REMEDIES)})\b")
+_COMMAND = re.compile(r"'(evalsha|eval|script\|load|xadd|xreadgroup|client\|reply|wait|[a-z]{2,16})' command")
+
+
+def word_of(error: BaseException) -> str:
+    """Return a bounded word for an error: Redis' code word where Redis has refused something, else its class."""
+    kind, text = type(error).__name__, _said_by_redis(error)
+    if not type(error).__module__.startswith("redis."):
+        return kind
+    if kind in _CLASSES:
+        return "WRONGPASS" if "WRONGPASS" in text else _CLASSES[kind]
+    if "exhausted the last possible ID" in text:
+        return "EXHAUSTED"
+    if "no permissions to" in text.lower():
+        return "NOPERM"
+    found = _WORD.search(text)
+    return found.group(1) if found else kind
+
+
+def _said_by_redis(error: BaseException) -> str:
+    # A pipeline's error quotes the command first.
+    return str(error).rpartition("caused error: ")[2][:500]
+
+
+def remedy_of(error: BaseException) -> str | None:
+    """Say in a sentence, without a full stop, what Redis refuses and what to do; None where it refused nothing."""
+    word = word_of(error)
+    if word == "NOPERM" and (command := _COMMAND.search(_said_by_redis(error))):
+        return f"The user of REDIS_URL lacks the right to run {command.group(1).upper()} (NOPERM): allow it"
+    return _REMEDIES.get(word)
 
 
 def fault(error: BaseException | None) -> str:
     """Return what an error is, and what to do where that is known."""
-    cause = getattr(error, "orig", None) or error
-    name = type(cause).__name__
-    text = str(cause)[:_MAX_TEXT]
-    found = _CODES.search(text)
-    code = _CODE_OF.get(name) or (found[1] if found else "NOPERM" if _NO_RIGHT.search(text) else name)
-    remedy = _REMEDIES.get(code, "")
-    if code == "NOPERM":
-        command = _COMMAND.search(text)
-        remedy += f": `ACL SETUSER ... +{command[1]}`" if command else ", perhaps to a key: `ACL SETUSER ... ~*`"
-    kind = name if code == name or name in _CODE_OF else f"{name} {code}"
-    return f"{kind}: {remedy}" if remedy else kind
+    cause = getattr(error, "orig", None) or error or Exception()
+    kind, word = type(cause).__name__, word_of(cause)
+    remedy = remedy_of(cause) or _DATABASE_REMEDIES.get(kind)
+    return f"{kind}: {remedy}" if remedy else kind if kind == word else f"{kind} {word}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import sqlalchemy as sa
 
-from worker.ledger.dialects import db_now, insert
+from worker.inputs.entries import kept_of
+from worker.ledger.dialects import db_now, insert, now_plus_parameter
 from worker.ledger.outbox import add_events
 from worker.ledger.schema import dead_letters
 
@@ -17,6 +19,15 @@ if TYPE_CHECKING:
 
 
 d = dead_letters.c
+
+# What a flood may leave here in an hour, by all workers: so many with all their bytes, so many with their first 4 KB.
+# What is read well and refused for another reason has room of its own, which no flood of rubbish takes.
+HOUR_SECONDS = 3600.0
+MAX_WHOLE_PER_HOUR = 500
+MAX_UNREADABLE_PER_HOUR = 5_000
+MAX_PER_HOUR = 10_000
+_OF_GOOD_JOBS = frozenset({"key_conflict", "refused_by_ledger", "kills_its_reader"})
+_NEVER_WHOLE = frozenset({"too_large"})
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,24 +57,79 @@ class UnknownDeadLetterError(LookupError):
     """No dead letter has this number; the text says so."""
 
 
-def insert_dead_letters(db: sa.Connection, new: Sequence[DeadLetter]) -> None:
-    """Keep unreadable messages, each once, with an event for each."""
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """How many messages of one kind came, and how many of them are kept."""
+
+    source: str
+    reason: str
+    count: int
+    kept: int
+
+
+def insert_dead_letters(db: sa.Connection, new: Sequence[DeadLetter]) -> list[Kept]:
+    """Keep unreadable messages, each once, as many as an hour may bring; return what is new, as counts.
+
+    An event tells of each kind. What is beyond the limits is only counted.
+    """
     if not new:
-        return
-    kept = db.execute(
+        return []
+    chosen, beyond = _within_limits(new, _kept_lately(db))
+    rows = _insert(db, chosen)
+    kept, counted = (Counter((each.source, each.reason) for each in which) for which in (rows, beyond))
+    last = {(row.source, row.reason): row.id for row in sorted(rows, key=lambda row: row.id)}
+    found = [
+        Kept(
+            source=source,
+            reason=reason,
+            count=kept[source, reason] + counted[source, reason],
+            kept=kept[source, reason],
+        )
+        for source, reason in sorted({*kept, *counted})
+    ]
+    add_events(
+        db,
+        [
+            (
+                None,
+                "dead_letter.kept",
+                {**msgspec.structs.asdict(each), "dead_letter_id": last.get((each.source, each.reason))},
+            )
+            for each in found
+        ],
+    )
+    return found
+
+
+def _kept_lately(db: sa.Connection) -> int:
+    newest = sa.select(d.received_at).order_by(d.id.desc()).limit(MAX_PER_HOUR).subquery()
+    query = sa.select(sa.func.count()).where(newest.c.received_at > now_plus_parameter("seconds"))
+    return db.execute(query, {"seconds": -HOUR_SECONDS}).scalar_one()
+
+
+def _within_limits(new: Sequence[DeadLetter], lately: int) -> tuple[list[DeadLetter], list[DeadLetter]]:
+    chosen: list[DeadLetter] = []
+    beyond: list[DeadLetter] = []
+    for each in new:
+        limit = MAX_PER_HOUR if each.reason in _OF_GOOD_JOBS else MAX_UNREADABLE_PER_HOUR
+        if lately + len(chosen) >= limit:
+            beyond.append(each)
+            continue
+        whole = each.reason not in _NEVER_WHOLE and lately + len(chosen) < MAX_WHOLE_PER_HOUR
+        raw, error = kept_of(each.raw, each.error, whole=whole)
+        chosen.append(msgspec.structs.replace(each, raw=raw, error=error))
+    return chosen, beyond
+
+
+def _insert(db: sa.Connection, letters: Sequence[DeadLetter]) -> Sequence[sa.Row[Any]]:
+    if not letters:
+        return []
+    return db.execute(
         insert(db.dialect.name, dead_letters)
         .values(received_at=db_now())
         .on_conflict_do_nothing()
         .returning(d.id, d.reason, d.source),
-        [msgspec.structs.asdict(each) for each in new],
-    )
-    add_events(
-        db,
-        [
-            (None, "dead_letter.kept", {"dead_letter_id": row.id, "reason": row.reason, "source": row.source})
-            for row in kept
-        ],
-    )
+        [msgspec.structs.asdict(each) for each in letters],
+    ).all()
 
 
 def find(db: sa.Connection, *, requeued: bool = False, limit: int = 50) -> list[DeadLetterRow]:

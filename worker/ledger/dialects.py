@@ -90,6 +90,12 @@ def now_plus_parameter(name: str) -> now_plus:
     return now_plus(sa.bindparam(name, type_=sa.Float()))
 
 
+def clamped(dialect: str, value: sa.ColumnElement[Any], low: Any, high: Any) -> sa.Function[Any]:
+    """Return a value, or the bound that it is beyond."""
+    least, greatest = (sa.func.min, sa.func.max) if is_sqlite(dialect) else (sa.func.least, sa.func.greatest)
+    return greatest(low, least(value, high), type_=value.type)
+
+
 def insert(dialect: str, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
     """Return an INSERT that knows ON CONFLICT."""
     return sqlite.insert(table) if is_sqlite(dialect) else postgresql.insert(table)

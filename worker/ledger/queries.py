@@ -196,28 +196,42 @@ def timeline(db: sa.Connection, record_id: str) -> Timeline | None:
     )
 
 
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """How a record stands, without its documents and texts."""
+
+    id: str
+    connection_id: str
+    order_id: str
+    generation: int
+    status: str
+    verdict: str | None
+    evidence: str | None
+    outcome_reason: str | None
+    attempts: int
+    ended_at: datetime | None
+
+
 @built_once_per_dialect
-def _orders_of(dialect: str) -> sa.Select[tuple[str, str]]:
+def _standing_of(dialect: str) -> sa.Select[Any]:
     asked = rows_parameter(dialect, {"id": RecordId})
-    return sa.select(c.id, c.order_id).where(id_in_chosen(dialect, c.id, sa.select(asked.c.id)))
+    columns = [c[name] for name in Standing.__struct_fields__]
+    return sa.select(*columns).where(id_in_chosen(dialect, c.id, sa.select(asked.c.id)))
 
 
-def find_conflicts(db: sa.Connection, requests: Sequence[CancelRequest]) -> dict[str, str]:
-    """Return, by record id, the order that the record is for, wherever that is not the order asked for."""
+def find_standing(db: sa.Connection, requests: Sequence[CancelRequest]) -> dict[str, Standing]:
+    """Return, by record id, how the records of these jobs stand, wherever there is one."""
     if not requests:
         return {}
-    known = db.execute(_orders_of(db), bind_rows({"id": request.record_id} for request in requests))
-    order_ids = {str(row.id): row.order_id for row in known}
-    return {
-        request.record_id: known_order
-        for request in requests
-        if (known_order := order_ids.get(request.record_id, request.order_id)) != request.order_id
-    }
+    rows = db.execute(_standing_of(db), bind_rows({"id": request.record_id} for request in requests))
+    found = (Standing(**{**row._mapping, "id": str(row.id)}) for row in rows)  # noqa: SLF001 - SQLAlchemy's documented name
+    return {standing.id: standing for standing in found}
 
 
-def key_conflict(request: CancelRequest, known_order: str) -> str:
-    """Say that one idempotency key was used for two orders."""
+def conflict_of(request: CancelRequest, standing: Standing | None) -> str | None:
+    """Say that the job's key belongs to another order, if it does."""
+    if standing is None or standing.order_id == request.order_id:
+        return None
     return (
         f"The idempotency key {request.intent_key!r} of connection {request.connection_id!r} already belongs to order "
-        f"{known_order!r}: use another key for order {request.order_id!r}."
+        f"{standing.order_id!r}: use another key for order {request.order_id!r}."
     )

@@ -34,12 +34,14 @@ from worker.ledger.dialects import (
     UtcTimestamp,
     bind_rows,
     built_once_per_dialect,
+    clamped,
     db_now,
     hidden_from_planner,
     id_in_chosen,
     insert,
     is_sqlite,
     joined_by_id,
+    now_plus,
     rows_parameter,
 )
 from worker.ledger.outbox import NewEvent, add_events, add_leased_events, ended_payload
@@ -60,6 +62,8 @@ c = cancellations.c
 k = connections.c
 S = Status
 Statement = TypeVar("Statement")
+
+MAX_AGE_SECONDS = 3600  # a job may have waited so long before it came here: what it says beyond that is not believed
 
 WRITES: dict[str, set[tuple[Status, Status]]] = {}  # of each function below: from which status to which
 
@@ -152,9 +156,7 @@ def _inserting(dialect: str, source: sa.FromClause) -> ReturningInsert[tuple[str
         insert(dialect, cancellations)
         .from_select(
             [*(column.name for column in columns), "requested_at", "received_at", "status"],
-            sa.select(
-                *columns, sa.func.coalesce(source.c.requested_at, db_now()), db_now(), sa.literal(S.PENDING.value)
-            )
+            sa.select(*columns, _place_in_turn(dialect, source), db_now(), sa.literal(S.PENDING.value))
             .where(source.c.id.is_not(None))
             .order_by(source.c.id),
         )
@@ -162,6 +164,12 @@ def _inserting(dialect: str, source: sa.FromClause) -> ReturningInsert[tuple[str
         .returning(c.id)
     )
     return inserted
+
+
+def _place_in_turn(dialect: str, source: sa.FromClause) -> sa.ColumnElement[datetime]:
+    # It orders the jobs of a connection: nobody states a time by which to overtake those of the last hour.
+    stated = sa.func.coalesce(source.c.requested_at, db_now(), type_=UtcTimestamp())
+    return clamped(dialect, stated, now_plus(sa.text(str(-MAX_AGE_SECONDS))), db_now())
 
 
 def _first_of_each(requests: Sequence[CancelRequest]) -> list[CancelRequest]:

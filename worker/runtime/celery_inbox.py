@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from redis import RedisError
 
+from worker.inputs.entries import CELERY, MAX_BATCH_BYTES, MAX_ENTRY_BYTES
+from worker.inputs.entries import UNACKED as UNACKED_FIELD
 from worker.runtime.loop import Loop
-from worker.streams import CELERY_FIELD, CELERY_LIST, INBOX, UNACKED_FIELD
+from worker.runtime.refusals import Refusals
+from worker.streams import CELERY_LIST, INBOX, wait_unread
+from worker.telemetry.health import Vitals
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -27,57 +31,82 @@ ARRIVED = f"{CELERY_LIST}:arrived"
 PRIORITY_LISTS = tuple(f"{CELERY_LIST}\x06\x16{step}" for step in (3, 6, 9))
 UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
 
-# XADD comes first: a Redis that is full refuses it, and then nothing has been taken off.
+# XADD comes first: a Redis that is full refuses it, and then nothing has been taken off. What is too long is moved
+# too: the intake's script shortens it. Nobody decodes it to see whose it is: the name of its list is its end.
 _MOVE = """
 local inbox, unacked, index = KEYS[1], KEYS[2], KEYS[3]
-local limit, field, unacked_field, list_name, age = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-local moved = 0
+local limit, most_bytes, longest = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local field, unacked_field, list_name, age = ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
+local moved, bytes = 0, 0
+
+local function add(name, message)
+  redis.call('XADD', inbox, '*', name, message)
+  moved, bytes = moved + 1, bytes + #message
+end
+local function full() return moved >= limit or bytes >= most_bytes end
+local function is_ours(message)
+  if #message > longest then return string.match(string.sub(message, -400), '"' .. list_name .. '"%s*%]%s*$') end
+  local read, parts = pcall(cjson.decode, message)
+  return read and type(parts) == 'table' and parts[3] == list_name
+end
+
 for i = 4, #KEYS do
-  while moved < limit do
+  while not full() do
     local message = redis.call('LINDEX', KEYS[i], -1)
     if not message then break end
-    redis.call('XADD', inbox, '*', field, message)
+    add(field, message)
     redis.call('RPOP', KEYS[i])
-    moved = moved + 1
   end
 end
 local before = tonumber(redis.call('TIME')[1]) - age
 for _, tag in ipairs(redis.call('ZRANGEBYSCORE', index, '-inf', before, 'LIMIT', 0, limit)) do
-  local kept = redis.call('HGET', unacked, tag)
-  local read, parts = pcall(cjson.decode, kept or '')
-  if read and type(parts) == 'table' and parts[3] == list_name then
-    redis.call('XADD', inbox, '*', unacked_field, kept)
+  local message = redis.call('HGET', unacked, tag)
+  if message and not full() and is_ours(message) then
+    add(unacked_field, message)
     redis.call('HDEL', unacked, tag)
     redis.call('ZREM', index, tag)
-    moved = moved + 1
   end
 end
-return moved
+return {moved, full() and 1 or 0}
 """
+
+KEYS = {INBOX: "stream", UNACKED: "hash", UNACKED_INDEX: "zset"} | dict.fromkeys(
+    (ARRIVED, CELERY_LIST, *PRIORITY_LISTS), "list"
+)
 
 
 class CeleryInbox:
     """One thread that moves the messages of Celery producers into the inbox."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, vitals: Vitals | None = None) -> None:
         self._redis: Any = redis
         self._move = redis.register_script(_MOVE)
+        self._refusals = Refusals(redis, "The Celery list", KEYS, vitals or Vitals())
+        self._full = False  # whether the last batch left something behind
         self.loop = Loop("celery_inbox", self._tick, expected=(RedisError,))
 
     def stop(self) -> None:
         self.loop.stop(BLOCK_SECONDS + 5)
 
     def _tick(self) -> float:
-        self._wait()
-        while self.move() >= BATCH and self.loop.running:
-            pass
+        try:
+            if not self._full:
+                self._wait()
+            self.move()
+        except RedisError as error:
+            self._refusals.note(error)
+            raise
+        self._refusals.over()
         return 0.0
 
-    def _wait(self) -> bool:
-        """Wait for a message, a short while; return whether one arrived."""
-        return self._redis.blmove(CELERY_LIST, ARRIVED, BLOCK_SECONDS, src="RIGHT", dest="LEFT") is not None
+    def _wait(self) -> None:
+        """Wait for a message, a short while."""
+        wait_unread(self._redis, "BLMOVE", CELERY_LIST, ARRIVED, "RIGHT", "LEFT", BLOCK_SECONDS)
 
     def move(self) -> int:
         """Move one batch into the stream; return how many messages that were."""
-        keys = [INBOX, UNACKED, UNACKED_INDEX, ARRIVED, CELERY_LIST, *PRIORITY_LISTS]
-        return int(self._move(keys=keys, args=[BATCH, CELERY_FIELD, UNACKED_FIELD, CELERY_LIST, UNACKED_SECONDS]))
+        sizes = (BATCH, MAX_BATCH_BYTES, MAX_ENTRY_BYTES)
+        names = (CELERY, UNACKED_FIELD, CELERY_LIST, UNACKED_SECONDS)
+        moved, full = self._move(keys=list(KEYS), args=[*sizes, *names])
+        self._full = bool(full)
+        return int(moved)

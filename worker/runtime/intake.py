@@ -7,40 +7,45 @@ twice.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
+from msgspec.structs import replace
 from redis import RedisError, ResponseError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.celery_message import UnacceptableMessage, read_message, read_unacknowledged
 from worker.cancellation.request import CancelRequest, InvalidRequest, parse_request
+from worker.inputs import entries as fields
 from worker.ledger.database import refuses_the_row
 from worker.ledger.dead_letters import DeadLetter, insert_dead_letters
-from worker.ledger.queries import find_conflicts, key_conflict
+from worker.ledger.notices import add_already_ended, add_stream_repaired
+from worker.ledger.queries import conflict_of, find_standing
 from worker.ledger.transitions import accept_batch
+from worker.runtime.inbox_reader import BATCH, BLOCK_MS, TAKE_OVER_AFTER_MS, TAKE_OVER_EVERY_SECONDS, InboxReader
 from worker.runtime.loop import Loop
-from worker.streams import CELERY_FIELD, CELERY_LIST, GROUP, INBOX, JOB_FIELD, UNACKED_FIELD, forget_readers
+from worker.runtime.refusals import Refusals
+from worker.runtime.stream_ids import StreamIds
+from worker.streams import CELERY_LIST, DEAD_LETTERS, EVENTS, INBOX, INBOX_AHEAD
 from worker.telemetry.health import REDIS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from redis import Redis
     from sqlalchemy import Engine
 
+    from worker.inputs.entries import Entry
+    from worker.ledger.queries import Standing
     from worker.telemetry.health import Vitals
+
+__all__ = ["BATCH", "TAKE_OVER_AFTER_MS", "Intake", "sort_out"]
 
 log = structlog.get_logger()
 
-BATCH = 500
-BLOCK_MS = 2_000  # an idle intake asks this often; a new entry wakes it at once
-# An entry that its reader has not settled for this long is taken over: its reader is dead or cut off.
-TAKE_OVER_AFTER_MS = 5_000
-TAKE_OVER_EVERY_SECONDS = 2.0
+KEYS = dict.fromkeys((INBOX, INBOX_AHEAD, EVENTS, DEAD_LETTERS), "stream")
 
-Entry = tuple[bytes, dict[bytes, bytes]]
-Candidate = tuple[Entry, CancelRequest]
+Candidate = tuple["Entry", CancelRequest]
 
 
 class Intake:
@@ -49,12 +54,14 @@ class Intake:
     def __init__(
         self, redis: Redis, ledger: Engine, name: str, on_accepted: Callable[[set[str]], None], vitals: Vitals
     ) -> None:
-        self._redis: Any = redis  # redis-py's own types promise an awaitable everywhere
+        self._reader = InboxReader(redis, name)
+        self._stream_ids = StreamIds(redis)
+        self._refusals = Refusals(redis, "The inbox", KEYS, vitals)
         self._ledger = ledger
-        self._name = name
         self._on_accepted = on_accepted
         self._vitals = vitals
-        self._taken_over_at = -TAKE_OVER_EVERY_SECONDS
+        self._repaired_at = -TAKE_OVER_EVERY_SECONDS
+        self._ended = RecentlyTold()
         self.loop = Loop("intake", self._tick, expected=(RedisError, SQLAlchemyError))
 
     def stop(self) -> None:
@@ -65,59 +72,49 @@ class Intake:
         try:
             self.take()
         except ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            self._make_group()
+            if "NOGROUP" in str(error):
+                self._reader.make_group()
+                return 0.0
+            self._refusals.note(error)
+            raise
+        self._refusals.over()
         return 0.0
 
     def take(self) -> int:
-        """Take one batch: what a lost reader left first, then what is new. Return how many entries were settled."""
-        entries = self._left_by_others() or self._new_entries()
+        """Take one batch: what was in hand, what is new, what was put aside. Return how many entries were settled."""
+        self._repair()
+        entries = self._reader.next() if not self._stream_ids.aside else self._reader.take(INBOX)
         self._vitals.responded(REDIS)
-        if entries:
-            self._store_and_ack(entries)
-        return len(entries)
+        self._settle(INBOX, entries)
+        while self._reader.suspects and self.loop.running:
+            entries += (alone := self._reader.take(INBOX, idle=TAKE_OVER_AFTER_MS))
+            self._settle(INBOX, alone)
+        aside: list[Entry] = []
+        if self._stream_ids.aside:
+            aside = self._reader.take(INBOX_AHEAD, idle=TAKE_OVER_AFTER_MS)
+            self._settle(INBOX_AHEAD, aside)
+            self._stream_ids.aside = len(aside)  # until it is looked at again
+        return len(entries) + len(aside)
 
-    def _new_entries(self) -> list[Entry]:
-        answer = self._redis.xreadgroup(GROUP, self._name, {INBOX: ">"}, count=BATCH, block=BLOCK_MS)
-        if not answer:
-            return []
-        found = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer]
-        # The newer protocol nests the entries of a stream once more.
-        return [
-            entry
-            for group in found
-            for entry in (group[0] if group and isinstance(group[0], list) else group)
-            if entry
-        ]
+    def _repair(self) -> None:
+        if time.monotonic() - self._repaired_at < TAKE_OVER_EVERY_SECONDS:
+            return
+        for each in self._stream_ids.repair():
+            log.error("stream.repaired", stream=each.stream, problem=each.problem)
+            with self._ledger.begin() as db:
+                add_stream_repaired(db, each.stream, each.problem)
+        self._repaired_at = time.monotonic()
 
-    def _left_by_others(self) -> list[Entry]:
-        if time.monotonic() - self._taken_over_at < TAKE_OVER_EVERY_SECONDS:
-            return []
-        self._taken_over_at = time.monotonic()
-        answer = self._redis.xautoclaim(INBOX, GROUP, self._name, TAKE_OVER_AFTER_MS, "0-0", count=BATCH)
-        forget_readers(self._redis)
-        return [entry for entry in answer[1] if entry and entry[1] is not None]
-
-    def _make_group(self) -> None:
+    def _settle(self, stream: str, entries: list[Entry]) -> None:
+        if not entries:
+            return
         try:
-            self._redis.xgroup_create(INBOX, GROUP, id="0", mkstream=True)
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
-
-    def _store_and_ack(self, entries: list[Entry]) -> None:
-        requests, dead_letters = sort_out(entries)
-        accepted = self._store(requests, dead_letters)
-        if accepted:
-            self._on_accepted({request.connection_id for request in accepted})
-            time.sleep(0)  # gives up the GIL: the dispatcher goes first, an acknowledgement can wait
+            accepted = self._take_in(entries)
+        except SQLAlchemyError:
+            self._reader.release(stream, entries)
+            raise
         # Only now: what is acknowledged is in the ledger.
-        ids = [entry_id for entry_id, _ in entries]
-        pipeline = self._redis.pipeline(transaction=True)
-        pipeline.xack(INBOX, GROUP, *ids)
-        pipeline.xdel(INBOX, *ids)
-        pipeline.execute()
+        self._reader.settle(stream, entries)
         for request in accepted:
             log.info(
                 "cancellation.requested",
@@ -126,11 +123,19 @@ class Intake:
                 order_id=request.order_id,
             )
 
+    def _take_in(self, entries: list[Entry]) -> list[CancelRequest]:
+        requests, dead_letters = sort_out(entries)
+        accepted = self._store(requests, dead_letters)
+        if accepted:
+            self._on_accepted({request.connection_id for request in accepted})
+            time.sleep(0)  # gives up the GIL: the dispatcher goes first, an acknowledgement can wait
+        return accepted
+
     def _store(self, requests: list[Candidate], dead_letters: list[DeadLetter]) -> list[CancelRequest]:
         try:
             return self._commit(requests, dead_letters)
-        except SQLAlchemyError as error:
-            if not refuses_the_row(error):
+        except (SQLAlchemyError, UnicodeError) as error:
+            if not _is_at_fault_itself(error):
                 raise
         # One job that the ledger refuses for good, whatever we thought of it, may not stop the others.
         self._commit([], dead_letters)
@@ -139,8 +144,8 @@ class Intake:
     def _store_alone(self, candidate: Candidate) -> list[CancelRequest]:
         try:
             return self._commit([candidate], [])
-        except SQLAlchemyError as error:
-            if not refuses_the_row(error):
+        except (SQLAlchemyError, UnicodeError) as error:
+            if not _is_at_fault_itself(error):
                 raise
             sentence = f"The ledger refused it: {type(error).__name__}."
         return self._commit([], [_dead_letter(candidate[0], "refused_by_ledger", sentence)])
@@ -156,17 +161,61 @@ class Intake:
         return [request for record_id, request in first_of_each.items() if record_id in new_ids]
 
     def _keep_dead_letters(self, repeated: list[Candidate], unreadable: list[DeadLetter]) -> None:
+        try:
+            self._write_dead_letters(repeated, unreadable, error_of=str)
+        except (SQLAlchemyError, UnicodeError) as error:
+            if not _is_at_fault_itself(error):
+                raise
+            # It may quote what the encoding of this ledger cannot hold.
+            self._write_dead_letters(repeated, unreadable, error_of=ascii)
+
+    def _write_dead_letters(
+        self, repeated: list[Candidate], unreadable: list[DeadLetter], error_of: Callable[[str], str]
+    ) -> None:
         with self._ledger.begin() as db:
-            conflicts = find_conflicts(db, [request for _, request in repeated])
+            standing = find_standing(db, [request for _, request in repeated])
             clashing = [
-                _dead_letter(entry, "key_conflict", key_conflict(request, conflicts[request.record_id]))
+                _dead_letter(entry, "key_conflict", sentence)
                 for entry, request in repeated
-                if conflicts.get(request.record_id, request.order_id) != request.order_id
+                if (sentence := conflict_of(request, standing.get(request.record_id)))
             ]
-            insert_dead_letters(db, [*unreadable, *clashing])
-        for each in (*unreadable, *clashing):
-            # Not the error: it may quote the job.
-            log.warning("dead_letter.kept", entry_id=each.entry_id, reason=each.reason)
+            kept = insert_dead_letters(
+                db, [replace(each, error=error_of(each.error)) for each in (*unreadable, *clashing)]
+            )
+            ended = self._ended.news([found for found in standing.values() if found.ended_at])
+            add_already_ended(db, ended)
+        self._ended.told(ended)
+        for each in kept:
+            # Our words and counts only: the error may quote the job.
+            log.warning("dead_letter.kept", source=each.source, reason=each.reason, count=each.count, kept=each.kept)
+        if ended:
+            log.info("cancellation.already_ended", count=len(ended))
+
+
+class RecentlyTold:
+    """Which records were told of lately: a producer that repeats itself is answered once a minute for each."""
+
+    SECONDS = 60.0
+    MOST = 1_000  # in that time: events about what is known already may push no outcome off the stream
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._ids: set[str] = set()
+
+    def news(self, ended: Sequence[Standing]) -> list[Standing]:
+        """Return those that were not told of lately, as many as may be told."""
+        if time.monotonic() - self._since > self.SECONDS:
+            self._since, self._ids = time.monotonic(), set()
+        return [found for found in ended if found.id not in self._ids][: self.MOST - len(self._ids)]
+
+    def told(self, ended: Sequence[Standing]) -> None:
+        """Note that these were told of."""
+        self._ids.update(found.id for found in ended)
+
+
+def _is_at_fault_itself(error: Exception) -> bool:
+    # A text that the encoding of the ledger cannot hold does not even get there.
+    return isinstance(error, UnicodeError) or refuses_the_row(error)
 
 
 def sort_out(entries: list[Entry]) -> tuple[list[Candidate], list[DeadLetter]]:
@@ -176,29 +225,23 @@ def sort_out(entries: list[Entry]) -> tuple[list[Candidate], list[DeadLetter]]:
     for entry in entries:
         try:
             requests.append((entry, parse_request(_job_of(entry))))
-        except UnacceptableMessage as error:
-            dead_letters.append(_dead_letter(entry, error.reason, str(error), source=CELERY_LIST))
-        except InvalidRequest as error:
+        except (InvalidRequest, UnacceptableMessage) as error:
             dead_letters.append(_dead_letter(entry, error.reason, str(error)))
     return requests, dead_letters
 
 
 def _job_of(entry: Entry) -> bytes:
-    fields = entry[1]
-    if (job := fields.get(JOB_FIELD)) is not None:
-        return job
-    if (message := fields.get(CELERY_FIELD)) is not None:
-        return read_message(message)
-    if (message := fields.get(UNACKED_FIELD)) is not None:
-        return read_unacknowledged(message)
+    if entry.refusal:
+        raise InvalidRequest(entry.refusal, entry.sentence)
+    if entry.field == fields.JOB:
+        return entry.raw
+    if entry.field == fields.CELERY:
+        return read_message(entry.raw)
+    if entry.field == fields.UNACKED:
+        return read_unacknowledged(entry.raw)
     raise InvalidRequest("no_job_field", "The entry has no field `job`.")
 
 
-def _dead_letter(
-    entry: Entry, reason: str, error: str, *, source: str = INBOX, raw: bytes | None = None
-) -> DeadLetter:
-    entry_id, fields = entry
-    if raw is None:
-        known = (fields[name] for name in (JOB_FIELD, CELERY_FIELD, UNACKED_FIELD) if name in fields)
-        raw = next(known, b"\n".join(name + b": " + value for name, value in fields.items()))
-    return DeadLetter(source=source, entry_id=entry_id.decode(), raw=raw, reason=reason, error=error)
+def _dead_letter(entry: Entry, reason: str, error: str) -> DeadLetter:
+    source = CELERY_LIST if entry.field in fields.OF_CELERY else INBOX
+    return DeadLetter(source=source, entry_id=entry.id, raw=entry.raw, reason=reason, error=error)

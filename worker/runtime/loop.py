@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from worker.inputs.faults import fault
+from worker.inputs.faults import fault, word_of
 from worker.telemetry.sentry import report_bug
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ class Loop:
             work()
         except self._expected as error:
             if not self._told_away:
-                # The error's kind only: its text may hold an address or a row.
-                self._say(log.warning, "unavailable", error=type(error).__name__)
+                # The error's kind or code word only: its text may hold an address or a row.
+                self._say(log.warning, "unavailable", error=word_of(error))
             self._told_away = True
             self._note_failure()
             self._backoff.wait()

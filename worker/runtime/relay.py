@@ -13,14 +13,15 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-import structlog
-from redis import RedisError, ResponseError
+from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.ledger.database import autocommit
 from worker.ledger.outbox import mark_published, take_unpublished
 from worker.runtime.loop import NEVER, Loop
-from worker.streams import EVENTS, EVENTS_KEPT
+from worker.runtime.refusals import Refusals
+from worker.streams import DEAD_LETTERS, EVENTS, EVENTS_KEPT
+from worker.telemetry.health import Vitals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,19 +31,19 @@ if TYPE_CHECKING:
 
     from worker.ledger.outbox import Event
 
-log = structlog.get_logger()
-
 BATCH = 500
 MAX_HANDED = 20_000  # beyond that they are left to the outbox
 # One event alone is marked at once; under load marks gather so long, far below the lease of an event.
 MARK_SECONDS, MAX_MARKED = 0.5, 2_000
+KEYS = {EVENTS: "stream", DEAD_LETTERS: "stream"}
 
 
 class Relay:
     """One thread that publishes what it is handed, and empties the outbox whenever it is woken."""
 
-    def __init__(self, redis: Redis, ledger: Engine) -> None:
+    def __init__(self, redis: Redis, ledger: Engine, vitals: Vitals | None = None) -> None:
         self._redis = redis
+        self._refusals = Refusals(redis, "The events", KEYS, vitals or Vitals())
         self._ledger = ledger
         self._handed: deque[Event] = deque()
         self._published: list[int] = []  # ids that the ledger still calls unpublished
@@ -107,14 +108,14 @@ class Relay:
         pipeline = self._redis.pipeline(transaction=False)
         for event in events:
             pipeline.xadd(
-                EVENTS,
+                DEAD_LETTERS if event.type.startswith("dead_letter.") else EVENTS,
                 {"type": event.type, "event": event.payload, "event_id": event.id},
                 maxlen=EVENTS_KEPT,
                 approximate=True,
             )
         try:
             pipeline.execute()
-        except ResponseError as error:
-            if "WRONGTYPE" in str(error) and not self.loop.away:  # told once: it is tried again and again
-                log.error("relay.wrong_type", key=EVENTS)  # noqa: TRY400 - the error's text holds an event
+        except RedisError as error:
+            self._refusals.note(error)
             raise
+        self._refusals.over()

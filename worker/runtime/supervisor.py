@@ -81,13 +81,13 @@ class Supervisor:
         self._recorder = Recorder(self._open_ledger(), self._on_committed, self._on_refused)
         self.executor = Executor(settings.concurrency, self._context(pace), self._recorder.put, subscriber)
         vitals = Vitals(self.executor.unconsumed_seconds)
-        self._relay = Relay(redis, self._open_ledger())
+        self._relay = Relay(redis, self._open_ledger(), vitals)
         self._reporter = Reporter()
         self._outages = Outages(redis, self._open_ledger(), self._on_held)
         self._dispatcher = self._make_dispatcher(pace, publish, vitals)
         self._maintenance = self._make_maintenance()
         self._intake = Intake(redis, self._open_ledger(), owner, self._dispatcher.arrived, vitals)
-        self._celery_inbox = CeleryInbox(redis)
+        self._celery_inbox = CeleryInbox(redis, vitals)
         self._receiving = [self._intake.loop, self._celery_inbox.loop, self._dispatcher.loop]
         self._telling = [self._outages.loop, self._reporter.loop, self._relay.loop, subscriber.loop]
         self._loops = [*self._telling, self._recorder.loop, self._maintenance.loop, *self._receiving]

@@ -53,7 +53,6 @@ LOG_EVENTS = {
     "pace.redis_away": _event("warning", "error", "A request is sent without knowing the pace of its connection."),
     "pace.reset": _event("warning", "connection_id key", "Its key in Redis held what no worker writes."),
     "pace.limit_ignored": _event("warning", "connection_id kind problem", "A limit that the server told is no limit."),
-    "relay.wrong_type": _event("error", "key", "The key of the events stream holds another type; they wait."),
     "tally.reset": _event("warning", "connection_id key", "A count in Redis held what no worker writes."),
     "cancellation.requested": _event("info", _ORDER, "A job is in the ledger."),
     "cancellation.attempted": _event(
@@ -69,11 +68,16 @@ LOG_EVENTS = {
     "cancellation.read_back_failed": _event("bug", "ids", "A bug in a read-back; it is asked again."),
     "connection.probed": _event("info", "connection_id id", "One job was sent to see whether a hold can end."),
     "connection.token_unreadable": _event("error", "connection_id problem", "CREDENTIAL_KEYS lacks its key."),
-    "dead_letter.kept": _event("warning", "entry_id reason", "A message could not be read; it is kept."),
     "executor.threads_missing": _event("warning", "wanted started", "The system allows fewer threads than asked for."),
     "executor.crashed": _event("bug", "", "A bug met a request thread, which goes on."),
     "ledger.clock_stepped": _event("warning", "seconds", "The ledger's clock jumped: leases are given time."),
     "log.dropped": _event("warning", "count", "Lines could not be written: the log was full, blocked or gone."),
+    "dead_letter.kept": _event(
+        "warning", "source reason count kept", "Messages could not be read; most of them are kept."
+    ),
+    "cancellation.already_ended": _event("info", "count", "Intents were stated again after their end."),
+    "redis.refuses": _event("warning", "part error remedy", "Redis answers, and refuses what a part asks of it."),
+    "stream.repaired": _event("error", "stream problem", "Ids of a stream, or its group, were ahead; repaired."),
     "dispatcher.given_back": _event("warning", "count", "Messages were lost; their claims are pending again."),
     "dispatcher.not_given_back": _event("warning", "error", "An ending worker left claims; their leases end."),
     "recorder.record_failed": _event("error", "id error", "The ledger refused a result; the rescue decides anew."),
@@ -109,6 +113,15 @@ STREAM_EVENTS = {
     "connection.removed": _event("stream", "connection_id", "Its token is forgotten."),
     "trackstar.held": _event("stream", "connections", "All connections are held."),
     "trackstar.resumed": _event("stream", "connections", "They go on."),
-    "dead_letter.kept": _event("stream", "dead_letter_id reason source", "A message could not be read; it is kept."),
+    "cancellation.already_ended": _event(
+        "stream", f"{_OUTCOME} reason attempts at", "It was stated again after its end; nothing is sent."
+    ),
+    "stream.repaired": _event("stream", "stream problem", "Its ids, or its group, were ahead of Redis' clock."),
+    # These two are on a stream of their own, `cancellations:dead-letters`.
+    "dead_letter.kept": _event(
+        "stream",
+        "dead_letter_id reason source count kept",
+        "So many messages of one kind could not be read; the number is of the last one that is kept.",
+    ),
     "dead_letter.requeued": _event("stream", "dead_letter_id", "A person sent it again."),
 }
