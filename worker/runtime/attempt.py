@@ -18,6 +18,7 @@ from worker.cancellation import lifecycle
 from worker.cancellation.answer import Answer, NoReply
 from worker.cancellation.lifecycle import Policy, State, Transition, decide, must_read
 from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack, classify, classify_read
+from worker.inputs.ids import may_change_form
 from worker.ledger.attempts import WORKER_LOST, AttemptRow
 from worker.ledger.claims import AttemptClaim, Claim, ConfirmClaim, RefusalClaim, SendClaim
 from worker.ledger.results import AttemptResult, ConfirmResult
@@ -202,11 +203,11 @@ def _token(claim: Claim, context: AttemptContext) -> str | None:
 
 
 def batches_of_reads(claims: Sequence[AnyClaim]) -> list[list[AnyClaim]]:
-    """Group claims into requests: by connection, up to 100; an id with a comma is asked for alone."""
+    """Group claims into requests: by connection, up to 100; an id that a list could not tell is asked for alone."""
     batches: dict[str, list[list[AnyClaim]]] = {}
     alone: list[list[AnyClaim]] = []
     for claim in claims:
-        if "," in claim.order_id:
+        if "," in claim.order_id or may_change_form(claim.order_id):
             alone.append([claim])
             continue
         groups = batches.setdefault(claim.connection_id, [[]])

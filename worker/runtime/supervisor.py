@@ -99,6 +99,8 @@ class Supervisor:
             request_timeout=settings.request_timeout_seconds,
             max_response_bytes=settings.max_response_bytes,
             threads=settings.concurrency,
+            ca_bundle=settings.ca_bundle,
+            proxy=settings.trackstar_proxy.get_secret_value(),
         )
         return AttemptContext(
             trackstar=trackstar,
