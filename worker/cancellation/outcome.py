@@ -103,12 +103,8 @@ def _is_yes(status: int | None) -> bool:
 
 
 def _no_reply(answer: NoReply) -> Outcome:
-    return Outcome(
-        kind=Kind.IN_DOUBT if answer.sent else Kind.NOT_SENT,
-        reason=answer.reason,
-        message=answer.detail,
-        read_first=_is_yes(answer.status),
-    )
+    kind = Kind.IN_DOUBT if answer.sent else Kind.NOT_SENT
+    return Outcome(kind=kind, reason=answer.reason, message=answer.detail, read_first=_is_yes(answer.status))
 
 
 _WITHOUT_A_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT}
