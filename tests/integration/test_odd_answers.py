@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import base64
 import gzip
-import ipaddress
 import json
 import os
 import socket
-import ssl
 import threading
 import time
 import zlib
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from harness.certificates import Tls
 from harness.raw_server import API_KEY, GO_ON, LIMIT, TOKEN, RawServer, ask, cancel, client_of, whole
 
 from worker.cancellation.answer import NoReply, Reply
@@ -152,6 +147,24 @@ def test_what_comes_after_an_answer_is_given_to_no_other_order(late: bytes) -> N
 
     assert isinstance(second, Reply)
     assert ("B", 2) == (second.id, server.accepted)
+
+
+def test_a_second_answer_with_the_id_of_the_first_is_known_even_when_the_next_order_has_been_sent() -> None:
+    def twice(sock: socket.socket) -> None:
+        sock.sendall(NO.replace(b"\r\n", b"\r\nX-Request-Id: r-1\r\n", 1))
+
+    first, second, _ = a_then_b(whole(b'{"id": "A"}', b"X-Request-Id: r-1"), twice)
+
+    assert isinstance(first, Reply)
+    assert NoReply("connection_lost", sent=True, detail="ConnectionError") == second
+
+
+def test_a_stored_answer_may_have_the_id_of_the_first_on_another_connection() -> None:
+    same = whole(b'{"id": "A"}', b"X-Request-Id: r-1", b"Connection: close")
+    first, second, _ = a_then_b(same, same)
+
+    assert isinstance(first, Reply)
+    assert isinstance(second, Reply)
 
 
 @pytest.mark.parametrize("answer", [YES_A, chunked(b'{"id": ', b'"A"}'), chunked(b"{}", end=b"0\r\nX: y\r\n\r\n")])
@@ -311,31 +324,6 @@ def test_the_status_of_an_answer_whose_body_is_cut_is_known(status: int) -> None
 
 
 # -- a private authority, and a proxy
-
-
-class Tls:
-    """A server's side of TLS for this machine, and the file with which it is trusted."""
-
-    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "gateway")])
-        now = datetime.now(UTC)
-        certificate = (
-            x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False
-            )
-            .sign(key, hashes.SHA256())
-            .public_bytes(serialization.Encoding.PEM)
-        )
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        (folder / "server.pem").write_bytes(private + certificate)
-        self.bundle = folder / "authority.pem"
-        self.bundle.write_bytes(certificate)
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.load_cert_chain(folder / "server.pem")
 
 
 @pytest.fixture
@@ -513,7 +501,7 @@ def test_a_proxy_or_a_server_that_stops_in_the_middle_of_a_greeting_costs_the_ti
         assert time.monotonic() - started < 2.5
 
 
-def test_a_thousand_orders_over_few_connections_each_get_their_own_answer() -> None:
+def test_among_odd_answers_every_order_gets_its_own() -> None:
     """Every fifth answer is unusual in some way, and no order ever gets what was meant for another."""
     odd = [YES_A + NO, interim(103) + YES_A, chunked(b'{"id": "A"}') + b"x", YES_A + interim(100)]
     orders = [os.urandom(4).hex() for _ in range(200)]

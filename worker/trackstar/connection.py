@@ -80,6 +80,11 @@ class _Answer(HTTPResponse):
     def begin(self) -> None:
         super().begin()
         self.will_close = self.will_close or not self._is_ordinary()
+        # Every answer has an id of its own, so a second one to the last request is known even if it comes late.
+        request_id = self.headers.get("x-request-id")
+        if request_id and request_id == self._connection.answered:
+            raise BadStatusLine("an answer to another request")
+        self._connection.answered = request_id
 
     def _is_ordinary(self) -> bool:
         """Whether it is clear where this answer ends, and nothing came before it."""
@@ -119,6 +124,7 @@ class _Connection(HTTPConnection):
     """Notes what becomes of a request, and is not used again when it was silent for long."""
 
     idle_since = 0.0
+    answered: str | None = None  # the id of the last answer
     _connecting = False  # a tunnel through a proxy is asked for with `send` as well, and is no request
 
     def response_class(self, sock: socket.socket, *args: Any, **kwargs: Any) -> _Answer:  # type: ignore[override]
@@ -130,7 +136,7 @@ class _Connection(HTTPConnection):
 
     def connect(self) -> None:
         current.call.connection = self
-        self._connecting = True
+        self._connecting, self.answered = True, None
         try:
             super().connect()
         finally:
