@@ -9,12 +9,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import IncompleteRead  # urllib3's own is one too
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import requests
 from requests.exceptions import InvalidHeader, RequestException
-from requests.structures import CaseInsensitiveDict
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from worker.cancellation.answer import Answer, NoReply, NoReplyReason, Reply, read_connection, read_reply
@@ -93,16 +92,16 @@ class TrackstarClient:
         # By hand: preparing would tidy the percent-encoding, and an id must stay one segment.
         prepared = requests.PreparedRequest()
         prepared.method, prepared.url = method, self._base_url + path
-        prepared.headers = CaseInsensitiveDict(self._headers | headers)
+        prepared.headers = self._headers | headers  # type: ignore[assignment] # nobody looks one up
         return prepared
 
     def _exchange(self, prepared: requests.PreparedRequest, call: Call, read: Callable[..., Reply]) -> Answer:
         timeout = (self._connect_timeout, self._request_timeout)
         try:
-            response = self._adapter.send(prepared, stream=True, timeout=timeout)
+            response: Any = self._adapter.send(prepared, stream=True, timeout=timeout)  # urllib3's own
         except ValueError:  # of a header's value, which its text shows
             raise InvalidHeader from None
-        call.status = response.status_code
+        call.status = response.status
         with response:
             headers = response.headers
             try:
@@ -114,7 +113,7 @@ class TrackstarClient:
             if call.expired:
                 return NoReply("read_timeout", sent=True, status=call.status)
             return read(
-                response.status_code,
+                response.status,
                 content,
                 request_id=_bounded(headers.get("X-Request-Id")),
                 replayed=headers.get("Idempotent-Replayed", "").lower() == "true",
@@ -122,14 +121,13 @@ class TrackstarClient:
                 rate_limit=_per_second(headers.get("x-ratelimit-limit")),
             )
 
-    def _read_body(self, response: requests.Response) -> bytes:
+    def _read_body(self, response: Any) -> bytes:
         parts: list[bytes] = []
         size = 0
-        while chunk := response.raw.read(_CHUNK):
+        while response.length_remaining != 0 and (chunk := response.read(_CHUNK)):
             size += len(chunk)
             if size > self._max_response_bytes:
-                response.raw.close()  # what is left is not worth reading, so the connection is not worth keeping
-                raise TooLargeError
+                raise TooLargeError  # what is left is not worth reading, so the connection is not worth keeping
             parts.append(chunk)
         return b"".join(parts)
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import certifi
-from requests import PreparedRequest, Response
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -26,6 +25,8 @@ from worker.trackstar.watchdog import current
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from requests import PreparedRequest
 
 MAX_IDLE_SECONDS = 50.0  # a NAT or a load balancer forgets what was silent for a minute, and tells nobody
 MAX_INTERIM_ANSWERS = 100  # 1xx before one answer; and lines of each
@@ -219,11 +220,9 @@ class Adapter(HTTPAdapter):
     def request_url(self, request: PreparedRequest, proxies: Any) -> str:  # noqa: ARG002 - the base's shape
         return str(request.url) if self._forwards else request.path_url
 
-    def build_response(self, req: PreparedRequest, resp: Any) -> Response:
-        """Wrap an answer, without the cookies and the guessed encoding that nobody asks for."""
-        response = Response()
-        response.status_code, response.headers, response.raw, response.request = resp.status, resp.headers, resp, req
-        return response
+    def build_response(self, req: PreparedRequest, resp: Any) -> Any:  # noqa: ARG002 - the base's shape
+        """Return the answer as urllib3 gave it: nobody asks for cookies, a history and a guessed encoding."""
+        return resp
 
 
 def _pool(base_url: str, proxy: str, context: ssl.SSLContext, threads: int) -> HTTPConnectionPool:
