@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import time
+import tracemalloc
 import zlib
 from typing import TYPE_CHECKING
 
@@ -119,9 +120,15 @@ EMPTY_OBJECTS = b"{}," * MILLIONS + b"{}"
 def test_millions_of_items_are_skipped_and_not_made_into_objects(content: bytes) -> None:
     started = time.thread_time()
     reply = read_reply(200, content)
+    took = time.thread_time() - started
+    tracemalloc.start()
+    read_reply(200, content)
+    _, held = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
 
-    assert 0.5 > time.thread_time() - started  # 2.3 s when each was looked at; a loaded machine is slow
     assert MAX_ITEMS >= len(reply.orders)
+    assert 0.5 > took  # some 0.03 s on a quiet machine; 2.3 s when each was looked at
+    assert 10 * len(content) > held  # a few copies of the text; an object for each is twenty
 
 
 @pytest.mark.parametrize(("more", "count"), [(False, 0), (False, 1), (False, 100), (True, 101), (True, 100_000)])

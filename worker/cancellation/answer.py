@@ -5,12 +5,11 @@ Every field of Trackstar's documents may be missing, null or of another type; no
 
 from __future__ import annotations
 
-import re
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
-from worker.inputs.body import text_of
+from worker.inputs.body import text_of, without_halves
 from worker.inputs.text import printable
 
 Origin = Literal["trackstar", "integration", "other", "absent"]
@@ -74,7 +73,6 @@ class NoReply(msgspec.Struct, frozen=True):
 
 Answer = Reply | NoReply
 
-
 # Everything is kept unparsed at first: one number out of range may not spoil the rest of the document.
 _NOTHING = msgspec.Raw()
 
@@ -110,11 +108,6 @@ _order = msgspec.json.Decoder(_OrderFields)
 _shipment = msgspec.json.Decoder(_ShipmentFields)
 
 _SHIPPED_STATUSES = {"fulfilled", "partially_fulfilled"}
-
-# An emoji that a warehouse system cut in two. JSON's grammar allows it, Unicode text and msgspec do not. Every
-# escape is matched, so that an escaped backslash before the word `ud83d` stays what it is.
-_MAX_ESCAPES = 20_000  # each is looked at by the interpreter
-_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<half>u[dD][89a-fA-F]..)|.)")
 
 
 def read_reply(
@@ -163,9 +156,7 @@ def _read_envelope(text: str) -> _Envelope | None:
     try:
         document = _raw.decode(text)
     except msgspec.DecodeError:
-        if text.count("\\") > _MAX_ESCAPES:
-            raise
-        document = _raw.decode(_ESCAPE.sub(lambda match: r"\ufffd" if match["half"] else match[0], text))
+        document = _raw.decode(without_halves(text))
     return _envelope.decode(document) if _opens_with(document, b"{") else None
 
 
@@ -219,17 +210,13 @@ def _facts(data: dict[str, Any]) -> ConnectionFacts:
 
 def _identifier(raw: msgspec.Raw) -> str | None:
     value = _value(raw)
-    if isinstance(value, bool):
-        return None
-    return str(value) if isinstance(value, str | int) else None
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
 def _origin(raw: msgspec.Raw) -> Origin:
     value = _value(raw)
-    if value == "trackstar":
-        return "trackstar"
-    if value == "integration":
-        return "integration"
+    if value in {"trackstar", "integration"}:
+        return cast("Origin", value)
     return "absent" if _text(raw) is None else "other"
 
 

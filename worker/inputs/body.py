@@ -6,6 +6,7 @@ What cannot be decompressed stays as it is: whoever reads it finds that it is no
 from __future__ import annotations
 
 import json
+import re
 import zlib
 
 _GZIP = b"\x1f\x8b"
@@ -13,6 +14,8 @@ _EITHER = 32 + zlib.MAX_WBITS  # a header of gzip or of zlib
 _NO_HEADER = -zlib.MAX_WBITS  # what some servers call deflate
 _MAX_LAYERS = 3  # one within the other
 _MAX_MEMBERS = 100  # of one gzip file, one behind the other
+_MAX_ESCAPES = 100_000  # in one text of JSON; each is looked at by the interpreter
+_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<half>u[dD][89a-fA-F]..)|.)")
 
 
 class TooLargeError(ValueError):
@@ -59,3 +62,14 @@ def _inflated(content: bytes, wbits: int, limit: int) -> bytes | None:
 def text_of(content: bytes) -> str:
     """Decode JSON in UTF-8, UTF-16 or UTF-32, with or without a mark; raises UnicodeError for anything else."""
     return content.decode(json.detect_encoding(content))
+
+
+def without_halves(text: str) -> str:
+    """Replace each half of an escaped surrogate pair; raises UnicodeError where there are too many escapes to look at.
+
+    A warehouse system may cut an emoji in two. JSON's grammar allows it, Unicode text does not. Every escape is
+    matched, so that an escaped backslash before the word `ud83d` stays what it is.
+    """
+    if text.count("\\") > _MAX_ESCAPES:
+        raise UnicodeError("too many escapes")
+    return _ESCAPE.sub(lambda match: r"\ufffd" if match["half"] else match[0], text)

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from worker.cancellation import lifecycle
-from worker.cancellation.answer import Answer, NoReply
+from worker.cancellation.answer import MAX_ITEMS, Answer, NoReply
 from worker.cancellation.lifecycle import Policy, State, Transition, decide, must_read
 from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack, classify, classify_read
 from worker.inputs.ids import may_change_form
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 # Documented: up to 100 ids in one list read, and none with a comma.
-MAX_IDS_PER_READ = 100
+MAX_IDS_PER_READ = MAX_ITEMS
 
 AnyClaim = TypeVar("AnyClaim", bound=Claim)
 

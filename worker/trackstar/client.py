@@ -18,7 +18,8 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from worker.cancellation.answer import Answer, NoReply, NoReplyReason, Reply, read_connection, read_reply
 from worker.inputs.body import TooLargeError, decompressed
-from worker.trackstar.connection import Adapter, certificate_problem
+from worker.trackstar.connection import Adapter
+from worker.trackstar.tls import certificate_problem
 from worker.trackstar.watchdog import Call, Watchdog
 
 if TYPE_CHECKING:

@@ -14,18 +14,15 @@ from http.client import BadStatusLine, HTTPResponse
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-import certifi
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import make_headers, parse_url
-from urllib3.util.ssl_ import create_urllib3_context
 
+from worker.trackstar.tls import tls_context
 from worker.trackstar.watchdog import current
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from requests import PreparedRequest
 
 MAX_IDLE_SECONDS = 50.0  # a NAT or a load balancer forgets what was silent for a minute, and tells nobody
@@ -234,24 +231,3 @@ def _pool(base_url: str, proxy: str, context: ssl.SSLContext, threads: int) -> H
         manager = ProxyManager(url._replace(auth=None).url, proxy_headers=headers, proxy_ssl_context=context, **kind)
     manager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
     return manager.connection_from_url(base_url)
-
-
-def tls_context(ca_bundle: str) -> ssl.SSLContext:
-    """Trust the certificates in this file alone, or the public ones; raises OSError where it cannot be read."""
-    context = create_urllib3_context()
-    context.load_verify_locations(cafile=ca_bundle or certifi.where())
-    return context
-
-
-def certificate_problem(error: BaseException | None) -> str | None:
-    """Return why a server's certificate was not trusted, in OpenSSL's words; None where that is not the trouble."""
-    for cause in _causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return cause.verify_message
-    return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
