@@ -18,7 +18,10 @@ from harness.certificates import Tls
 from harness.raw_server import API_KEY, GO_ON, LIMIT, TOKEN, RawServer, ask, cancel, client_of, whole
 
 from worker.cancellation.answer import NoReply, Reply
+from worker.cli.doctor import _connection
 from worker.dev.embedded import free_port
+from worker.ledger.connections import ConnectionRow
+from worker.ledger.vault import TokenVault
 from worker.trackstar import connection
 from worker.trackstar.connection import MAX_INTERIM_ANSWERS, _speaks_first
 
@@ -484,6 +487,30 @@ def test_a_proxy_is_asked_for_the_whole_address_where_there_is_no_tls(proxy: Pro
     assert isinstance(answer, Reply)
     assert proxy.heads[0].startswith(b"PUT http://trackstar.invalid/base/wms/orders/o-1/cancel HTTP/1.1\r\n")
     assert b"\r\nHost: trackstar.invalid\r\n" in proxy.heads[0]
+
+
+def test_the_doctor_names_a_certificate_and_a_proxy_with_their_settings(tls: Tls) -> None:
+    row = ConnectionRow(
+        id="shop-1",
+        name=None,
+        integration_name=None,
+        writes_per_second=None,
+        hold_reason=None,
+        held_at=None,
+        has_token=False,
+        waiting=0,
+    )
+    with (
+        RawServer(tls=tls.context) as server,
+        client_of(secure(server), **LONG) as untrusting,
+        client_of(secure(server), proxy=f"http://127.0.0.1:{free_port()}", **LONG) as lost,
+    ):
+        (certificate,) = _connection(row, None, TokenVault([]), untrusting)
+        (proxy,) = _connection(row, None, TokenVault([]), lost)
+
+    assert "tls_failed: self-signed certificate" in certificate.said
+    assert "CA_BUNDLE" in certificate.remedy
+    assert "TRACKSTAR_PROXY" in proxy.remedy
 
 
 def silent_after(said: bytes) -> Callable[[socket.socket], None]:

@@ -239,6 +239,13 @@ def test_a_yes_that_carries_an_error_and_no_order_is_a_refusal_to_be_read_back(s
         assert (Kind.REFUSED, "error_in_answer", True) == (outcome.kind, outcome.reason, outcome.read_first)
 
 
+def test_a_read_that_is_answered_with_an_error_does_not_say_that_there_is_no_order() -> None:
+    for rest in ("", ', "data": null', ', "data": []', ', "origin": "integration"'):
+        read = classify_read(read_reply(200, f'{{"error": "try again"{rest}}}'.encode()), ORDER_ID)
+
+        assert (OrderState.LATER, "error_in_answer") == (read.shows, read.reason)
+
+
 @pytest.mark.parametrize("error", ["null", "false", '""', "{}", "[]", "0"])
 def test_an_error_that_says_there_is_none_is_none(error: str) -> None:
     assert Kind.ACCEPTED is classify(read_reply(200, f'{{"error": {error}}}'.encode()), ORDER_ID).kind

@@ -192,8 +192,9 @@ def classify_read(answer: Answer, order_id: str) -> ReadBack:
 def _seen(reply: Reply, order_id: str) -> ReadBack:
     order = next((order for order in reply.orders if _tells_of(order, order_id, listed=reply.listed)), None)
     if order is None:
-        if reply.more:
-            return ReadBack(shows=OrderState.LATER, reason="unexpected_list")
+        # Neither says that there is none: an error instead of an order, or a list with more than was asked for.
+        if reply.more or (reply.message is not None and not reply.orders):
+            return ReadBack(shows=OrderState.LATER, reason="unexpected_list" if reply.more else "error_in_answer")
         return ReadBack(shows=OrderState.ABSENT, reason="order_not_found")
     if order.status == "cancelled":
         return ReadBack(shows=OrderState.CANCELLED, reason="read_cancelled", order=order)
