@@ -5,16 +5,18 @@ Each name can also be given as NAME_FILE, a file that holds the value (how orche
 
 from __future__ import annotations
 
+import ssl
 from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.cancellation.lifecycle import Policy
 from worker.cancellation.pace import DOCUMENTED_READS_PER_SECOND, DOCUMENTED_WRITES_PER_SECOND
 from worker.environment import SettingsError, from_environment
+from worker.inputs.proxy import is_proxy_url, password_of
 
 # What a lease holds on top of its requests: a late start, a recording that waits, a slow scheduler.
 LEASE_MARGIN = 0.2  # of the longest attempt
@@ -26,6 +28,21 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _check_proxy(value: SecretStr) -> SecretStr:
+    if value.get_secret_value() and not is_proxy_url(value.get_secret_value()):
+        raise ValueError("set it to http://host:port, perhaps with user:password@ before the host")
+    return value
+
+
+def _check_certificates(path: str) -> str:
+    try:
+        if path:
+            ssl.create_default_context(cafile=path)
+    except OSError as error:
+        raise ValueError(f"no certificates in PEM can be read from {path} ({type(error).__name__})") from None
+    return path
+
+
 class Settings(BaseSettings):
     """The worker's settings. Durations are seconds."""
 
@@ -35,6 +52,8 @@ class Settings(BaseSettings):
     database_url: str = "sqlite:///cancellations.sqlite3"
     trackstar_api_key: SecretStr = SecretStr("")
     trackstar_base_url: str = "https://production.trackstarhq.com"
+    trackstar_proxy: Annotated[SecretStr, AfterValidator(_check_proxy)] = SecretStr("")
+    ca_bundle: Annotated[str, AfterValidator(_check_certificates)] = ""
     trackstar_access_token: SecretStr = SecretStr("")
     credential_keys: Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)] = []
     sentry_dsn: SecretStr = SecretStr("")
@@ -105,8 +124,9 @@ class Settings(BaseSettings):
 
     def secrets(self) -> list[str]:
         """Return every value that may never leave the process."""
-        single = (self.trackstar_api_key, self.trackstar_access_token, self.sentry_dsn)
-        return [value for value in (*(s.get_secret_value() for s in single), *self.keys) if value]
+        single = (self.trackstar_api_key, self.trackstar_access_token, self.trackstar_proxy, self.sentry_dsn)
+        values = [*(secret.get_secret_value() for secret in single), *self.keys]
+        return [value for value in (*values, password_of(self.trackstar_proxy.get_secret_value())) if value]
 
 
 _HOW_TO_MAKE_A_KEY = (

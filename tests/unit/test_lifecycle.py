@@ -176,6 +176,22 @@ def test_a_refusal_that_was_read_back_is_judged_by_what_was_seen(shows: OrderSta
     assert doubt == told(after(DOUBT, REFUSED, read_back(shows)), DOUBT)
 
 
+# The same for a yes that could not be read: what proves nothing leaves it in doubt, to be tried with the same key.
+UNREADABLE_YES = outcome(Kind.IN_DOUBT, reason="not_json", read_first=True)
+
+
+@pytest.mark.parametrize("state", [FRESH, DOUBT], ids=["fresh", "in doubt"])
+@pytest.mark.parametrize("shows", OrderState, ids=str)
+def test_a_yes_that_could_not_be_read_ends_only_with_proof(shows: OrderState, state: State) -> None:
+    proofs = {
+        OrderState.CANCELLED: "succeeded cancelled read_back +1",
+        OrderState.SHIPPED: "rejected not_cancelled read_back +1",
+    }
+
+    assert must_read(state, UNREADABLE_YES)
+    assert proofs.get(shows, "waiting unknown - +1") == told(after(state, UNREADABLE_YES, read_back(shows)), state)
+
+
 def told(transition: Transition, state: State) -> str:
     words = [
         transition.status,
@@ -406,6 +422,7 @@ plain_outcomes = st.one_of(
     ),
     st.builds(outcome, st.just(Kind.REFUSED), read_first=st.booleans(), message=st.none() | st.just("no")),
     st.builds(outcome, st.sampled_from(sorted(set(Kind) - {Kind.ACCEPTED, Kind.REFUSED})), retry_after=waits),
+    st.builds(outcome, st.just(Kind.IN_DOUBT), read_first=st.just(value=True)),
 )
 
 

@@ -30,6 +30,7 @@ JSON = {"object", "other_json"}
 NO_JSON = {"not_json", "empty"}
 
 INFORMATION, SUCCESS, REDIRECT = set(range(100, 200)), set(range(200, 300)), set(range(300, 400))
+WITHOUT_A_BODY = {204, 205}
 CLIENT, SERVER = set(range(400, 500)), set(range(500, 600))
 
 
@@ -49,8 +50,11 @@ class Row(msgspec.Struct, frozen=True):
 # The table of errors in Trackstar's facts, section 6, written out. No two rows overlap: their order says nothing.
 CANCEL_TABLE = [
     Row(SUCCESS, ANYONE, {"object"}, "accepted", "accepted"),
-    Row(SUCCESS, ANYONE, {"not_json"}, "in_doubt", "not_json"),
-    Row(SUCCESS, ANYONE, {"other_json", "empty"}, "in_doubt", "unexpected_body"),
+    Row(WITHOUT_A_BODY, ANYONE, {"empty"}, "accepted", "accepted"),
+    # What cannot be read is read back.
+    Row(SUCCESS, ANYONE, {"not_json"}, "in_doubt", "not_json", read_first=True),
+    Row(SUCCESS, ANYONE, {"other_json"}, "in_doubt", "unexpected_body", read_first=True),
+    Row(SUCCESS - WITHOUT_A_BODY, ANYONE, {"empty"}, "in_doubt", "unexpected_body", read_first=True),
     Row(REDIRECT, ANYONE, ANY_BODY, "in_doubt", "redirected"),
     Row(INFORMATION, ANYONE, ANY_BODY, "in_doubt", "http_*"),
     # Whoever says it, in whatever body.
@@ -79,6 +83,9 @@ CANCEL_TABLE = [
 ]
 
 
+SAID = "so it says"
+
+
 def row_for(status: int, origin: str, body: str) -> Row:
     (row,) = [row for row in CANCEL_TABLE if row.holds(status, origin, body)]
     return row
@@ -89,7 +96,7 @@ def expected_outcome(status: int, origin: str, body: str) -> Outcome:
     return Outcome(
         kind=Kind(row.kind),
         reason=row.reason.replace("*", str(status)),
-        message=None if row.kind == "accepted" else "so it says",
+        message=None if row.kind == "accepted" else SAID,
         retry_after=7.0 if row.obeys_retry_after else None,
         read_first=row.read_first,
     )
@@ -101,7 +108,15 @@ def test_every_status_means_what_the_table_of_errors_says(origin: Origin, body: 
 
     assert expected == {
         status: classify(
-            Reply(status=status, origin=origin, body=body, message="so it says", retry_after=7.0), ORDER_ID
+            # A yes with an error is another matter.
+            Reply(
+                status=status,
+                origin=origin,
+                body=body,
+                message=None if expected[status].kind is Kind.ACCEPTED else SAID,
+                retry_after=7.0,
+            ),
+            ORDER_ID,
         )
         for status in STATUSES
     }
@@ -129,6 +144,8 @@ def test_every_status_means_the_same_when_it_comes_as_bytes(origin: str, body: s
         for status in STATUSES
         for row in [row_for(status, origin, body)]
     }
+    if b"error" in content and body == "object":
+        expected |= dict.fromkeys(SUCCESS, ("refused", "error_in_answer", True))
     outcomes = {status: classify(read_reply(status, content), ORDER_ID) for status in STATUSES}
 
     assert expected == {status: (o.kind.value, o.reason, o.read_first) for status, o in outcomes.items()}
@@ -162,13 +179,94 @@ def order(order_id: str | None, status: str | None = "open", *, shipped: bool = 
         pytest.param("in_doubt", "B-2", None, id="only the top one, another's"),
         pytest.param("in_doubt", None, "B-2", id="only the order's, another's"),
         pytest.param("in_doubt", "", None, id="empty"),
-        pytest.param("in_doubt", ORDER_ID.lower(), None, id="in small letters"),
+        pytest.param("accepted", ORDER_ID.lower(), None, id="in small letters"),
     ],
 )
 def test_a_yes_for_another_order_is_no_yes(kind: str, top: str | None, inner: str | None) -> None:
     outcome = classify(Reply(status=200, body="object", id=top, orders=(order(inner),)), ORDER_ID)
 
     assert (kind, "accepted" if kind == "accepted" else "wrong_order_in_answer") == (outcome.kind, outcome.reason)
+    assert outcome.read_first is (kind == "in_doubt")
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        ("00123", "123"),
+        ("123", "123"),
+        ("0", "0"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("STRASSE-1", "stra\u00dfe-1"),
+        ("1001", " 1001 "),
+    ],
+)
+def test_an_id_in_another_form_names_the_same_order_in_a_yes_and_in_a_read_of_it(asked: str, shown: str) -> None:
+    yes = classify(Reply(status=200, body="object", id=shown, orders=(order(shown),)), asked)
+    read = classify_read(Reply(status=200, body="object", orders=(order(shown, "cancelled"),)), asked)
+
+    assert (Kind.ACCEPTED, OrderState.CANCELLED) == (yes.kind, read.shows)
+
+
+@pytest.mark.parametrize(("asked", "shown"), [("00123", "1230"), ("A-1", "A-01"), ("0x1", "1"), ("caf\u00e9", "cafe")])
+def test_a_similar_id_is_another_order(asked: str, shown: str) -> None:
+    yes = classify(Reply(status=200, body="object", id=shown), asked)
+    read = classify_read(Reply(status=200, body="object", orders=(order(shown, "cancelled"),)), asked)
+
+    assert (Kind.IN_DOUBT, OrderState.ABSENT) == (yes.kind, read.shows)
+
+
+def test_in_a_list_only_the_very_id_tells_whose_line_it_is() -> None:
+    reply = Reply(status=200, body="object", listed=True, orders=(order("123", "cancelled"),))
+
+    assert [OrderState.CANCELLED, OrderState.ABSENT] == [classify_read(reply, each).shows for each in ("123", "00123")]
+
+
+def test_what_is_missing_in_a_list_that_was_too_long_may_stand_behind_it() -> None:
+    content = msgspec.json.encode({"data": [{"id": str(n), "status": "cancelled"} for n in range(200)]})
+    reply = read_reply(200, content)
+
+    expected = [OrderState.CANCELLED, OrderState.LATER]
+    assert expected == [classify_read(reply, each).shows for each in ("99", "100")]
+
+
+@pytest.mark.parametrize("error", ['"it has shipped"', "1", "true", '{"code": 7}', '["x"]', '"integration"'])
+@pytest.mark.parametrize("status", [200, 201, 202, 299])
+def test_a_yes_that_carries_an_error_and_no_order_is_a_refusal_to_be_read_back(status: int, error: str) -> None:
+    for rest in ("", ', "origin": "integration"', ', "data": null', ', "data": []', f', "id": "{ORDER_ID}"'):
+        outcome = classify(read_reply(status, f'{{"error": {error}{rest}}}'.encode()), ORDER_ID)
+
+        assert (Kind.REFUSED, "error_in_answer", True) == (outcome.kind, outcome.reason, outcome.read_first)
+
+
+def test_a_read_that_is_answered_with_an_error_does_not_say_that_there_is_no_order() -> None:
+    for rest in ("", ', "data": null', ', "data": []', ', "origin": "integration"'):
+        read = classify_read(read_reply(200, f'{{"error": "try again"{rest}}}'.encode()), ORDER_ID)
+
+        assert (OrderState.LATER, "error_in_answer") == (read.shows, read.reason)
+
+
+@pytest.mark.parametrize("error", ["null", "false", '""', "{}", "[]", "0"])
+def test_an_error_that_says_there_is_none_is_none(error: str) -> None:
+    assert Kind.ACCEPTED is classify(read_reply(200, f'{{"error": {error}}}'.encode()), ORDER_ID).kind
+
+
+def test_a_yes_that_shows_its_order_is_one_whatever_it_says_besides() -> None:
+    reply = Reply(status=200, body="object", orders=(order(ORDER_ID),), message="a warning")
+
+    assert Kind.ACCEPTED is classify(reply, ORDER_ID).kind
+
+
+@pytest.mark.parametrize("reason", ["cut_body", "read_timeout", "connection_lost", "body_too_large"])
+@pytest.mark.parametrize(
+    ("read_first", "status"), [(True, 200), (True, 204), (False, 404), (False, 500), (False, None)]
+)
+def test_a_yes_whose_body_did_not_arrive_is_read_back(
+    read_first: bool, status: int | None, reason: NoReplyReason
+) -> None:
+    outcome = classify(NoReply(reason, sent=True, status=status), ORDER_ID)
+
+    assert (Kind.IN_DOUBT, reason, read_first) == (outcome.kind, outcome.reason, outcome.read_first)
 
 
 def test_a_yes_keeps_the_order_and_what_was_not_used_and_that_it_was_replayed() -> None:
@@ -210,7 +308,7 @@ def test_a_reason_is_one_bounded_word_whatever_comes(status: int, document: dict
 
 
 def test_the_alarming_reasons_are_words_that_occur() -> None:
-    assert {row.reason for row in CANCEL_TABLE} >= ALARMING_REASONS
+    assert {row.reason for row in CANCEL_TABLE} | set(get_args(NoReplyReason)) >= ALARMING_REASONS
 
 
 # Reading back: the same table for `GET`, as far as a read can go.

@@ -473,6 +473,7 @@ def test_holds_stand_before_any_answer() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "teapot", "99", "600", "100", "hang", "hang:", "hang:long", "hang:-1", "hang:nan", "slow:x", "huge",
+     "interim", "interim:200", "interim:103:x", "trailed:x", "coded", "coded:x", "shown:x", "bare:x",
      "huge:-1", "html:abc", "reset:1", "pause:2", "open:sometimes", "open:shipped", "wrong_id:x", "applied_then:",
      "ok+503"],
 )  # fmt: skip

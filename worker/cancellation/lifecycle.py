@@ -132,7 +132,7 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
 
 def must_read(state: State, outcome: Outcome) -> bool:
     """Whether this outcome may not be recorded before the order was read back."""
-    return outcome.kind is Kind.REFUSED and (state.in_doubt or outcome.read_first)
+    return outcome.read_first or (outcome.kind is Kind.REFUSED and state.in_doubt)
 
 
 def decide(
@@ -152,6 +152,11 @@ def decide(
         return _set_aside(state, outcome)
     if outcome.kind is Kind.SLOW_DOWN and is_long(outcome.retry_after):
         return _pause(state, outcome)
+    if read is not None and read.shows is OrderState.CANCELLED:
+        return _proven(state, read)
+    if read is not None and read.shows is OrderState.SHIPPED:
+        # A yes that could not be read, and the goods have left: it was none.
+        return _reject(state, Outcome(kind=Kind.REFUSED, reason=read.reason), now, policy, read)
     return _try_again(state, outcome, now=now, jitter=jitter, policy=policy)
 
 
@@ -173,19 +178,23 @@ def _decide_refusal(
     state: State, outcome: Outcome, read: ReadBack, *, now: datetime, jitter: float, policy: Policy
 ) -> Transition:
     if read.shows is OrderState.CANCELLED:
-        return Transition(
-            status=Status.SUCCEEDED,
-            attempts=state.attempts + 1,
-            reason=read.reason,
-            verdict=Verdict.CANCELLED,
-            evidence=Evidence.READ_BACK,
-            order=read.order,
-        )
+        return _proven(state, read)
     if read.shows is OrderState.NO_ACCESS:
         return _keep_refusal(state, outcome, status=Status.PENDING, hold_connection=True)
     if read.shows is OrderState.LATER:
         return _read_later(state, outcome, read, now=now, jitter=jitter, policy=policy)
     return _reject(state, outcome, now, policy, read)
+
+
+def _proven(state: State, read: ReadBack) -> Transition:
+    return Transition(
+        status=Status.SUCCEEDED,
+        attempts=state.attempts + 1,
+        reason=read.reason,
+        verdict=Verdict.CANCELLED,
+        evidence=Evidence.READ_BACK,
+        order=read.order,
+    )
 
 
 def _reject(state: State, outcome: Outcome, now: datetime, policy: Policy, read: ReadBack | None = None) -> Transition:

@@ -12,6 +12,7 @@ import msgspec
 
 from worker.cancellation.answer import Answer, NoReply, Order, Reply
 from worker.inputs.headers import RetryAfter
+from worker.inputs.ids import same_order
 
 
 class Kind(StrEnum):
@@ -36,7 +37,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     unused_fields: str | None = None
     replayed: bool = False
     retry_after: RetryAfter | None = None  # where the server's word counts
-    read_first: bool = False  # a refusal by the warehouse may mean "already cancelled"
+    read_first: bool = False  # a refusal may mean "already cancelled"; a yes that cannot be read, anything
 
 
 class OrderState(StrEnum):
@@ -70,7 +71,7 @@ _TRACKSTAR_REFUSALS: dict[int, str] = {
 }
 
 # A person must act on these although each ends one cancellation only.
-ALARMING_REASONS = frozenset({"key_reused", "not_enabled", "redirected"})
+ALARMING_REASONS = frozenset({"key_reused", "not_enabled", "redirected", "tls_failed"})
 
 
 def classify(answer: Answer, order_id: str) -> Outcome:
@@ -78,7 +79,7 @@ def classify(answer: Answer, order_id: str) -> Outcome:
     if isinstance(answer, NoReply):
         return _no_reply(answer)
     status = answer.status
-    if 200 <= status < 300:  # noqa: PLR2004 - 200 is documented; the others say the same by HTTP's own rules
+    if _is_yes(status):
         return _success(answer, order_id)
     # Before the 4xx and 5xx: these three mean the same whoever says them.
     if status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -97,19 +98,30 @@ def classify(answer: Answer, order_id: str) -> Outcome:
     return _outcome(Kind.IN_DOUBT, f"http_{status}", answer, obey=status == HTTPStatus.SERVICE_UNAVAILABLE)
 
 
+def _is_yes(status: int | None) -> bool:
+    # 200 is documented; the others say the same by HTTP's own rules.
+    return status is not None and 200 <= status < 300  # noqa: PLR2004
+
+
 def _no_reply(answer: NoReply) -> Outcome:
     kind = Kind.IN_DOUBT if answer.sent else Kind.NOT_SENT
-    return Outcome(kind=kind, reason=answer.reason, message=answer.detail)
+    return Outcome(kind=kind, reason=answer.reason, message=answer.detail, read_first=_is_yes(answer.status))
+
+
+_WITHOUT_A_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT}
 
 
 def _success(reply: Reply, order_id: str) -> Outcome:
     order = reply.orders[0] if reply.orders else None
-    if reply.body != "object":
-        return _outcome(Kind.IN_DOUBT, "not_json" if reply.body == "not_json" else "unexpected_body", reply)
+    if reply.body != "object" and not (reply.body == "empty" and reply.status in _WITHOUT_A_BODY):
+        reason = "not_json" if reply.body == "not_json" else "unexpected_body"
+        return _outcome(Kind.IN_DOUBT, reason, reply, read_first=True)
     # No field is promised, so a missing id is no contradiction; another order's id is.
-    named = {reply.id, order.id if order else None} - {None}
-    if named - {order_id}:
-        return _outcome(Kind.IN_DOUBT, "wrong_order_in_answer", reply)
+    named = {reply.id, order.id if order else None} - {None, order_id}
+    if not all(same_order(shown, order_id) for shown in named if shown is not None):
+        return _outcome(Kind.IN_DOUBT, "wrong_order_in_answer", reply, read_first=True)
+    if order is None and reply.message is not None:
+        return _outcome(Kind.REFUSED, "error_in_answer", reply, read_first=True)
     return Outcome(
         kind=Kind.ACCEPTED,
         reason="accepted",
@@ -179,13 +191,21 @@ def classify_read(answer: Answer, order_id: str) -> ReadBack:
 
 
 def _seen(reply: Reply, order_id: str) -> ReadBack:
-    # A single read names its order by its path; in a list only the id tells whose line it is.
-    names = {order_id} if reply.listed else {order_id, None}
-    order = next((order for order in reply.orders if order.id in names), None)
+    order = next((order for order in reply.orders if _tells_of(order, order_id, listed=reply.listed)), None)
     if order is None:
+        # Neither says that there is none: an error instead of an order, or a list with more than was asked for.
+        if reply.more or (reply.message is not None and not reply.orders):
+            return ReadBack(shows=OrderState.LATER, reason="unexpected_list" if reply.more else "error_in_answer")
         return ReadBack(shows=OrderState.ABSENT, reason="order_not_found")
     if order.status == "cancelled":
         return ReadBack(shows=OrderState.CANCELLED, reason="read_cancelled", order=order)
     if order.shipped:
         return ReadBack(shows=OrderState.SHIPPED, reason="read_shipped", order=order)
     return ReadBack(shows=OrderState.OPEN, reason="read_open", order=order)
+
+
+def _tells_of(order: Order, order_id: str, *, listed: bool) -> bool:
+    # A single read names its order by its path; in a list only the very id tells whose line it is.
+    if listed:
+        return order.id == order_id
+    return order.id is None or same_order(order.id, order_id)

@@ -213,6 +213,8 @@ def _connections(settings: Settings) -> Iterator[Finding]:
         request_timeout=min(settings.request_timeout_seconds, 15),
         max_response_bytes=settings.max_response_bytes,
         threads=1,
+        ca_bundle=settings.ca_bundle,
+        proxy=settings.trackstar_proxy.get_secret_value(),
     )
     silent = 0
     for row in found.chosen:
@@ -246,9 +248,8 @@ def _kept(row: Surveyed, vault: TokenVault) -> Iterator[Finding]:
 
 def _answered(part: str, answer: Reply | NoReply) -> Iterator[Finding]:
     if isinstance(answer, NoReply):
-        yield Finding(
-            part, f"Trackstar does not answer ({answer.reason})", "Check TRACKSTAR_BASE_URL and the network."
-        )
+        said = f"Trackstar does not answer ({answer.reason}: {answer.detail})"
+        yield Finding(part, said, _NO_ANSWER.get(answer.reason, "Check TRACKSTAR_BASE_URL and the network."))
     elif answer.status == HTTPStatus.UNAUTHORIZED:
         yield Finding(part, "Trackstar answers 401", "Correct TRACKSTAR_API_KEY.")
     elif answer.status == HTTPStatus.NOT_FOUND:
@@ -274,6 +275,10 @@ def _facts(part: str, answer: Reply) -> Iterator[Finding]:
         yield Finding(part, error, "Trackstar reports this error: correct it there.")
 
 
+_NO_ANSWER = {
+    "tls_failed": "Its certificate is not trusted: set CA_BUNDLE to the certificates of your own authority.",
+    "proxy_failed": "Check TRACKSTAR_PROXY, and its user and password.",
+}
 _SAYS = {True: "available", False: "not available", None: "not told"}
 _REMEDIES = {
     "credentials": "Give it a new token: `cancel-worker connections rotate {id}`.",

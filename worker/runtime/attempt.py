@@ -15,10 +15,11 @@ import msgspec
 import structlog
 
 from worker.cancellation import lifecycle
-from worker.cancellation.answer import Answer, NoReply
+from worker.cancellation.answer import MAX_ITEMS, Answer, NoReply
 from worker.cancellation.lifecycle import Policy, State, Transition, decide, must_read
 from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack, classify, classify_read
 from worker.inputs.headers import RetryAfter
+from worker.inputs.ids import may_change_form
 from worker.ledger.attempts import WORKER_LOST, AttemptRow
 from worker.ledger.claims import AttemptClaim, Claim, ConfirmClaim, RefusalClaim, SendClaim
 from worker.ledger.results import AttemptResult, ConfirmResult
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 # Documented: up to 100 ids in one list read, and none with a comma.
-MAX_IDS_PER_READ = 100
+MAX_IDS_PER_READ = MAX_ITEMS
 
 AnyClaim = TypeVar("AnyClaim", bound=Claim)
 
@@ -203,11 +204,11 @@ def _token(claim: Claim, context: AttemptContext) -> str | None:
 
 
 def batches_of_reads(claims: Sequence[AnyClaim]) -> list[list[AnyClaim]]:
-    """Group claims into requests: by connection, up to 100; an id with a comma is asked for alone."""
+    """Group claims into requests: by connection, up to 100; an id that a list could not tell is asked for alone."""
     batches: dict[str, list[list[AnyClaim]]] = {}
     alone: list[list[AnyClaim]] = []
     for claim in claims:
-        if "," in claim.order_id:
+        if "," in claim.order_id or may_change_form(claim.order_id):
             alone.append([claim])
             continue
         groups = batches.setdefault(claim.connection_id, [[]])

@@ -107,6 +107,8 @@ class Supervisor:
             max_response_bytes=settings.max_response_bytes,
             threads=settings.concurrency,
             retry_cap=settings.retry_cap_seconds,
+            ca_bundle=settings.ca_bundle,
+            proxy=settings.trackstar_proxy.get_secret_value(),
         )
         return AttemptContext(
             trackstar=trackstar,

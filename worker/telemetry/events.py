@@ -96,6 +96,7 @@ ALERTS = {
     "cancellation.key_reused": _event("alert", _ORDER, "A key went out for another request: our bug."),
     "cancellation.not_enabled": _event("alert", _ORDER, "Cancel is disabled for this connection."),
     "cancellation.redirected": _event("alert", _ORDER, "Trackstar redirects: a wrong base URL?"),
+    "cancellation.tls_failed": _event("alert", _ORDER, "Trackstar's certificate is not trusted: a CA_BUNDLE missing?"),
 }
 
 _OUTCOME = f"{_ORDER} generation status verdict evidence safe_to_refund"

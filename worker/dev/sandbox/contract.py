@@ -131,7 +131,7 @@ class Contract:
                 work = self._act_cancel if exchange.request.kind == "cancel" else self._act_read
                 promised = work(exchange)
                 reply = reply or promised
-            exchange.reply = replies.padded(reply, step.size) if step.answer == "huge" else reply
+            exchange.reply = replies.dressed(reply, step)
             self.world.changed.notify_all()
             return exchange.reply
 

@@ -1,8 +1,14 @@
 """The answers of Trackstar as values, and as the bytes that go out. Knows nothing of orders' rules or sockets."""
 
+import codecs
+import gzip
 import json
+import unicodedata
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -137,11 +143,61 @@ def scripted(step: Step) -> Reply | None:
             return Reply(step.status, page, content_type="text/html")
         case "empty" | "reset" | "close" | "hang":
             return Reply(step.status, b"")
+        case "failing":
+            return error(200, "As the script says.", step.origin)
         case "list":
             return of([], step.status)
         case "redirect":
             return of({}, step.status).having((("Location", step.target),))
     return None
+
+
+def dressed(reply: Reply, step: Step) -> Reply:
+    """Put an answer into the form that its step asks for."""
+    match step.answer:
+        case "huge":
+            return padded(reply, step.size)
+        case "bare":
+            return replace(reply, status=step.status, body=b"")
+        case "coded":
+            encode, label = CODINGS[step.target]
+            return replace(reply, body=encode(reply.body), headers=reply.headers + label)
+        case "shown":
+            return replace(reply, body=json.dumps(_renamed(json.loads(reply.body), FORMS[step.target])).encode())
+    return reply
+
+
+def _raw_deflate(body: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(body) + packer.flush()
+
+
+def _labelled(coding: str) -> Headers:
+    return (("Content-Encoding", coding),)
+
+
+CODINGS: dict[str, tuple[Callable[[bytes], bytes], Headers]] = {
+    "gzip": (gzip.compress, _labelled("gzip")),
+    "unlabelled_gzip": (gzip.compress, ()),
+    "deflate": (zlib.compress, _labelled("deflate")),
+    "raw_deflate": (_raw_deflate, _labelled("deflate")),
+    "br": (lambda body: b"\x1b" + body[::-1], _labelled("br")),  # nobody here could read the real one either
+    "mark": (lambda body: codecs.BOM_UTF8 + body, ()),
+    "utf-16": (lambda body: body.decode().encode("utf-16"), ()),
+}
+FORMS: dict[str, Callable[[str], Any]] = {
+    "number": int,
+    "nfc": partial(unicodedata.normalize, "NFC"),
+    "nfd": partial(unicodedata.normalize, "NFD"),
+    "upper": str.upper,
+}
+
+
+def _renamed(payload: dict[str, Any], form: Callable[[str], Any]) -> dict[str, Any]:
+    """Write the ids of an answer in another form, where it has any."""
+    inner = payload.get("data")
+    changed = {"data": inner | {"id": form(inner["id"])}} if isinstance(inner, dict) else {}
+    return payload | changed | ({"id": form(payload["id"])} if "id" in payload else {})
 
 
 def padded(reply: Reply, size: int) -> Reply:

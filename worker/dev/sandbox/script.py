@@ -150,6 +150,34 @@ def _wrong_id(word: str, argument: str, text: str) -> dict[str, Any]:
     return {"answer": word, "target": argument or "both"}
 
 
+def _interim(word: str, argument: str, text: str) -> dict[str, Any]:
+    code, _, after = argument.partition(":")
+    if not (code.isdecimal() and 100 <= int(code) < 200):  # noqa: PLR2004 - an interim HTTP status
+        raise ValueError(f"{text!r} is no step: after interim comes a status from 100 to 199, as in interim:103:0.4.")
+    return {"answer": word, "status": int(code), "seconds": _seconds(after or "0", text)}
+
+
+def _trailed(word: str, argument: str, text: str) -> dict[str, Any]:
+    return {"answer": word, "seconds": _seconds(argument or "0", text)}
+
+
+def _bare_status(word: str, argument: str, text: str) -> dict[str, Any]:
+    return {"answer": word, "status": _code(argument or "204", text)}
+
+
+def _failing(word: str, argument: str, text: str) -> dict[str, Any]:
+    return _bare(word, "", text) | {"effect": "none", "origin": argument or "integration"}
+
+
+def _one_of(*forms: str) -> Callable[[str, str, str], dict[str, Any]]:
+    def read(word: str, argument: str, text: str) -> dict[str, Any]:
+        if argument not in forms:
+            raise ValueError(f"{text!r} is no step: after {word} comes one of {', '.join(forms)}.")
+        return {"answer": word, "target": argument}
+
+    return read
+
+
 def _stale(word: str, argument: str, text: str) -> dict[str, Any]:
     if not argument.isprintable():
         raise ValueError(f"{text!r} is no step: a status holds no control characters.")
@@ -188,6 +216,13 @@ WORDS: dict[str, Callable[[str, str, str], dict[str, Any]]] = {
     "drip_head": _drip,
     "huge": _huge,
     "wrong_id": _wrong_id,
+    # The promised answer in an unusual form, or with more around it.
+    "coded": _one_of("gzip", "deflate", "raw_deflate", "unlabelled_gzip", "br", "mark", "utf-16"),
+    "shown": _one_of("number", "nfc", "nfd", "upper"),
+    "bare": _bare_status,
+    "interim": _interim,
+    "trailed": _trailed,
+    "failing": _failing,
     "open": _open,
     "stale": _stale,
     "fresh": _bare,

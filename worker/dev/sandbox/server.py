@@ -70,7 +70,7 @@ class Front(HTTPServerConnectionDelegate):
             wire.send(connection, exchange, self.world.next_request_id(), lambda *_end: None)
             return
         step = exchange.step
-        if not (step.slow or step.pause or step.answer in wire.BROKEN):
+        if not (step.slow or step.pause or step.answer in wire.BROKEN | wire.NOISY):
             reply = self.contract.answer(exchange)
             wire.send(connection, reply, exchange.request.id, partial(self.contract.finish, exchange))
             return
@@ -122,7 +122,7 @@ class Front(HTTPServerConnectionDelegate):
             if exchange.step.answer in wire.BROKEN:
                 await wire.send_broken(connection, exchange.step, reply, exchange.request.id, ended=ended, gone=gone)
             else:
-                wire.send(connection, reply, exchange.request.id, ended)
+                await wire.send_with_more(connection, exchange.step, reply, exchange.request.id, ended)
         except StreamClosedError:
             gone()
         finally:

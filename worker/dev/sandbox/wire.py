@@ -13,11 +13,14 @@ from typing import Protocol
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import IOStream
 
+from worker.dev.sandbox import replies
 from worker.dev.sandbox.replies import Reply
 from worker.dev.sandbox.script import Step
 
 # Deliveries that break the connection; any other answer goes out whole, and the connection stays open.
 BROKEN = frozenset({"reset", "close", "hang", "cut", "drip", "drip_head"})
+# Deliveries that say more than the answer, and keep the connection.
+NOISY = frozenset({"interim", "trailed"})
 # With this linger a close sends RST instead of FIN.
 ABORT = struct.pack("ii", 1, 0)
 
@@ -34,6 +37,18 @@ def send(connection: HTTP1Connection, reply: Reply, request_id: str, ended: Ende
     ended("answered", reply.status)
     connection.write(reply.wire(request_id))
     connection.finish()
+
+
+async def send_with_more(connection: HTTP1Connection, step: Step, reply: Reply, request_id: str, ended: Ended) -> None:
+    """Send a whole answer, and before or behind it what nobody asked for."""
+    stream = connection.stream
+    if step.answer == "interim":
+        await stream.write(f"HTTP/1.1 {step.status} Interim\r\nLink: </style.css>\r\n\r\n".encode())
+        await asyncio.sleep(step.seconds)
+    send(connection, reply, request_id, ended)
+    if step.answer == "trailed":
+        await asyncio.sleep(step.seconds)
+        await stream.write(replies.error(404, "Nobody asked for this.").wire(request_id))
 
 
 async def send_broken(
