@@ -205,7 +205,7 @@ class LedgerSwitch:
         self.tried = threading.Event()  # somebody wanted it while it was away
         self._ledger = ledger
         self._away = False
-        event.listen(ledger, "do_connect", self._connect)
+        event.listen(ledger, "do_connect", self._connect, insert=True)  # before the one that connects
 
     def away(self) -> None:
         self._away = True
