@@ -85,7 +85,7 @@ class PostgresqlSessions:
         self._says_threshold = threshold is not None
         self._asked = SessionOptions({**LIMITS, **self._planning, **asked.settings}, asked.others)
         hosts = {name: value for name, value in url.query.items() if name in {"host", "port"}}
-        named: dict[str, Any] = PGDialect_psycopg().create_connect_args(url.set(query=hosts))[1]
+        named = PGDialect_psycopg().create_connect_args(url.set(query=hosts))[1]  # type: ignore[no-untyped-call]
         # Rows are sent as UTF-8 whatever the database's encoding is: what that cannot hold, the server refuses by row.
         self._driver_options = {**DRIVER_OPTIONS, **named, **given, "client_encoding": "utf8"}
 
