@@ -16,6 +16,7 @@ from worker.cancellation.answer import NoReply, Reply
 from worker.cli.parts import console
 from worker.ledger import connections, migrations
 from worker.ledger.database import open_ledger, read_only
+from worker.ledger.problems import ledger_problem
 from worker.ledger.vault import CredentialsError, TokenVault
 from worker.settings import Settings, load_settings
 from worker.streams import connect_redis
@@ -78,7 +79,7 @@ def _ledger(settings: Settings) -> Iterator[Finding]:
         with read_only(open_ledger(settings.database_url, pool_size=1)) as db:
             found = migrations.current(db)
     except SQLAlchemyError as error:
-        yield Finding("Ledger", type(error).__name__, "Start the database, or correct DATABASE_URL.")
+        yield Finding("Ledger", type(error).__name__, ledger_problem(error))
         return
     old = "" if found == migrations.head() else "Run `cancel-worker migrate`."
     yield Finding("Ledger", f"schema {found or 'empty'}", old)
