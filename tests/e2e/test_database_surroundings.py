@@ -56,6 +56,10 @@ class Scene:
         for each in self.send(count):
             wait_for_ends(self.deployment, [each])
 
+    def end_sessions(self) -> None:
+        self.server.end_clients()
+        self.deployment.ledger.dispose()  # the test's own
+
     def failures(self, worker: Worker) -> int:
         return worker.output.count(".unavailable") + worker.output.count(".crashed")
 
@@ -95,6 +99,21 @@ def test_a_worker_that_starts_before_its_database_waits_for_it(scene: Scene) -> 
     assert 0 == worker.stop()
 
 
+def test_a_worker_whose_late_database_is_empty_waits_for_the_migration(scene: Scene, vault: TokenVault) -> None:
+    migrations.roll_back(scene.deployment.ledger)
+    scene.deployment.ledger.dispose()
+    scene.server.stop()
+    worker = scene.deployment.start_worker(command=RUN)
+    worker.wait_for_line("waits for it")
+    worker.wait_until_ready()
+    scene.server.start()
+    worker.wait_for_line("ProgrammingError")
+    migrate(scene.server.url)
+    scene.deployment.connect(vault, ["shop-1"])
+
+    scene.send_and_wait()
+
+
 def test_a_worker_that_waits_for_its_database_ends_when_it_is_told_to(scene: Scene) -> None:
     scene.server.stop()
     worker = scene.deployment.start_worker(command=RUN)
@@ -107,10 +126,10 @@ def test_a_worker_goes_on_by_itself_after_a_database_was_read_only(scene: Scene)
     worker = scene.deployment.start_worker()
     scene.send_and_wait()
     scene.server.execute("ALTER DATABASE postgres SET default_transaction_read_only = on")
-    scene.server.end_clients()
+    scene.end_sessions()
     ids = scene.send(3)
     worker.wait_for_line("intake.unavailable")
-    scene.server.execute("ALTER DATABASE postgres RESET default_transaction_read_only")
+    scene.server.execute("BEGIN READ WRITE; ALTER DATABASE postgres RESET default_transaction_read_only; COMMIT")
 
     wait_for_ends(scene.deployment, ids)
     scene.send_and_wait()
@@ -150,7 +169,7 @@ def test_a_worker_takes_a_changed_password_from_its_file(scene: Scene, tmp_path:
     scene.send_and_wait()
     scene.server.execute("CREATE ROLE second LOGIN SUPERUSER")
     scene.server.execute("ALTER ROLE first NOLOGIN")
-    scene.server.end_clients()
+    scene.end_sessions()
     ids = scene.send(2)
     worker.wait_for_line("intake.unavailable")
     secret.write_text(scene.server.url.replace("postgres@", "second@"))

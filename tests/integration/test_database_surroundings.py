@@ -175,6 +175,7 @@ def test_what_an_address_says_is_kept_and_added_to(postgres: Any) -> None:
     with opened(made) as plain, plain.begin() as db:
         db.execute(text("CREATE SCHEMA cancel"))
     query = "options=-csearch_path%3Dcancel%20-c%20statement_timeout%3D7s&connect_timeout=30&application_name=oms"
+    query += "&target_session_attrs=read-write&keepalives_idle=60"
     with opened(with_query(made, query), plan_once=True) as engine:
         migrations.migrate(engine)
         with read_only(engine) as db:
@@ -202,7 +203,8 @@ def test_what_an_address_says_is_kept_and_added_to(postgres: Any) -> None:
         "application_name": "oms",
         "enable_seqscan": "off",
     } == told
-    assert ("30", "20000") == (params["connect_timeout"], params["tcp_user_timeout"])
+    kept = {"connect_timeout": "30", "keepalives_idle": "60", "target_session_attrs": "read-write"}
+    assert kept | {"tcp_user_timeout": "20000"} == {name: params[name] for name in (*kept, "tcp_user_timeout")}
 
 
 @pytest.mark.parametrize(
