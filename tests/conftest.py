@@ -217,7 +217,7 @@ class LedgerSwitch:
         self.tried = threading.Event()  # somebody wanted it while it was away
         self._ledger = ledger
         self._away = False
-        event.listen(ledger, "do_connect", self._connect, insert=True)  # before the one that connects
+        event.listen(ledger, "do_connect", self._connect)
 
     def away(self) -> None:
         self._away = True

@@ -52,8 +52,7 @@ def _open_postgresql(url: URL, pool_size: int, *, plan_once: bool) -> Engine:
         hide_parameters=True,  # an error may be logged; a row may not
         pool_timeout=10,
     )
-    event.listen(engine, "do_connect", sessions.connect)
-    event.listen(engine, "handle_error", sessions.forget_after)
+    sessions.serve(engine)
     _begin_with(engine, sessions.beginning)
     return engine
 

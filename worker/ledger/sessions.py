@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import make_url
+from sqlalchemy import event, make_url
 from sqlalchemy.exc import ArgumentError
 
 from worker.environment import SettingsError, from_environment
@@ -22,7 +22,7 @@ from worker.inputs.database_options import (
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL, Dialect
+    from sqlalchemy import URL, Engine
     from sqlalchemy.engine import ExceptionContext
 
 # Far above any statement of ours; a query or a lock that takes longer is a fault, and its error frees the thread.
@@ -96,20 +96,28 @@ class PostgresqlSessions:
         settings = ", ".join(f"set_config({_quoted(n)}, {_quoted(v)}, true)" for n, v in self._asked.settings.items())
         return f"BEGIN; SELECT {settings}".replace("%", "%%")  # several in one text are never prepared
 
-    def connect(self, dialect: Dialect, *_: Any) -> Any:
+    def serve(self, engine: Engine) -> None:
+        """Make every session of this engine from now on."""
+        self._dialect = engine.dialect
+        self._open_driver = engine.dialect.connect
+        # Not by the event `do_connect`, whose first listener ends it for the others.
+        engine.dialect.connect = self._connect_or_renew  # type: ignore[method-assign]
+        event.listen(engine, "handle_error", self.forget_after)
+
+    def _connect_or_renew(self, *_: Any, **__: Any) -> Any:
         """Open a session. Where that fails and DATABASE_URL's file has changed meanwhile, try what it says now."""
         try:
-            return self._connect(dialect)
-        except dialect.loaded_dbapi.OperationalError:
+            return self._connect()
+        except self._dialect.loaded_dbapi.OperationalError:
             if not self._renew():
                 raise
-            return self._connect(dialect)
+            return self._connect()
 
-    def _connect(self, dialect: Dialect) -> Any:
+    def _connect(self) -> Any:
         if not self.pooled:
             try:
-                made = self._open(dialect, write_session_options(self._asked), PREPARE_THRESHOLD)
-            except dialect.loaded_dbapi.OperationalError as error:
+                made = self._open(write_session_options(self._asked), PREPARE_THRESHOLD)
+            except self._dialect.loaded_dbapi.OperationalError as error:
                 if "unsupported startup parameter" not in str(error):
                     raise
             else:
@@ -118,10 +126,10 @@ class PostgresqlSessions:
                     return made
                 made.close()
             self.pooled = True
-        return self._open(dialect, " ".join(self._asked.others), None)
+        return self._open(" ".join(self._asked.others), None)
 
-    def _open(self, dialect: Dialect, options: str, threshold: int | None) -> Any:
-        made = dialect.connect(
+    def _open(self, options: str, threshold: int | None) -> Any:
+        made = self._open_driver(
             **self._driver_options,
             **({"options": options} if options else {}),
             prepare_threshold=self._threshold if self._says_threshold else threshold,
@@ -130,7 +138,7 @@ class PostgresqlSessions:
         encoding = made.info.parameter_status("server_encoding")
         if problem := _unsuitable(encoding, made.info.server_version):
             made.close()
-            raise dialect.loaded_dbapi.NotSupportedError(problem)
+            raise self._dialect.loaded_dbapi.NotSupportedError(problem)
         return made
 
     def _renew(self) -> bool:
