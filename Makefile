@@ -1,4 +1,4 @@
-# `make` alone lists what there is. Everything runs from .venv; nothing else on the machine is touched.
+# `make` alone lists what there is. Everything runs from .venv; only `make parts` touches anything else.
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3.14 python3.13 python3.12 python3.11 python3,$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check chaos soak sabotage bench lock clean
+.PHONY: help install parts demo test check chaos soak sabotage bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -19,6 +19,15 @@ $(VENV)/.installed: requirements/dev.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# Servers that no wheel brings. Tests without theirs are left out, and the run says so at its end.
+DEBIAN_PARTS := pgbouncer redis-server redis-sentinel prometheus chromium chromium-driver
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+parts: ## install what the tests use and no wheel brings (Debian, Ubuntu): the one target that changes the machine
+	@command -v apt-get >/dev/null || { echo "Install these by hand, this is no Debian: $(DEBIAN_PARTS)."; exit 1; }
+	@dpkg-query --show --showformat '$${Status}\n' $(DEBIAN_PARTS) 2>/dev/null | grep -c '^install ok installed' | grep -qx $(words $(DEBIAN_PARTS)) \
+	  || { $(AS_ROOT) apt-get -qq update \
+	    && $(AS_ROOT) env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq install --no-install-recommends $(DEBIAN_PARTS) >/dev/null; }
 
 demo: install ## the whole thing in a minute: Redis, SQLite, a local Trackstar, the worker and Flower
 	@$(BIN)/cancel-worker demo

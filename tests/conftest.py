@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import threading
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,6 +19,7 @@ from weakref import WeakKeyDictionary
 import pytest
 import structlog
 from cryptography.fernet import Fernet
+from harness.parts import PART_MISSING
 from redis import Redis
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_url
 
@@ -54,6 +57,15 @@ def second_statements() -> Iterator[list[str]]:
     _second_statements.clear()
     yield _second_statements
     assert [] == _second_statements
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what was left out for want of a part, whatever else was skipped: a green run has not shown it."""
+    reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    missing = Counter(found[1] for each in reasons if (found := re.search(rf"{PART_MISSING} ([\w-]+)", each)))
+    for program, count in missing.items():
+        sentence = f"LEFT OUT: {count} tests, because {program} is not installed: `make parts` installs it."
+        terminalreporter.write_line(sentence, yellow=True)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from worker.environment import from_environment
 from worker.errors import AlreadyEndedError, InboxUnavailableError, KeyConflictError, LedgerUnavailableError
 from worker.ledger import queries, transitions
 from worker.ledger.database import open_ledger, read_only
+from worker.ledger.problems import ledger_problem
 from worker.ledger.queries import Cancellation, Standing
 from worker.streams import INBOX, NotReplicatedError, connect_redis, put_jobs, refusal
 
@@ -219,10 +220,7 @@ def _ledger_errors() -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise LedgerUnavailableError(
-            f"The ledger could not be asked ({type(error).__name__}): check DATABASE_URL, that the database runs and "
-            "that `cancel-worker migrate` has run."
-        ) from error
+        raise LedgerUnavailableError(ledger_problem(error)) from error
 
 
 def _request(fields: Mapping[str, Any]) -> CancelRequest:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import psutil
 import psycopg
+import pytest
 from psycopg import OperationalError
 
 from worker.dev.embedded import EmbeddedRedis
@@ -38,6 +39,8 @@ LOOK_SECONDS = 0.05
 DISK_MEGABYTES = 64  # twice an empty PostgreSQL; many times an SQLite and its log
 # Below the ports that systems hand out by themselves: nobody else gets one of these while its server is away.
 LASTING_PORTS = range(20_000, 32_000)
+# How the reason begins for which a test without its part is left out; `make parts` installs them all.
+PART_MISSING = "This part is not installed:"
 # With this SO_LINGER a close sends RST instead of FIN.
 ABORT = struct.pack("ii", 1, 0)
 
@@ -191,6 +194,57 @@ class PostgresServer:
                     while True:  # until it is full
                         mine.add(stack.enter_context(self.connect()).info.backend_pid)
             yield
+
+
+class PgBouncer:
+    """Debian's pooler before a PostgreSQL, in transaction mode; all else as it is by default."""
+
+    def __init__(self, folder: Path, server_port: int, *more: str) -> None:
+        self.port = lasting_port()
+        self.log = folder / "pgbouncer.log"
+        self._config = folder / "pgbouncer.ini"
+        lines = [
+            "[databases]",
+            f"* = user=postgres host=127.0.0.1 port={server_port}",
+            "[pgbouncer]",
+            "listen_addr = 127.0.0.1",
+            f"listen_port = {self.port}",
+            "unix_socket_dir =",
+            "auth_type = any",
+            "pool_mode = transaction",
+            *more,
+        ]
+        self._config.write_text("\n".join(lines) + "\n")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def url(self, database: str = "postgres", query: str = "") -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}{query}"
+
+    def __enter__(self) -> Self:
+        with self.log.open("ab") as output:
+            command: list[str | Path] = [part("pgbouncer"), self._config]
+            self._process = process = subprocess.Popen(
+                command, stdout=output, stderr=output, start_new_session=True, **_as_user()
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return self
+            assert process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, "PgBouncer does not answer."
+            time.sleep(LOOK_SECONDS)
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(STOP_SECONDS)
+
+
+def part(program: str) -> str:
+    """Return where a program is that no wheel brings; without it a test is left out, and the run's end says so."""
+    if path := shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"):
+        return path
+    pytest.skip(f"{PART_MISSING} {program}")
 
 
 def postgres_user() -> pwd.struct_passwd | None:

@@ -403,7 +403,7 @@ def test_the_doctor_says_of_each_part_that_is_away_what_to_do(alone: Operator) -
     code, said = alone.run("doctor")
 
     assert 1 == code
-    for remedy in ("Start it, or correct REDIS_URL.", "or correct DATABASE_URL.", "Set TRACKSTAR_API_KEY."):
+    for remedy in ("Start it, or correct REDIS_URL.", "Check DATABASE_URL", "Set TRACKSTAR_API_KEY."):
         assert remedy in said
 
     alone.environment["TRACKSTAR_API_KEY"] = "k"

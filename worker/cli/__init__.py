@@ -11,7 +11,7 @@ from typing import NoReturn
 import sentry_sdk
 import typer
 from redis import RedisError
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.request import InvalidRequest
 from worker.cli import connections, dead_letters, doctor, local, orders, repair, service
@@ -27,6 +27,8 @@ from worker.errors import (
 )
 from worker.inputs.faults import remedy_of
 from worker.ledger.dead_letters import UnknownDeadLetterError
+from worker.ledger.migrations import SchemaError
+from worker.ledger.problems import ledger_problem
 from worker.ledger.vault import CredentialsError
 
 app = typer.Typer(
@@ -76,10 +78,10 @@ def main() -> None:
     except RedisError as error:
         away = f"Redis could not be reached ({type(error).__name__}): check REDIS_URL and that the server runs"
         _fail(3, f"{remedy_of(error) or away}.")
-    except DBAPIError as error:
-        _fail(3, f"{_ledger_problem(error)} Check DATABASE_URL, and that `cancel-worker migrate` has run.")
+    except SchemaError as error:
+        _fail(2, str(error))
     except SQLAlchemyError as error:
-        _fail(3, f"The ledger could not be used ({type(error).__name__}): check DATABASE_URL.")
+        _fail(3, ledger_problem(error))
     except ValueError as error:
         _fail(2, str(error))
     except KeyboardInterrupt:
@@ -87,13 +89,6 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - the last stop before a person
         sentry_sdk.capture_exception(error)
         _fail(1, f"This is a bug in cancel-worker ({type(error).__name__}): please report what you typed.")
-
-
-def _ledger_problem(error: DBAPIError) -> str:
-    text = str(error.orig)
-    if "no such table" in text or "does not exist" in text:
-        return "The ledger has no tables yet."
-    return f"The ledger could not be reached ({type(error).__name__})."
 
 
 def _fail(code: int, sentence: str) -> NoReturn:

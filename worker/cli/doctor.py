@@ -20,6 +20,7 @@ from worker.cli.parts import console
 from worker.inputs.faults import fault
 from worker.ledger import backlog, migrations
 from worker.ledger.database import open_ledger, read_only
+from worker.ledger.problems import ledger_problem
 from worker.ledger.schema import connections
 from worker.ledger.vault import CredentialsError, TokenVault
 from worker.runtime.transport import Transport, what_workers_say
@@ -168,7 +169,7 @@ def _ledger(settings: Settings) -> Iterator[Finding]:
         with read_only(ledger) as db:
             found = migrations.current(db)
     except SQLAlchemyError as error:
-        yield Finding("Ledger", type(error).__name__, "Start the database, or correct DATABASE_URL.")
+        yield Finding("Ledger", type(error).__name__, ledger_problem(error))
         return
     old = "" if found == migrations.head() else "Run `cancel-worker migrate`."
     yield Finding("Ledger", f"schema {found or 'empty'}", old)

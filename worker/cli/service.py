@@ -6,11 +6,13 @@ import os
 from typing import Annotated
 
 import typer
+from sqlalchemy.exc import DBAPIError
 
 from worker.cli.parts import console, ledger
 from worker.environment import from_environment
 from worker.ledger import migrations
 from worker.ledger.database import read_only
+from worker.ledger.problems import ledger_problem, passes
 from worker.settings import load_worker_settings
 from worker.telemetry.logs import print_without_blocking
 
@@ -23,22 +25,28 @@ def run(
     if concurrency is not None:
         os.environ["CONCURRENCY"] = str(concurrency)
     load_worker_settings()  # refuses to start in one sentence, before anything runs
-    with ledger() as opened, read_only(opened) as db:
-        found, wanted = migrations.current(db), migrations.head()
-    if found != wanted:
-        raise ValueError(
-            f"The ledger's schema is {found or 'empty'}, this worker needs {wanted}: run `cancel-worker migrate`."
-        )
+    _check_schema()
     print_without_blocking()  # Celery warns and prints before it asks for logs
     from worker.broker.app import app  # noqa: PLC0415 - Celery is loaded by the one command that needs it
 
     app.worker_main(["worker", "--loglevel", "INFO", "--hostname", name, "--without-gossip", "--without-mingle"])
 
 
+def _check_schema() -> None:
+    """Refuse a ledger that no waiting mends. One that is not there yet the worker waits for, alive and not ready."""
+    try:
+        with ledger() as opened, read_only(opened) as db:
+            migrations.refuse_unfit(db)
+    except DBAPIError as error:
+        if not passes(error):
+            raise
+        console.print(f"{ledger_problem(error)} The worker starts and waits for it.")
+
+
 def migrate() -> None:
     """Bring the ledger's schema up to date. Safe to run twice, and beside running workers."""
     with ledger() as opened:
-        migrations.migrate(opened)
+        migrations.migrate(opened, waiting=console.print)
     console.print(f"The ledger is at revision {migrations.head()}.")
 
 

@@ -1,4 +1,4 @@
-"""How to reach the ledger: engines, with limits that keep a dead database from holding a thread, and transactions.
+"""How to reach the ledger: engines, and transactions. How a session of PostgreSQL is made, `sessions` knows.
 
 Three ways to use an engine: `ledger.begin()` for a transaction, `autocommit` for one statement, `read_only`.
 """
@@ -12,23 +12,14 @@ from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DataError, IntegrityError
 
 from worker.ledger.dialects import is_sqlite
+from worker.ledger.sessions import PostgresqlSessions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from sqlalchemy import Connection
+    from sqlalchemy import URL, Connection
 
-# Far above any statement of ours; a query or a lock that takes longer is a fault, and its error frees the thread.
-STATEMENT_TIMEOUT_MS = 30_000
-LOCK_TIMEOUT_MS = 10_000
 SQLITE_BUSY_SECONDS = 15
-
-
-# Each statement of a worker or a client has its index, and is planned once: planning a batch again costs a third of
-# running it. A plan that was made while a table was small would go on reading all of it when it is large, so it may
-# not read all.
-PLANNED_ONCE = "-c enable_seqscan=off"
-PLANNED_EACH_TIME = "-c plan_cache_mode=force_custom_plan"
 
 
 def open_ledger(url: str, *, pool_size: int = 8, plan_once: bool = False) -> Engine:
@@ -37,40 +28,32 @@ def open_ledger(url: str, *, pool_size: int = 8, plan_once: bool = False) -> Eng
     With `plan_once` plans are kept, and none reads a whole table where an index would do: for the few statements of a
     worker or a client, not for all that a person may ask.
 
-    Raises ValueError with a sentence where the URL is of no known kind.
+    Raises ValueError with a sentence where the URL is of no known kind, or asks for what nobody knows.
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise ValueError("DATABASE_URL is no database address: use postgresql://... or sqlite:///file.") from error
     if is_sqlite(parsed.get_backend_name()):
         return _open_embedded(url)
     if parsed.get_backend_name() != "postgresql":
         raise ValueError(f"DATABASE_URL names {parsed.get_backend_name()}: only postgresql and sqlite are supported.")
+    return _open_postgresql(parsed, pool_size, plan_once=plan_once)
+
+
+def _open_postgresql(url: URL, pool_size: int, *, plan_once: bool) -> Engine:
+    sessions = PostgresqlSessions(url, plan_once=plan_once)
     engine = create_engine(
-        parsed.set(drivername="postgresql+psycopg"),
+        # The options are the sessions' business: SQLAlchemy would hand them to the driver as they stand.
+        url.set(drivername="postgresql+psycopg", query={}),
         pool_size=pool_size,
         max_overflow=4,
         pool_use_lifo=True,  # the same few connections, which know the statements
         hide_parameters=True,  # an error may be logged; a row may not
         pool_timeout=10,
-        connect_args={
-            "connect_timeout": 5,
-            "prepare_threshold": 1,  # a few statements, all of one text, again and again
-            # A network that swallows packets answers nothing: without these a thread would wait for ever.
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 20_000,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS}"
-            f" -c idle_in_transaction_session_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC"
-            f" {PLANNED_ONCE if plan_once else PLANNED_EACH_TIME}",
-            "application_name": "cancel-worker",
-            "autocommit": True,  # the driver begins no transaction by itself: `_begin_with` does
-        },
     )
-
-    _begin_with(engine, "BEGIN")
+    sessions.serve(engine)
+    _begin_with(engine, sessions.beginning)
     return engine
 
 
@@ -87,19 +70,21 @@ def _open_embedded(url: str) -> Engine:
         db.execute("PRAGMA foreign_keys = ON")
 
     # A transaction that reads first and writes later would fail at once when another wrote in between.
-    _begin_with(engine, "BEGIN IMMEDIATE")
+    _begin_with(engine, lambda several: "BEGIN IMMEDIATE" if several else None)
     return engine
 
 
-# Options of a connection: no transaction is begun on it, each statement is one by itself; and that one is all it runs.
-_UNBEGUN = "ledger_unbegun"
+# Options of a connection: it runs single statements, which need no transaction; and one is all it runs.
+_SINGLE = "ledger_single_statements"
 ONE_STATEMENT = "ledger_one_statement"  # the tests fail where a second one follows
 
 
-def _begin_with(engine: Engine, command: str) -> None:
+def _begin_with(engine: Engine, beginning: Callable[[bool], str | None]) -> None:
+    """Let transactions begin with what `beginning` returns; it is told whether several statements belong together."""
+
     @event.listens_for(engine, "begin")
     def _begin(db: Connection) -> None:
-        if not db.get_execution_options().get(_UNBEGUN):
+        if command := beginning(not db.get_execution_options().get(_SINGLE)):
             db.exec_driver_sql(command)
 
 
@@ -110,7 +95,7 @@ def read_only(ledger: Engine) -> Iterator[Connection]:
     A ROLLBACK after them would make the driver forget all that it has prepared.
     """
     with ledger.connect() as db:
-        yield db.execution_options(**{_UNBEGUN: True})
+        yield db.execution_options(**{_SINGLE: True})
 
 
 @contextmanager
@@ -119,14 +104,15 @@ def autocommit(ledger: Engine) -> Iterator[Connection]:
 
     A second statement would be committed apart on PostgreSQL and with the first on SQLite, so there may be none.
     """
-    if is_sqlite(ledger.dialect.name):
-        with ledger.begin() as db:
+    with ledger.connect() as db:
+        db.execution_options(**{_SINGLE: not is_sqlite(ledger.dialect.name)})
+        with db.begin():  # which sends nothing, except to SQLite and through a pooler
             yield db.execution_options(**{ONE_STATEMENT: True})
-    else:
-        with ledger.connect() as db:
-            yield db.execution_options(**{_UNBEGUN: True, ONE_STATEMENT: True})
 
 
 def refuses_the_row(error: BaseException) -> bool:
-    """Whether a row itself was at fault. Anything else is the database's state, and worth trying again unchanged."""
+    """Whether a row itself was at fault, also with a value that the database's encoding cannot hold.
+
+    Anything else is the database's state, and worth trying again unchanged.
+    """
     return isinstance(error, DataError | IntegrityError)

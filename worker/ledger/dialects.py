@@ -1,4 +1,4 @@
-"""All that PostgreSQL and SQLite say differently. The only file of the ledger that names either of them.
+"""All that PostgreSQL and SQLite say differently in SQL. No other file with statements names either of them.
 
 An instant and the database's clock, INSERT ... ON CONFLICT, a list of rows as one parameter, and what SQLite lacks.
 """

@@ -1,7 +1,8 @@
-"""The schema's history, applied. Knows where the revisions are; does not know what is in them."""
+"""The schema's history, applied, by one process at a time. Knows where the revisions are; not what is in them."""
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +11,33 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from worker.ledger.dialects import is_sqlite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection, Engine
+
+# A migration that cannot get its lock of a table quickly gives up, rather than hold every worker behind it.
+LOCK_TIMEOUT = "5s"
+STATEMENT_TIMEOUT = "10min"
+MIGRATION_LOCK = 7_263_915_402  # any number that nobody else uses: one migration at a time
+# How often is looked whether another migration has ended. Short waits: a signal is heard between them.
+LOOK_SECONDS = 0.2
+SQLITE_BUSY_MS = 500
+
+# Held until the transaction ends: a session's own lock would stay behind in a pooler's session.
+_LOCK = text(
+    "SELECT set_config('lock_timeout', :for_a_lock, true), set_config('statement_timeout', :for_a_statement, true),"
+    " pg_try_advisory_xact_lock(:number)"
+).bindparams(for_a_lock=LOCK_TIMEOUT, for_a_statement=STATEMENT_TIMEOUT, number=MIGRATION_LOCK)
+
+
+class SchemaError(SQLAlchemyError):
+    """The tables are not those of this code; the text says what to do."""
 
 
 def _config(db: Connection | None = None) -> Config:
@@ -34,9 +57,57 @@ def _config(db: Connection | None = None) -> Config:
 @contextmanager
 def _own_connection(engine: Engine) -> Iterator[Connection]:
     with engine.connect() as db:
-        # Closed for good afterwards: from the pool it would go on holding the migration's lock and time limits.
+        # Closed for good afterwards: what is set here is for nobody else.
         db.detach()
+        if is_sqlite(engine.dialect.name):
+            # SQLite changes a table by copying it, and would delete the rows that refer to the one it drops.
+            for pragma in ("foreign_keys = OFF", f"busy_timeout = {SQLITE_BUSY_MS}"):
+                db.connection.cursor().execute(f"PRAGMA {pragma}")
         yield db
+
+
+def _nobody_hears(_sentence: str) -> None:
+    pass
+
+
+@contextmanager
+def _alone(db: Connection, waiting: Callable[[str], object]) -> Iterator[None]:
+    """Open a transaction in which nobody else migrates; while another does, wait, and say so once."""
+    begin = _begin_on_sqlite if is_sqlite(db.dialect.name) else _begin_on_postgresql
+    told = False
+    while sentence := begin(db):
+        if not told:
+            waiting(sentence)
+        told = True
+        time.sleep(LOOK_SECONDS)
+    try:
+        yield
+        db.commit()
+    finally:
+        db.rollback()
+
+
+def _begin_on_postgresql(db: Connection) -> str | None:
+    db.begin()
+    if db.execute(_LOCK).one()[-1]:
+        return None
+    db.rollback()
+    return "Another migration is running: waiting until it has ended."
+
+
+def _begin_on_sqlite(db: Connection) -> str | None:
+    try:
+        db.begin()
+    except OperationalError as error:
+        if "locked" not in str(error.orig):
+            raise
+        return "Another process, perhaps a migration, writes to the database: waiting until it has ended."
+    return None
+
+
+def _history(upto: str = "head") -> list[str]:
+    """Return the revisions that this code knows, up to one, oldest first."""
+    return [each.revision for each in ScriptDirectory.from_config(_config()).iterate_revisions(upto, "base")][::-1]
 
 
 def head() -> str | None:
@@ -49,18 +120,46 @@ def current(db: Connection) -> str | None:
     return MigrationContext.configure(db).get_current_revision()
 
 
-def migrate(engine: Engine, revision: str = "head") -> None:
-    """Bring the schema to a revision, forwards."""
+def refuse_unfit(db: Connection, *, newer_fits: bool = False) -> None:
+    """Raise SchemaError where the tables are not those of this code.
+
+    A worker that runs while a release rolls out meets newer ones, which fit: they come before the new workers.
+    """
+    found, known = current(db), _history()
+    if found != known[-1] and not (newer_fits and found not in {None, *known}):
+        raise SchemaError(
+            f"The ledger's schema is {found or 'empty'}, this worker needs {known[-1]}: run `cancel-worker migrate`."
+        )
+
+
+def migrate(engine: Engine, revision: str = "head", waiting: Callable[[str], object] = _nobody_hears) -> None:
+    """Bring the schema to a revision, forwards, each step in a transaction of its own.
+
+    A second migration waits as long as the first works; `waiting` is told so once, in a sentence. Raises SchemaError
+    where the schema is newer than this code.
+    """
     with _own_connection(engine) as db:
-        command.upgrade(_config(db), revision)
-        db.commit()
+        missing = True
+        while missing:
+            with _alone(db, waiting):
+                missing = _upgrade_one(db, _history(revision))
+
+
+def _upgrade_one(db: Connection, wanted: list[str]) -> bool:
+    """Apply the next of the wanted revisions; return whether there was one."""
+    found = current(db)
+    if found is not None and found not in _history():
+        raise SchemaError(f"The ledger's schema is {found}, which a newer cancel-worker has made: migrate with that.")
+    missing = wanted[wanted.index(found) + 1 :] if found in wanted else wanted if found is None else []
+    if missing:
+        command.upgrade(_config(db), missing[0])
+    return bool(missing)
 
 
 def roll_back(engine: Engine, revision: str = "base") -> None:
     """Bring the schema back to a revision. What later revisions held is gone."""
-    with _own_connection(engine) as db:
+    with _own_connection(engine) as db, _alone(db, _nobody_hears):
         command.downgrade(_config(db), revision)
-        db.commit()
 
 
 def check(engine: Engine) -> None:

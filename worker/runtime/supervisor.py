@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from worker.environment import SettingsError
+from worker.ledger import migrations
 from worker.ledger.connections import ensure_default
-from worker.ledger.database import open_ledger
+from worker.ledger.database import open_ledger, read_only
 from worker.ledger.results import AttemptResult, ConfirmResult
 from worker.ledger.vault import TokenVault
 from worker.runtime.attempt import AttemptContext
@@ -151,7 +152,7 @@ class Supervisor:
             self._settings.writes_per_second,
             self._settings.policy,
             Handlers(
-                at_start=self._keep_default_connection,
+                at_start=self._at_start,
                 on_ready=self._dispatcher.arrived,
                 rescue=self.executor.rescue,
                 confirm=self.executor.confirm,
@@ -202,7 +203,9 @@ class Supervisor:
             self._health.stop()
         log.info("worker.stopped", owner=self._owner)
 
-    def _keep_default_connection(self, ledger: Engine) -> None:
+    def _at_start(self, ledger: Engine) -> None:
+        with read_only(ledger) as db:
+            migrations.refuse_unfit(db, newer_fits=True)
         if token := self._settings.trackstar_access_token.get_secret_value():
             with ledger.begin() as db:
                 ensure_default(db, self._vault.encrypt(token), self._vault.decrypt, token)
