@@ -26,6 +26,8 @@ from worker.errors import (
 )
 from worker.ledger.dead_letters import UnknownDeadLetterError
 from worker.ledger.vault import CredentialsError
+from worker.settings import known_secrets
+from worker.telemetry.logs import MIN_SECRET_LENGTH, without_secrets
 
 app = typer.Typer(
     help="Stops an order before the warehouse ships it.",
@@ -94,5 +96,6 @@ def _ledger_problem(error: DBAPIError) -> str:
 
 
 def _fail(code: int, sentence: str) -> NoReturn:
+    sentence = without_secrets(sentence, [value for value in known_secrets() if len(value) >= MIN_SECRET_LENGTH])
     Console(stderr=True, soft_wrap=True).print(sentence, style="red", markup=False, highlight=False)
     sys.exit(code)

@@ -23,6 +23,7 @@ from worker.ledger.claims import AttemptClaim, ConfirmClaim
 from worker.ledger.database import read_only
 from worker.ledger.deadlines import Lapsed
 from worker.runtime.loop import MAX_SECONDS, Loop
+from worker.telemetry.sentry import report_bug
 
 if TYPE_CHECKING:
     from worker.ledger.deadlines import NextDeadlines
@@ -60,16 +61,15 @@ class Maintenance:
         self._policy = policy
         self._handlers = handlers
         self._started = False
+        self._start_failed = False
         self._checked_at = float("-inf")
         self.loop = Loop("housekeeper", self.tick, expected=(SQLAlchemyError, OSError))
 
     def tick(self) -> float:
         """Do what is due; return the seconds until there may be more."""
-        if not self._started:
-            self._handlers.at_start(self._ledger)
-            self._started = True
         with read_only(self._ledger) as db:
             due = deadlines.next_deadlines(db)
+        self._start()
         done = self._promote() if due.is_due(due.run_at) else 0
         done += self._end(deadlines.past_send_by, expire) if due.is_due(due.send_by) else 0
         horizon = timedelta(seconds=self._policy.retry_horizon)
@@ -83,6 +83,21 @@ class Maintenance:
         self._warn(due)
         # After any progress the next times are others. Without it, looking again at once would be a hot loop.
         return 0.0 if done else min(POLL_SECONDS, due.seconds_to_next)
+
+    def _start(self) -> None:
+        """Do once what the settings ask for. Where that fails, it is told, and nobody else waits for it."""
+        if self._started:
+            return
+        try:
+            self._handlers.at_start(self._ledger)
+            self._started = True
+        except (SQLAlchemyError, OSError) as error:  # tried again with the next tick
+            if not self._start_failed:
+                log.warning("housekeeper.start_failed", error=type(error).__name__)
+            self._start_failed = True
+        except Exception:  # noqa: BLE001 - whatever it is, the other connections have their due
+            self._started = True
+            report_bug("housekeeper.start_crashed")
 
     def _promote(self) -> int:
         with self._ledger.begin() as db:
