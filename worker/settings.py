@@ -61,7 +61,12 @@ Header = Annotated[SecretStr, AfterValidator(_for_a_header)]
 class Settings(BaseSettings):
     """The worker's settings. Durations are seconds."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    @classmethod
+    def settings_customise_sources(cls, *_: Any, init_settings: Any, **__: Any) -> tuple[Any, ...]:
+        """Take what `load_settings` gives, and nothing that `from_environment` has not read."""
+        return (init_settings,)
 
     redis_url: str = Field(default="redis://localhost:6379/0", repr=False)
     database_url: str = Field(default="sqlite:///cancellations.sqlite3", repr=False)

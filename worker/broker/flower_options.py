@@ -136,4 +136,5 @@ class _WithoutSecrets(logging.Filter):
 
 def _keep_secrets_out_of_logs(secrets: list[str]) -> None:
     for handler in logging.getLogger().handlers:
+        handler.filters[:] = [each for each in handler.filters if not isinstance(each, _WithoutSecrets)]
         handler.addFilter(_WithoutSecrets(secrets))

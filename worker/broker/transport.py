@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery.app.amqp import AMQP
-from kombu import Connection
+from kombu.connection import Connection
 from kombu.transport.redis import Channel, Transport
 
 if TYPE_CHECKING:
@@ -20,21 +20,21 @@ HUB_SECONDS = 25  # between looks at the connections, where health checks are of
 MAX_CONNECTIONS = 100
 
 
-class RedisChannel(Channel):  # type: ignore[misc]
-    from_transport_options = (*Channel.from_transport_options, "redis_options")
+class RedisChannel(Channel):
+    from_transport_options: tuple[str, ...] = (*Channel.from_transport_options, "redis_options")  # type: ignore[assignment]
     redis_options: dict[str, Any] = {}  # noqa: RUF012 - kombu sets it on each channel
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         # Of kombu's own only the class remains, which it prepares for its event loop.
-        connection = super()._connparams(asynchronous)["connection_class"]
+        connection = super()._connparams(asynchronous)["connection_class"]  # type: ignore[no-untyped-call]
         return {**self.redis_options, "connection_class": connection}
 
 
-class RedisTransport(Transport):  # type: ignore[misc]
+class RedisTransport(Transport):
     Channel = RedisChannel
 
 
-class RedisConnection(Connection):  # type: ignore[misc]
+class RedisConnection(Connection):
     def get_transport_cls(self) -> type[RedisTransport]:
         return RedisTransport
 

@@ -140,9 +140,8 @@ def rekey(
         _refuse_while_unknown(settings)
     with ledger() as opened, opened.begin() as db:
         count = connections.rekey(db, vault.reencrypt)
-    console.print(
-        f"{count} {'token is' if count == 1 else 'tokens are'} encrypted with the first key.", highlight=False
-    )
+    tokens = "1 token is" if count == 1 else f"{count} tokens are"
+    console.print(f"{tokens} encrypted with the first key.", highlight=False)
 
 
 def _refuse_while_unknown(settings: Settings) -> None:
@@ -151,8 +150,8 @@ def _refuse_while_unknown(settings: Settings) -> None:
         lacking = workers_without(connect_redis(settings.redis_url, socket_timeout=5), fingerprint(settings.keys[0]))
     except RedisError as error:
         raise ValueError(
-            f"Redis could not be reached ({type(error).__name__}), so nobody knows whether each running worker has the "
-            "first of CREDENTIAL_KEYS: start it, or say --force."
+            f"Redis could not be reached ({type(error).__name__}), so nobody knows whether each running worker has "
+            "the first of CREDENTIAL_KEYS: start it, or say --force."
         ) from error
     if lacking:
         raise ValueError(

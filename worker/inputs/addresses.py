@@ -7,13 +7,13 @@ password. An address of Redis is read here once, so that redis-py, Celery and Fl
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, unquote_plus, urlsplit
 
-from worker.inputs.values import problem_of_number
+from worker.inputs.redis_words import REDIS_WORDS, UNSUPPORTED_WORDS
 
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?")
 USERINFO = re.compile(r"://[^:/?#@]*:(.*)@", re.DOTALL)
@@ -51,16 +51,13 @@ def parse_redis_url(url: str) -> RedisAddress:
         raise ValueError(f"REDIS_URL says {tls[0]}, but only rediss:// speaks TLS: write rediss://, or leave it out.")
     if parts.scheme == "unix" and "socket_keepalive" in words:
         raise ValueError("REDIS_URL says socket_keepalive, which a unix:// socket has not: leave it out.")
+    who = {name: words.pop(name, None) for name in ("username", "password")}
     return RedisAddress(
         scheme=parts.scheme,
         place=_socket_path(parts) if parts.scheme == "unix" else _host_and_port("REDIS_URL", parts),
-        username=unquote(parts.username or "") or words.get("username"),
-        password=unquote(parts.password or "") or words.get("password"),
-        options={
-            "db": _database(parts),
-            **_without(words, {"username", "password"}),
-            **_verified(parts.scheme, words),
-        },
+        username=unquote(parts.username or "") or who["username"],
+        password=unquote(parts.password or "") or who["password"],
+        options={"db": _database(parts), **words, **_verified(parts.scheme, words)},
     )
 
 
@@ -127,104 +124,6 @@ def _verified(scheme: str, words: Mapping[str, Any]) -> dict[str, Any]:
             "or name your own authority with ssl_ca_certs."
         )
     return {"ssl_cert_reqs": "required", "ssl_check_hostname": words.get("ssl_check_hostname", True)}
-
-
-def _without(words: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in words.items() if name not in names}
-
-
-def _number(least: float, most: float, kind: Callable[[str], float]) -> Callable[[str], float]:
-    def read(text: str) -> float:
-        refusal = f"a {'whole ' if kind is int else ''}number from {least:g} to {most:g}"
-        if problem_of_number(text) or (kind is int and not text.isdigit()):
-            raise ValueError(refusal)
-        if not least <= (value := kind(text)) <= most:
-            raise ValueError(refusal)
-        return value
-
-    return read
-
-
-def _truth(text: str) -> bool:
-    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if (value := known.get(text.lower())) is None:
-        raise ValueError("true or false")
-    return value
-
-
-def _text(text: str) -> str:
-    if not text or " " in text:
-        raise ValueError("a word without spaces")
-    return text
-
-
-def _path(text: str) -> str:
-    if not text.startswith("/"):
-        raise ValueError("an absolute path")
-    return text
-
-
-def _secret(text: str) -> str:
-    return text
-
-
-def _verification(text: str) -> str:
-    if text.lower() not in {"required", "cert_required"}:
-        raise ValueError(
-            "required: a server that nobody verifies could be anyone (name your own authority with ssl_ca_certs)"
-        )
-    return "required"
-
-
-REDIS_WORDS: dict[str, Callable[[str], Any]] = {
-    "db": _number(0, 99_999, int),
-    "username": _text,
-    "password": _secret,
-    "protocol": _number(2, 3, int),
-    "client_name": _text,
-    # Above the two seconds for which an idle worker waits for an entry; below what would hold a thread.
-    "socket_timeout": _number(3, 60, float),
-    "socket_connect_timeout": _number(0.1, 60, float),
-    "socket_keepalive": _truth,
-    "health_check_interval": _number(0, 3600, int),
-    "retry_on_timeout": _truth,
-    "max_connections": _number(100, 100_000, int),  # Celery loses messages with few
-    "ssl_cert_reqs": _verification,
-    "ssl_check_hostname": _truth,
-    "ssl_ca_certs": _path,
-    "ssl_ca_path": _path,
-    "ssl_certfile": _path,
-    "ssl_keyfile": _path,
-    "ssl_password": _secret,
-    "ssl_min_version": _number(771, 772, int),  # TLS 1.2 and 1.3
-    "ssl_ciphers": _text,
-}
-# Known to redis-py or kombu, so that to repeat one tells nothing of a password.
-UNSUPPORTED_WORDS = frozenset(
-    [
-        "virtual_host",
-        "credential_provider",
-        "timeout",
-        "socket_read_size",
-        "legacy_responses",
-        "retry_on_error",
-        "decode_responses",
-        "encoding",
-        "encoding_errors",
-        "ssl_ca_data",
-        "ssl_validate_ocsp",
-        "ssl_validate_ocsp_stapled",
-        "ssl_include_verify_flags",
-        "ssl_exclude_verify_flags",
-        "host",
-        "port",
-        "path",
-        "ssl",
-        "visibility_timeout",
-        "lib_name",
-        "lib_version",
-    ]
-)
 
 
 def check_base_url(url: str) -> str:

@@ -72,7 +72,7 @@ def add(
 def ensure_default(db: sa.Connection, encrypted_token: str, decrypt: Callable[[str], str], token: str) -> None:
     """Keep the connection `default` at the token of the settings; an unchanged one is not touched.
 
-    One that no key reads any more is sealed anew: the settings say what it is.
+    One that no key reads any more is encrypted anew: the settings say what it is.
     """
     kept = db.execute(sa.select(connections.c.access_token).where(connections.c.id == DEFAULT)).scalar_one_or_none()
     known = None

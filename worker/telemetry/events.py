@@ -18,6 +18,7 @@ LOOPS = (
     "outages",
     "reporter",
     "flower",
+    "known_keys",
 )  # the threads of a worker, as their events are named
 
 
@@ -49,6 +50,8 @@ LOG_EVENTS = {
         for loop in LOOPS
         if loop != "flower"
     },
+    "housekeeper.start_failed": _event("warning", "error", "TRACKSTAR_ACCESS_TOKEN is not kept; tried again."),
+    "housekeeper.start_crashed": _event("bug", "", "TRACKSTAR_ACCESS_TOKEN is not kept; all others go on."),
     "pace.redis_away": _event("warning", "error", "A request is sent without knowing the pace of its connection."),
     "cancellation.requested": _event("info", _ORDER, "A job is in the ledger."),
     "cancellation.attempted": _event(
