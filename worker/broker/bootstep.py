@@ -64,7 +64,7 @@ class CancelWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
         )
         try:
             self._supervisor = Supervisor(settings, owner, queue.put, FlowerReporter(worker.app, worker.hostname))
-        except SettingsError as error:
+        except ValueError as error:  # of a setting, or of the ledger's address
             raise SystemExit(f"The worker does not start: {error}") from error
         self._consume(worker.app, queue)
 

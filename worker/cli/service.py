@@ -20,6 +20,7 @@ def run(
     """Run the worker until it is told to stop (SIGTERM finishes what is in flight)."""
     if concurrency is not None:
         os.environ["CONCURRENCY"] = str(concurrency)
+        os.environ.pop("CONCURRENCY_FILE", None)
     load_worker_settings()  # refuses to start in one sentence, before anything runs
     with ledger() as opened, read_only(opened) as db:
         found, wanted = migrations.current(db), migrations.head()
