@@ -82,7 +82,7 @@ def test_what_cannot_be_seen_inside_a_value_is_refused_by_name(
     said = refusal(monkeypatch, **{f"{name}_FILE": str(tmp_path / "value")})
 
     assert said.startswith(name)
-    assert ("sec" in said.replace(str(tmp_path), ""), "\n" in said) == (False, False)
+    assert (False, False) == ("sec" in said.replace(str(tmp_path), ""), "\n" in said)
 
 
 @pytest.mark.parametrize("name", ["TRACKSTAR_API_KEY", "TRACKSTAR_ACCESS_TOKEN"])
