@@ -34,8 +34,8 @@ test: install ## every test: unit, integration (Redis, PostgreSQL, SQLite), end 
 chaos: install ## everything that kills and breaks, on both ledgers, each part away for a minute
 	CHAOS=1 CHAOS_OUTAGE_SECONDS=$${CHAOS_OUTAGE_SECONDS:-60} $(BIN)/python -m pytest tests/e2e -n 4 --timeout 600
 
-soak: install ## random faults for MINUTES (3), from a SEED or a new one; LEDGER=sqlite for the other kind
-	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(or $(MINUTES),3) --ledger $(or $(LEDGER),postgresql) $(if $(SEED),--seed $(SEED))
+soak: install ## random faults for MINUTES (3) or until JOBS have ended, from a SEED; LEDGER=sqlite for the other kind
+	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(or $(MINUTES),3) --jobs $(or $(JOBS),0) --ledger $(or $(LEDGER),postgresql) $(if $(SEED),--seed $(SEED))
 
 sabotage: install ## break each promise on purpose and see that a test turns red
 	$(BIN)/python tests/sabotage

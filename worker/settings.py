@@ -94,6 +94,7 @@ class Settings(BaseSettings):
     read_back_seconds: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_split)] = (120.0, 900.0, 4200.0)
     concurrency: Whole = Field(default=32, ge=1, le=2000)
     health_port: Whole | None = Field(default=None, ge=0, le=65_535)
+    health_address: str = ""
 
     @field_validator("redis_url")
     @classmethod

@@ -43,7 +43,9 @@ def published() -> queue.SimpleQueue[Sequence[str]]:
 @pytest.fixture
 def executor() -> Executor:
     context: Any = None  # nothing is run here
-    return Executor(THREADS, context, lambda _: None, Nobody())
+    made = Executor(THREADS, context, lambda _: None, Nobody())
+    made.start()
+    return made
 
 
 @pytest.fixture

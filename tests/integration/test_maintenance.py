@@ -10,13 +10,14 @@ from queue import SimpleQueue
 from threading import Barrier, Event
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from sqlalchemy import Engine, select, update
 
 from worker.cancellation.lifecycle import Policy, decide
 from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
 from worker.cancellation.request import CancelRequest
-from worker.ledger import holds, outbox, queries, results, transitions
+from worker.ledger import deadlines, holds, outbox, queries, results, transitions
 from worker.ledger.results import AttemptResult
 from worker.ledger.schema import cancellations, events
 from worker.ledger.schema import connections as connection_rows
@@ -25,6 +26,7 @@ from worker.runtime.maintenance import DEADLINE_CHECK_SECONDS, POLL_SECONDS, SET
 
 if TYPE_CHECKING:
     from conftest import LedgerSwitch, Logged
+    from sqlalchemy import Connection
 
     from worker.ledger.queries import Cancellation
 
@@ -330,6 +332,27 @@ def test_the_first_look_after_an_outage_of_the_ledger_rescues_nobody(
     assert housekeeper.loop.stop(SOON)
 
     assert [] == told.rescues()
+
+
+def test_after_the_ledgers_clock_has_jumped_no_claim_is_taken_over_for_the_time_of_a_lease(
+    ledger: Engine, housekeeper: Maintenance, told: Told, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    housekeeper.tick()
+    lost = in_flight(ledger, until=ago(seconds=1))  # as every lease looks then, also that of a request under way
+    clock, look = time.monotonic, deadlines.next_deadlines
+
+    def an_hour_ahead(db: Connection) -> deadlines.NextDeadlines:
+        due = look(db)
+        return msgspec.structs.replace(due, now=due.now + timedelta(hours=1))
+
+    monkeypatch.setattr(deadlines, "next_deadlines", an_hour_ahead)
+    housekeeper.tick()
+    logged.wait_for("ledger.clock_stepped")
+    assert [] == told.rescues()
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + LEASE)
+    housekeeper.tick()
+    assert [lost] == [each.id for each in told.rescues()]
 
 
 # -- read-backs

@@ -116,7 +116,7 @@ def test_whose_permit_came_too_late_waits_for_another_and_is_never_sent_without(
     late = SendSlot(time.monotonic() - 1.0, 50.0, saturated=True)
 
     def send(_: int) -> float:
-        pace.wait_to_write("shop-1", late)
+        assert pace.wait_to_write("shop-1", late, time.monotonic() + 10)
         return time.monotonic()
 
     with ThreadPoolExecutor(20) as pool:

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, event, func, select, text, update
 from worker.cancellation.answer import Order
 from worker.cancellation.lifecycle import Evidence, Status, Transition, Verdict
 from worker.cancellation.request import CancelRequest
-from worker.ledger import claims, connections, deadlines, outbox, queries, results, selection, transitions
+from worker.ledger import backlog, claims, connections, deadlines, outbox, queries, results, selection, transitions
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.database import open_ledger
 from worker.ledger.schema import cancellations
@@ -68,6 +68,7 @@ def live(ledger: Engine, size: int) -> None:
         claims.take_over(db, "w-1", 60, 10)
         claims.claim_read_backs(db, 60, 10)
         selection.ready_connections(db)
+        backlog.unsent(db, [job.record_id for job in jobs] + [head.record_id for head in backlog.heads(db)[0]])
     assert size == len(events)
 
 
@@ -179,6 +180,10 @@ def ask_whose_turn_is_next(db: Connection) -> None:
     assert queries.next_turn(db, "shop", "normal", 50.0)[0]
 
 
+def look_at_the_heads(db: Connection) -> None:
+    assert {"shop", "other"} == {head.connection_id for head in backlog.heads(db)[0]}
+
+
 def statements_of(db: Connection, work: Callable[[Connection], None]) -> list[tuple[str, dict[str, Any]]]:
     """Run it, and return its statements on cancellations with their parameters."""
     seen: list[tuple[str, dict[str, Any]]] = []
@@ -241,6 +246,7 @@ def read_in_turn(plan: Plan) -> int:
         (claim_the_oldest, 6 * 16, 6 * 16),  # the heads of six ranges
         (ask_when_a_job_is_sent, CROWD * 6 // 10, 0),  # what is urgent or normal
         (ask_whose_turn_is_next, CROWD * 6 // 10, 0),  # what is urgent or normal; of bulk nothing
+        (look_at_the_heads, 2, 2),
     ],
 )
 def test_the_turn_is_read_from_its_index_and_not_sorted(

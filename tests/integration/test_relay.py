@@ -380,3 +380,21 @@ def test_of_two_relays_at_once_each_event_goes_through_one(
     assert numbers == sorted(stream.next(len(numbers)))
     assert [True, True] == [each.loop.stop(SOON) for each in both]
     assert numbers == sorted(stream.all())
+
+
+def test_another_type_in_the_place_of_the_stream_is_named_once_and_events_wait(
+    redis: Redis, ledger: Engine, make: Callable[..., Relay], stream: Stream, logged: Logged
+) -> None:
+    redis.set(EVENTS, "another's")
+    write(ledger, 1)
+    relay = make()
+    relay.wake()
+    line = logged.wait_for("relay.wrong_type")
+    assert ("error", EVENTS) == (line["level"], line["key"])
+
+    logged.wait_for("relay.unavailable")
+    redis.delete(EVENTS)
+    let_leases_end(ledger)
+    relay.wake()
+    assert [1] == stream.next()
+    assert "relay.wrong_type" not in logged.events()

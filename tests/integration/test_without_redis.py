@@ -34,7 +34,9 @@ def pace() -> Pace:
 
 
 def test_a_cancel_that_is_late_for_its_slot_goes_out_without_another(pace: Pace, logged: Logged) -> None:
-    pace.wait_to_write("shop-1", SendSlot(time.monotonic() - 10 * LATE_SECONDS, 50.0, saturated=True))
+    late = SendSlot(time.monotonic() - 10 * LATE_SECONDS, 50.0, saturated=True)
+
+    assert pace.wait_to_write("shop-1", late, time.monotonic() + 10)
 
     line = logged.wait_for("pace.redis_away")
     assert ("warning", "ConnectionError") == (line["level"], line["error"])
@@ -43,8 +45,8 @@ def test_a_cancel_that_is_late_for_its_slot_goes_out_without_another(pace: Pace,
 
 def test_a_cancel_whose_slot_is_still_good_does_not_ask_redis(pace: Pace, logged: Logged) -> None:
     slot = SendSlot(time.monotonic() + 0.05, 50.0, saturated=False)
-    pace.wait_to_write("shop-1", slot)
 
+    assert pace.wait_to_write("shop-1", slot, slot.send_at + 10)
     assert time.monotonic() >= slot.send_at
     assert [] == logged.events()
 

@@ -111,12 +111,17 @@ class Paces:
     """A pace that gives way, or has no room to read; keeps what it was told of."""
 
     def __init__(self) -> None:
-        self.may_read = True
+        self.may_read = self.slot_comes = True
+        self.ending = False
         self.waited: list[tuple[str, Any]] = []
         self.observed: list[tuple[str, str, int | None]] = []
 
-    def wait_to_write(self, connection_id: str, slot: Any) -> None:
+    def wait_to_write(self, connection_id: str, slot: Any, until: float) -> bool:  # noqa: ARG002 - the shape of a pace
         self.waited.append((connection_id, slot))
+        return self.slot_comes
+
+    def end_waiting(self) -> None:
+        self.ending = True
 
     def wait_to_read(self, connection_id: str) -> bool:  # noqa: ARG002 - the shape of a pace
         return self.may_read

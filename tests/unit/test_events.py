@@ -62,7 +62,8 @@ def listed() -> dict[tuple[str, str], set[str]]:
 
 
 def test_every_log_event_and_alert_is_listed_with_its_level_and_fields() -> None:
-    assert listed() == said()
+    # `LogStream` cannot log by itself that it has dropped lines: it writes that line as bytes.
+    assert listed() == said() | {("warning", "log.dropped"): {"count"}}
 
 
 def test_every_thread_that_a_worker_runs_is_among_the_loops() -> None:

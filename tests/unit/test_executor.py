@@ -38,6 +38,7 @@ class Process:
         self.claimed_ids: list[str] = []
         context = make_context(self.trackstar, self.pace)
         self.executor = Executor(threads, context, self.results.put, self, clock=lambda: self.now)
+        self.executor.start()
 
     def claimed(self, claims: Iterable[AttemptClaim]) -> None:
         self.claimed_ids += [claim.id for claim in claims]
@@ -169,6 +170,25 @@ def test_a_pause_of_the_process_since_the_claim_was_asked_for_counts(process: Pr
 
     assert "started_too_late" == result.transition.reason
     assert [] == process.trackstar.asked
+
+
+def test_a_late_request_gives_its_claim_back(process: Process) -> None:
+    process.pace.slot_comes = False
+    (known,) = process.reserve(send_claim(1))
+    with capture_logs():
+        process.executor.run([known])
+        (result,) = process.attempted(1)
+
+    assert ("waiting", "started_too_late", None, 0) == (
+        result.transition.status, result.transition.reason, result.transition.verdict, result.transition.attempts
+    )  # fmt: skip
+    assert [] == process.trackstar.asked
+
+
+def test_the_end_of_the_process_ends_what_waits_for_its_slot(process: Process) -> None:
+    process.drain()
+
+    assert process.pace.ending
 
 
 def test_ids_that_are_not_reserved_are_dropped(process: Process) -> None:

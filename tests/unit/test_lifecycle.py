@@ -33,6 +33,7 @@ from worker.cancellation.lifecycle import (
     withdraw,
 )
 from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
+from worker.cancellation.pace import LONGEST_PAUSE_SECONDS
 
 anything_goes = settings(deadline=None)
 
@@ -292,22 +293,30 @@ def test_an_answer_counts_however_late_it_comes(late: timedelta) -> None:
     assert after(state, REFUSED, now=NOW + late).status is Status.REJECTED
 
 
-@pytest.mark.parametrize("retry_after", [float("inf"), 1e300, 10.0**9, 86_400.0])
-def test_a_wild_retry_after_is_no_longer_than_our_own_cap(retry_after: float) -> None:
+@pytest.mark.parametrize("retry_after", [0.0, 1.0, 59.0, LONGEST_PAUSE_SECONDS])
+def test_the_servers_word_is_the_shortest_wait(retry_after: float) -> None:
     for kind in (Kind.IN_DOUBT, Kind.SLOW_DOWN):
         transition = after(FRESH, outcome(kind, retry_after=retry_after))
 
         assert transition.run_at is not None
-        assert seconds(POLICY.retry_cap) <= transition.run_at - NOW <= seconds(POLICY.retry_cap + POLICY.retry_base)
+        assert seconds(retry_after) <= transition.run_at - NOW <= seconds(retry_after + POLICY.retry_base)
 
 
-@pytest.mark.parametrize("retry_after", [float("nan"), -1.0, float("-inf"), 0.0])
-def test_a_retry_after_that_says_nothing_is_no_floor(retry_after: float) -> None:
-    for kind in (Kind.IN_DOUBT, Kind.SLOW_DOWN):
-        transition = after(FRESH, outcome(kind, retry_after=retry_after))
+@pytest.mark.parametrize("state", [FRESH, DOUBT], ids=["fresh", "in doubt"])
+def test_who_is_told_to_pause_for_more_than_a_minute_waits_for_the_end_of_a_hold(state: State) -> None:
+    transition = after(state, outcome(Kind.SLOW_DOWN, retry_after=LONGEST_PAUSE_SECONDS + 1))
 
-        assert transition.run_at is not None
-        assert seconds(0) <= transition.run_at - NOW <= seconds(POLICY.retry_base)
+    expected = (Status.PENDING, None, LONGEST_PAUSE_SECONDS + 1, state.attempts, state.verdict)
+    found = (transition.status, transition.run_at, transition.pause_connection, transition.attempts)
+    assert expected == (*found, transition.verdict)
+
+
+def test_a_server_that_fails_and_asks_for_a_long_pause_keeps_that_one_order_waiting() -> None:
+    transition = after(FRESH, outcome(Kind.IN_DOUBT, retry_after=600.0))
+
+    assert transition.pause_connection is None
+    assert transition.run_at is not None
+    assert transition.run_at - NOW >= seconds(600)
 
 
 @pytest.mark.parametrize("kind", [Kind.SLOW_DOWN, Kind.STILL_RUNNING], ids=str)
@@ -377,12 +386,12 @@ def test_only_what_was_surely_never_sent_can_be_withdrawn() -> None:
 # ---- whatever happens: properties over every situation that an attempt can meet
 
 jitters = st.floats(0.0, 1.0, exclude_max=True)
-waits = st.none() | st.floats(-10.0, 10_000.0) | st.sampled_from([float("inf"), float("nan")])
+waits = st.none() | st.floats(0.0, 100.0)  # as the header was clamped, below the cap of any policy here
 verdicts_so_far = st.sampled_from([None, Verdict.UNKNOWN])
 policies = st.builds(
     Policy,
     retry_base=st.floats(0.1, 10.0),
-    retry_cap=st.floats(10.0, 3600.0),
+    retry_cap=st.floats(100.0, 3600.0),
     retry_horizon=st.floats(60.0, 86_400.0),
 )
 reads = st.builds(read_back, st.sampled_from(OrderState), retry_after=waits, spends_attempt=st.booleans()).filter(
@@ -434,7 +443,8 @@ def test_every_decision_is_a_legal_move_and_complete(situation: Any, jitter: flo
     assert transition.status in TRANSITIONS[Status.IN_FLIGHT]
     assert (transition.run_at is not None) is (transition.status is Status.WAITING)
     assert transition.run_at is None or transition.run_at >= now
-    assert transition.hold_connection is (transition.status is Status.PENDING)
+    paused = transition.pause_connection is not None
+    assert (transition.hold_connection or paused) is (transition.status is Status.PENDING)
     if transition.status in FINAL:
         assert transition.verdict is not None
         assert (transition.confirm_at is not None) is (transition.verdict in {Verdict.ACCEPTED, Verdict.UNKNOWN})
@@ -515,7 +525,7 @@ def test_a_wait_is_as_long_as_the_server_asks_and_bounded_by_our_cap(situation: 
 
     if transition.run_at is not None:
         wait = (transition.run_at - now).total_seconds()
-        assert min(asked, policy.retry_cap) <= wait + 1e-6 or asked != asked  # noqa: PLR0124 - not a number
+        assert asked <= wait + 1e-6
         assert wait <= policy.retry_cap + policy.retry_base + 1e-6
 
 
@@ -547,7 +557,7 @@ def test_over_a_whole_life_a_request_that_may_have_landed_is_never_forgotten(
 @given(
     st.sampled_from([Kind.IN_DOUBT, Kind.NOT_SENT, Kind.SLOW_DOWN, Kind.STILL_RUNNING]),
     st.floats(0.1, 0.999),
-    st.sampled_from([None, 0.0, 5.0, 10_000.0]),
+    st.sampled_from([None, 0.0, 5.0, 60.0]),
 )
 def test_every_row_of_bad_luck_comes_to_an_end_at_the_horizon(
     kind: Kind, jitter: float, retry_after: float | None
@@ -619,7 +629,7 @@ def test_a_read_that_proves_nothing_changes_nothing_and_is_looked_at_again(
 @pytest.mark.parametrize("shows", [OrderState.LATER, OrderState.NO_ACCESS], ids=str)
 @pytest.mark.parametrize(
     ("expected", "retry_after"),
-    [(60, None), (60, 1.0), (90, 90.0), (60, -5.0), (60, float("nan")), (900, 1e9), (900, float("inf"))],
+    [(60, None), (60, 1.0), (90, 90.0), (900, 900.0)],
     ids=str,
 )
 def test_a_read_back_that_failed_is_asked_again_within_our_cap(

@@ -37,7 +37,18 @@ def ours_imported_with(module: str) -> set[str]:
 
 
 def test_the_room_holds_these_rules_and_no_other_file() -> None:
-    rules = ["answer", "backoff", "celery_message", "fairness", "lifecycle", "outage", "outcome", "pace", "request"]
+    rules = [
+        "answer",
+        "backoff",
+        "celery_message",
+        "fairness",
+        "lifecycle",
+        "outage",
+        "outcome",
+        "pace",
+        "request",
+        "standstill",
+    ]
 
     assert [f"cancellation.{name}" for name in rules] == [name for name in RULES if name.startswith("cancellation.")]
 

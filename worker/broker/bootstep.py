@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import uuid
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
@@ -27,6 +28,8 @@ from worker.streams import connect_redis
 from worker.telemetry.sentry import set_up_sentry
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from celery import Celery
 
     from worker.settings import Settings
@@ -62,10 +65,8 @@ class CancelWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
             settings.secrets(),
             integrations=[CeleryIntegration(propagate_traces=False)],
         )
-        try:
+        with _exit_with_a_sentence():
             self._supervisor = Supervisor(settings, owner, queue.put, FlowerReporter(worker.app, worker.hostname))
-        except ValueError as error:  # of a setting, or of the ledger's address
-            raise SystemExit(f"The worker does not start: {error}") from error
         self._consume(worker.app, queue)
 
     def _consume(self, app: Celery, queue: WorkerQueue) -> None:
@@ -82,8 +83,9 @@ class CancelWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
         signal.signal(signal.SIGQUIT, _end_at_once)
         signals.worker_shutting_down.connect(self._on_shutting_down)
         _tune_gc_and_gil()
-        self._supervisor.start()
-        self._known_keys.loop.start()
+        with _exit_with_a_sentence():
+            self._supervisor.start()
+            self._known_keys.loop.start()
 
     def stop(self, worker: Any) -> None:  # noqa: ARG002
         self._supervisor.stop()
@@ -91,14 +93,16 @@ class CancelWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _on_shutting_down(self, **_: Any) -> None:
         self._supervisor.take_nothing_new()
-        os.write(2, b"The worker takes nothing new and finishes what is in flight; asked again, it ends at once.\n")
+        sys.stderr.write(
+            "The worker takes nothing new and finishes what is in flight; asked again, it ends at once.\n"
+        )
         for number in STOP_SIGNALS:
             signal.signal(number, _end_at_once)
 
 
 def _end_at_once(*_: Any) -> None:
     """End now. Nothing is lost: it is what a crash would be, and the leases bring back what was under way."""
-    os.write(2, b"The worker ends at once; what was in flight is taken over when its lease ends.\n")
+    sys.stderr.write("The worker ends at once; what was in flight is taken over when its lease ends.\n")
     os._exit(1)
 
 
@@ -117,7 +121,17 @@ def _tune_gc_and_gil() -> None:
 
 def settings_or_exit() -> Settings:
     """Read the worker's settings; exit with their sentence where they are wrong."""
-    try:
+    with _exit_with_a_sentence():
         return load_worker_settings()
-    except SettingsError as error:
+
+
+@contextmanager
+def _exit_with_a_sentence() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:  # of a setting, or of the ledger's address
         raise SystemExit(f"The worker does not start: {error}") from error
+    except RuntimeError as error:  # what Python raises where a thread cannot be started
+        raise SystemExit(
+            f"The worker does not start: {error}. Let it have more threads (`pids.max`, `ulimit -u`)."
+        ) from error

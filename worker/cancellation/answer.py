@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from worker.inputs.headers import LimitProblem, RateLimit, RetryAfter
 from worker.inputs.text import printable
 
 Origin = Literal["trackstar", "integration", "other", "absent"]
@@ -55,8 +56,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     message: str | None = None  # `error` of an error document, bounded
     request_id: str | None = None
     replayed: bool = False
-    retry_after: float | None = None  # seconds
-    rate_limit: float | None = None  # requests per second that the server allows this token
+    retry_after: RetryAfter | None = None
+    rate_limit: RateLimit | LimitProblem | None = None  # that the server allows this token
     connection: ConnectionFacts | None = None  # where a connection was asked for
 
 
@@ -112,8 +113,8 @@ def read_reply(
     *,
     request_id: str | None = None,
     replayed: bool = False,
-    retry_after: float | None = None,
-    rate_limit: float | None = None,
+    retry_after: RetryAfter | None = None,
+    rate_limit: RateLimit | LimitProblem | None = None,
 ) -> Reply:
     """Read an answer's body as far as it can be read."""
     kept = {"request_id": request_id, "replayed": replayed, "retry_after": retry_after, "rate_limit": rate_limit}

@@ -22,6 +22,8 @@ import msgspec
 from worker.cancellation.answer import Order
 from worker.cancellation.backoff import backoff
 from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
+from worker.cancellation.pace import is_long
+from worker.inputs.headers import RetryAfter
 
 
 class Status(StrEnum):
@@ -125,6 +127,7 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     order: Order | None = None
     unused_fields: str | None = None
     hold_connection: bool = False
+    pause_connection: RetryAfter | None = None  # the server asks for so long a pause that it becomes a hold
 
 
 def must_read(state: State, outcome: Outcome) -> bool:
@@ -147,6 +150,8 @@ def decide(
         return _decide_refusal(state, outcome, read, now=now, jitter=jitter, policy=policy)
     if outcome.kind is Kind.NO_ACCESS:
         return _set_aside(state, outcome)
+    if outcome.kind is Kind.SLOW_DOWN and is_long(outcome.retry_after):
+        return _pause(state, outcome)
     return _try_again(state, outcome, now=now, jitter=jitter, policy=policy)
 
 
@@ -243,6 +248,18 @@ def _set_aside(state: State, outcome: Outcome) -> Transition:
     )
 
 
+def _pause(state: State, outcome: Outcome) -> Transition:
+    # Pending and not waiting: whoever ends the hold before its time ends this wait too.
+    return Transition(
+        status=Status.PENDING,
+        attempts=state.attempts,
+        reason=outcome.reason,
+        message=outcome.message,
+        verdict=Verdict.UNKNOWN if state.in_doubt else None,
+        pause_connection=outcome.retry_after,
+    )
+
+
 def expire(state: State, *, now: datetime, policy: Policy) -> Transition:
     """End an unsent cancellation whose `send_by` has passed, with a truthful verdict."""
     return _end_unproven(Status.EXPIRED, state, "send_by_passed", now, policy)
@@ -329,16 +346,10 @@ def _horizon(state: State, policy: Policy) -> datetime:
     return state.first_sent_at + timedelta(seconds=policy.retry_horizon)
 
 
-def _delay(attempts: int, retry_after: float | None, jitter: float, policy: Policy) -> timedelta:
-    # The server's word counts, but not beyond our own cap: a wrong header may not park an order for a week.
-    floor = _clamped(retry_after, policy)
+def _delay(attempts: int, retry_after: RetryAfter | None, jitter: float, policy: Policy) -> timedelta:
+    floor = retry_after or 0.0
     wait = backoff(attempts, base=policy.retry_base, cap=policy.retry_cap, jitter=jitter, floor=floor)
     return timedelta(seconds=wait)
-
-
-def _clamped(retry_after: float | None, policy: Policy) -> float:
-    # In this order "not a number" becomes 0.
-    return min(max(0.0, retry_after or 0.0), policy.retry_cap)
 
 
 # The longest pause between two questions "is it still running?": a key is busy for 15 minutes at most.
@@ -401,7 +412,7 @@ def confirm(
         )
     if read.shows in {OrderState.LATER, OrderState.NO_ACCESS}:
         patience = _READ_AGAIN if read.spends_attempt else _ASK_SOON
-        again = now + timedelta(seconds=max(_clamped(read.retry_after, policy), patience))
+        again = now + timedelta(seconds=max(read.retry_after or 0.0, patience))
         within = ended_at + timedelta(seconds=policy.retry_horizon)
         return Confirmation(verdict=verdict, evidence=evidence, confirm_at=again if again < within else None)
     return Confirmation(

@@ -11,6 +11,7 @@ from http import HTTPStatus
 import msgspec
 
 from worker.cancellation.answer import Answer, NoReply, Order, Reply
+from worker.inputs.headers import RetryAfter
 
 
 class Kind(StrEnum):
@@ -34,7 +35,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     order: Order | None = None
     unused_fields: str | None = None
     replayed: bool = False
-    retry_after: float | None = None  # seconds, where the server's word counts
+    retry_after: RetryAfter | None = None  # where the server's word counts
     read_first: bool = False  # a refusal by the warehouse may mean "already cancelled"
 
 
@@ -56,7 +57,7 @@ class ReadBack(msgspec.Struct, frozen=True, kw_only=True):
     shows: OrderState
     reason: str
     order: Order | None = None
-    retry_after: float | None = None
+    retry_after: RetryAfter | None = None
     spends_attempt: bool = True
 
 

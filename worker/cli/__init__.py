@@ -11,11 +11,11 @@ from typing import NoReturn
 import sentry_sdk
 import typer
 from redis import RedisError
-from rich.console import Console
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker.cancellation.request import InvalidRequest
 from worker.cli import connections, dead_letters, doctor, local, orders, repair, service
+from worker.cli.parts import SafeConsole
 from worker.environment import SettingsError
 from worker.errors import (
     InboxUnavailableError,
@@ -97,5 +97,5 @@ def _ledger_problem(error: DBAPIError) -> str:
 
 def _fail(code: int, sentence: str) -> NoReturn:
     sentence = without_secrets(sentence, [value for value in known_secrets() if len(value) >= MIN_SECRET_LENGTH])
-    Console(stderr=True, soft_wrap=True).print(sentence, style="red", markup=False, highlight=False)
+    SafeConsole(stderr=True, soft_wrap=True).print(sentence, style="red")
     sys.exit(code)

@@ -10,6 +10,7 @@ from redis import RedisError
 from rich.table import Table
 
 from worker.cli.parts import console, ledger, moment
+from worker.inputs.text import visible
 from worker.ledger import connections, holds
 from worker.ledger.database import read_only
 from worker.ledger.vault import TokenVault, fingerprint
@@ -47,14 +48,17 @@ def add(
             integration_name=integration,
             writes_per_second=writes_per_second,
         )
-    console.print(f"Connection {connection_id} is ready.", markup=False, highlight=False)
+    console.print(f"Connection {connection_id} is ready.")
 
 
 @app.command(name="list")
-def list_() -> None:
-    """List connections with their holds."""
+def list_(
+    everything: Annotated[bool, typer.Option("--all", help="Also each one that nobody has added.")] = False,
+) -> None:
+    """List connections with their holds: those that were added, and the first of those that jobs came for."""
     with ledger() as opened, read_only(opened) as db:
-        rows = connections.list_all(db)
+        rows = connections.list_all(db, unknown=None if everything else connections.SHOWN_UNKNOWN)
+        more = 0 if everything else connections.count_unknown(db) - connections.SHOWN_UNKNOWN
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("id", "name", "integration", "held", "since", "token", "not ended"):
         table.add_column(column, overflow="fold")
@@ -63,12 +67,14 @@ def list_() -> None:
             row.id,
             row.name or "",
             row.integration_name or "",
-            row.hold_reason or "",
+            (row.hold_reason or "") + (f" until {moment(row.held_until)}" if row.held_until else ""),
             moment(row.held_at),
             "yes" if row.has_token else "no",
             str(row.waiting),
         )
     console.print(table)
+    if more > 0:
+        console.print(f"and {more} more unknown connections: see them with --all.", highlight=False)
 
 
 @app.command()
@@ -81,7 +87,7 @@ def rotate(connection_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     token = _read_token(connection_id)
     with ledger() as opened, opened.begin() as db:
         connections.add(db, connection_id, vault.encrypt(token))
-    console.print(f"Connection {connection_id} has a new token.", markup=False, highlight=False)
+    console.print(f"Connection {connection_id} has a new token.")
 
 
 @app.command()
@@ -90,7 +96,7 @@ def hold(connection_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     with ledger() as opened, opened.begin() as db:
         _known(db, connection_id)
         holds.hold_by_operator(db, connection_id)
-    console.print(f"Connection {connection_id} is held.", markup=False, highlight=False)
+    console.print(f"Connection {connection_id} is held.")
 
 
 @app.command()
@@ -104,7 +110,7 @@ def resume(connection_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
             )
         resumed = holds.resume(db, [connection_id], holds.ALL)
     said = "goes on" if resumed else "was not held"
-    console.print(f"Connection {connection_id} {said}.", markup=False, highlight=False)
+    console.print(f"Connection {connection_id} {said}.")
 
 
 @app.command()
@@ -116,14 +122,15 @@ def remove(
 ) -> None:
     """Forget a connection's token. Its cancellations stay: they are the record of what happened."""
     with ledger() as opened, opened.begin() as db:
-        row = _known(db, connection_id)
-        if row.waiting and not force:
+        _known(db, connection_id)
+        waiting = connections.count_waiting(db, connection_id)
+        if waiting and not force:
             raise ValueError(
-                f"{row.waiting} cancellations of {connection_id} have not ended: let them end, withdraw them, or say "
+                f"{waiting} cancellations of {connection_id} have not ended: let them end, withdraw them, or say "
                 "--force."
             )
         connections.remove(db, connection_id)
-    console.print(f"Connection {connection_id} is removed.", markup=False, highlight=False)
+    console.print(f"Connection {connection_id} is removed.")
 
 
 @app.command()
@@ -141,7 +148,7 @@ def rekey(
     with ledger() as opened, opened.begin() as db:
         count = connections.rekey(db, vault.reencrypt)
     tokens = "1 token is" if count == 1 else f"{count} tokens are"
-    console.print(f"{tokens} encrypted with the first key.", highlight=False)
+    console.print(f"{tokens} encrypted with the first key.")
 
 
 def _refuse_while_unknown(settings: Settings) -> None:
@@ -169,7 +176,7 @@ def _known(db: Connection, connection_id: str) -> connections.ConnectionRow:
 
 def _read_token(connection_id: str) -> str:
     if sys.stdin.isatty():
-        token = str(typer.prompt(f"Access token of {connection_id}", hide_input=True))
+        token = str(typer.prompt(f"Access token of {visible(connection_id)}", hide_input=True))
     else:
         token = sys.stdin.readline()
     token = token.strip()

@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from worker.cancellation.request import parse_request
 from worker.cli.parts import client, console, ledger, moment
@@ -54,15 +55,17 @@ def show(
     with ledger() as opened, read_only(opened) as db:
         letter = dead_letters.get(db, number)
     if raw:
+        if sys.stdout.isatty():
+            raise ValueError("--raw writes bytes that a terminal may obey: send them into a file, as in `> job.json`.")
         sys.stdout.buffer.write(letter.raw)
         return
-    console.print(f"Dead letter {letter.id}, from {letter.source}", style="bold", markup=False, highlight=False)
-    console.print(f"{letter.reason}: {letter.error}", markup=False, highlight=False)
-    console.print(f"received {moment(letter.received_at)}", highlight=False)
+    console.print(f"Dead letter {letter.id}, from {letter.source}", style="bold")
+    console.print(f"{letter.reason}: {letter.error}")
+    console.print(f"received {moment(letter.received_at)}")
     if letter.requeued_at:
-        console.print(f"requeued {moment(letter.requeued_at)}", highlight=False)
+        console.print(f"requeued {moment(letter.requeued_at)}")
     # As Python writes bytes: nothing in it can play with the terminal.
-    console.print(repr(letter.raw), markup=False, highlight=False, soft_wrap=True)
+    console.print(Text(repr(letter.raw)), soft_wrap=True)
 
 
 @app.command()
@@ -80,7 +83,7 @@ def requeue(
     client().enqueue_many([msgspec.structs.asdict(request)])
     with ledger() as opened, opened.begin() as db:
         dead_letters.note_requeued(db, number)
-    console.print(f"{request.record_id}  {request.order_id}", markup=False, highlight=False)
+    console.print(f"{request.record_id}  {request.order_id}")
 
 
 def _job_of(letter: dead_letters.DeadLetterRow) -> bytes:

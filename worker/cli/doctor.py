@@ -7,24 +7,69 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import sqlalchemy as sa
 import typer
-from redis import Redis, RedisError
+from redis import Redis, RedisError, ResponseError
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.answer import NoReply, Reply
+from worker.cancellation.standstill import STANDSTILL_SECONDS
 from worker.cli.parts import console
-from worker.ledger import connections, migrations
+from worker.inputs.faults import fault
+from worker.ledger import backlog, migrations
 from worker.ledger.database import open_ledger, read_only
+from worker.ledger.schema import connections
 from worker.ledger.vault import CredentialsError, TokenVault
+from worker.runtime.transport import Transport, what_workers_say
 from worker.settings import Settings, load_settings
-from worker.streams import connect_redis
+from worker.streams import GROUP, INBOX, connect_redis
 from worker.trackstar.client import TrackstarClient
 
 if TYPE_CHECKING:
-    from worker.ledger.connections import ConnectionRow
+    from worker.ledger.backlog import Survey, Surveyed
 
 OLDEST_REDIS = (6, 2)
+MAX_ASKED = 50  # connections that Trackstar is asked about
+MAX_SILENT = 3  # times that Trackstar does not answer; then nobody asks on
+AHEAD_SECONDS = 60.0  # ids of a stream rise for ever: once ahead of the clock, they stay so
+
+# What a worker does in Redis, ours and Celery's. Asked for inside MULTI, which is discarded: nothing is done.
+_PROBE = "cancellations:probe"
+_COMMANDS: tuple[tuple[str, ...], ...] = (
+    ("EVAL", "return 1", "0"),
+    ("EVALSHA", "0" * 40, "0"),
+    ("SCRIPT", "LOAD", "return 1"),
+    ("TIME",),
+    ("XADD", INBOX, "*", "job", ""),
+    ("XREADGROUP", "GROUP", GROUP, "doctor", "STREAMS", INBOX, ">"),
+    ("XAUTOCLAIM", INBOX, GROUP, "doctor", "1000", "0-0"),
+    ("XGROUP", "CREATE", INBOX, GROUP, "0"),
+    ("XINFO", "STREAM", INBOX),
+    ("XRANGE", INBOX, "-", "+"),
+    ("XACK", INBOX, GROUP, "0-1"),
+    ("XDEL", INBOX, "0-1"),
+    ("HSET", _PROBE, "a", "b"),
+    ("HGET", _PROBE, "a"),
+    ("HMGET", _PROBE, "a"),
+    ("HGETALL", _PROBE),
+    ("HDEL", _PROBE, "a"),
+    ("EXPIRE", _PROBE, "1"),
+    ("PEXPIRE", _PROBE, "1"),
+    ("TYPE", _PROBE),
+    ("LINDEX", _PROBE, "0"),
+    ("LPUSH", _PROBE, "a"),
+    ("RPOP", _PROBE),
+    ("BRPOP", _PROBE, "1"),
+    ("BLMOVE", _PROBE, _PROBE, "RIGHT", "LEFT", "1"),
+    ("ZRANGEBYSCORE", _PROBE, "0", "1"),
+    ("ZADD", _PROBE, "1", "a"),
+    ("ZREM", _PROBE, "a"),
+    ("SADD", "_kombu.binding.celery", "a"),
+    ("SMEMBERS", "_kombu.binding.celery"),
+    ("PUBLISH", "/0.celeryev/worker.heartbeat", ""),
+)
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -39,9 +84,10 @@ def doctor() -> None:
     """Check settings, Redis, the ledger, Trackstar and every connection; exits 1 where something needs a person."""
     settings = load_settings()
     table = Table(box=None, show_header=False, pad_edge=False)
-    findings = [*_redis(settings), *_ledger(settings), *_connections(settings)]
+    findings = [*_redis(settings), *_ledger(settings), *_workers(settings), *_connections(settings)]
     for each in findings:
-        table.add_row("[red]✗" if each.remedy else "[green]✓", each.part, each.said, each.remedy)
+        mark = Text("✗", "red") if each.remedy else Text("✓", "green")
+        table.add_row(mark, each.part, each.said, each.remedy)
     console.print(table)
     if any(each.remedy for each in findings):
         raise typer.Exit(1)
@@ -50,11 +96,24 @@ def doctor() -> None:
 def _redis(settings: Settings) -> Iterator[Finding]:
     redis: Any = connect_redis(settings.redis_url, socket_timeout=5)
     try:
-        server, kept = redis.info("server"), redis.info("persistence")
-        policy = _policy(redis)
+        redis.ping()
     except RedisError as error:
         yield Finding("Redis", type(error).__name__, "Start it, or correct REDIS_URL.")
         return
+    yield from _server(redis)
+    try:
+        missing = _missing_rights(redis)
+        yield Finding("Redis", f"rights {'missing' if missing else 'complete'}", missing)
+        yield from _inbox(redis)
+    except RedisError as error:
+        yield Finding("Redis", fault(error), "Correct this; until then no job can be taken or sent.")
+
+
+def _server(redis: Any) -> Iterator[Finding]:
+    try:
+        server, kept = redis.info("server"), redis.info("persistence")
+    except ResponseError:
+        return  # no right to ask: nothing that a worker needs
     version = tuple(int(part) for part in server["redis_version"].split(".")[:2])
     old = "" if version >= OLDEST_REDIS else "Upgrade to 6.2 or newer."
     # Valkey tells as `redis_version` the Redis that it stands in for.
@@ -62,6 +121,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
     yield Finding("Redis", f"version {server['redis_version']}{valkey}", old)
     aof = "" if kept.get("aof_enabled") else "Set `appendonly yes`: without it a restart loses accepted jobs."
     yield Finding("Redis", f"append-only file {'on' if not aof else 'off'}", aof)
+    policy = _policy(redis)
     evicts = "Set `maxmemory-policy noeviction`: any other may drop jobs in silence."
     yield Finding("Redis", f"eviction {policy or 'not told'}", "" if policy in {None, "noeviction"} else evicts)
 
@@ -73,15 +133,67 @@ def _policy(redis: Redis) -> str | None:
         return None  # managed servers often forbid CONFIG
 
 
-def _ledger(settings: Settings) -> Iterator[Finding]:
+def _missing_rights(redis: Redis) -> str:
+    """Return what the user of REDIS_URL may not do and a worker does, as a remedy."""
+    connection: Any = redis.connection_pool.get_connection()
+    missing: dict[str, None] = {}
     try:
-        with read_only(open_ledger(settings.database_url, pool_size=1)) as db:
+        for words in (("MULTI",), *_COMMANDS, ("DISCARD",)):
+            connection.send_command(*words)
+            try:
+                connection.read_response()
+            except ResponseError as error:
+                if type(error).__name__ == "NoPermissionError":
+                    missing[words[0].lower()] = None
+    finally:
+        redis.connection_pool.release(connection)
+    grants = " ".join(f"+{name}" for name in missing)
+    return f"Grant the user of REDIS_URL: {grants}, on keys and channels of every name." if missing else ""
+
+
+def _inbox(redis: Redis) -> Iterator[Finding]:
+    look = Transport(redis).look()
+    if problem := look.problem():
+        yield Finding("Inbox", look.kind, f"{problem}.")
+    elif look.ahead_seconds > AHEAD_SECONDS:
+        said = f"its last id is {look.ahead_seconds:.0f} s ahead of Redis' clock"
+        yield Finding("Inbox", said, "Correct the clock, or the producer that names ids itself.")
+    else:
+        yield Finding("Inbox", "can be written")
+
+
+def _ledger(settings: Settings) -> Iterator[Finding]:
+    ledger = open_ledger(settings.database_url, pool_size=1)
+    try:
+        with read_only(ledger) as db:
             found = migrations.current(db)
     except SQLAlchemyError as error:
         yield Finding("Ledger", type(error).__name__, "Start the database, or correct DATABASE_URL.")
         return
     old = "" if found == migrations.head() else "Run `cancel-worker migrate`."
     yield Finding("Ledger", f"schema {found or 'empty'}", old)
+    if found:
+        try:
+            with ledger.begin() as db:  # it changes no row
+                db.execute(sa.update(connections).where(sa.false()).values(name=sa.null()))
+        except SQLAlchemyError as error:
+            yield Finding("Ledger", "cannot be written", f"{fault(error)}.")
+
+
+def _workers(settings: Settings) -> Iterator[Finding]:
+    """Say what each worker says of itself; and where none does, whether something is due."""
+    try:
+        said = what_workers_say(connect_redis(settings.redis_url, socket_timeout=5))
+        with read_only(open_ledger(settings.database_url, pool_size=1)) as db:
+            due = backlog.longest_due(db)
+    except (RedisError, SQLAlchemyError):
+        return  # told above
+    for name, problems in sorted(said.items()):
+        yield Finding(f"Worker {name}", "not ready" if problems else "ready", " ".join(problems))
+    if not said:
+        late = due is not None and due.seconds > STANDSTILL_SECONDS
+        waits = f", {due.connection_id} has waited for {due.seconds:.0f} s" if due and late else ""
+        yield Finding("Workers", f"none has said anything for a minute{waits}", "Start one." if late else "")
 
 
 def _connections(settings: Settings) -> Iterator[Finding]:
@@ -91,8 +203,7 @@ def _connections(settings: Settings) -> Iterator[Finding]:
         return
     try:
         with read_only(open_ledger(settings.database_url, pool_size=1)) as db:
-            rows = connections.list_all(db)
-            encrypted = connections.encrypted_tokens(db)
+            found = backlog.survey(db, MAX_ASKED)
     except SQLAlchemyError:
         return  # told above
     trackstar = TrackstarClient(
@@ -103,24 +214,37 @@ def _connections(settings: Settings) -> Iterator[Finding]:
         max_response_bytes=settings.max_response_bytes,
         threads=1,
     )
-    for row in rows:
-        yield from _connection(row, encrypted.get(row.id), TokenVault(settings.keys), trackstar)
+    silent = 0
+    for row in found.chosen:
+        yield from _kept(row, TokenVault(settings.keys))
+        if silent < MAX_SILENT:
+            answer = trackstar.read_connection(row.id)
+            silent = silent + 1 if isinstance(answer, NoReply) else 0
+            yield from _answered(f"Connection {row.id}", answer)
+    yield from _others(found)
 
 
-def _connection(
-    row: ConnectionRow, encrypted: str | None, vault: TokenVault, trackstar: TrackstarClient
-) -> Iterator[Finding]:
+def _others(found: Survey) -> Iterator[Finding]:
+    if found.left_out:
+        yield Finding("Connections", f"{found.left_out} more are not looked at here, none of them before those above")
+    if found.unknown:
+        remedy = "Add those that are yours: `cancel-worker connections list`, `connections add ID`."
+        yield Finding("Connections", f"{found.unknown} that nobody has added; jobs for them wait", remedy)
+
+
+def _kept(row: Surveyed, vault: TokenVault) -> Iterator[Finding]:
     part = f"Connection {row.id}"
     if row.hold_reason:
-        yield Finding(
-            part, f"held ({row.hold_reason}), {row.waiting} wait", _REMEDIES[row.hold_reason].format(id=row.id)
-        )
+        remedy = _REMEDIES.get(row.hold_reason, "See `cancel-worker connections list`.").format(id=row.id)
+        yield Finding(part, f"held ({row.hold_reason}), {row.waiting} wait", remedy)
     try:
-        if encrypted:
-            vault.decrypt(encrypted)
+        if row.encrypted_token:
+            vault.decrypt(row.encrypted_token)
     except CredentialsError as error:
         yield Finding(part, "its token cannot be read", str(error))
-    answer = trackstar.read_connection(row.id)
+
+
+def _answered(part: str, answer: Reply | NoReply) -> Iterator[Finding]:
     if isinstance(answer, NoReply):
         yield Finding(
             part, f"Trackstar does not answer ({answer.reason})", "Check TRACKSTAR_BASE_URL and the network."
@@ -155,6 +279,7 @@ _REMEDIES = {
     "credentials": "Give it a new token: `cancel-worker connections rotate {id}`.",
     "outage": "Its warehouse does not answer; it is probed and goes on by itself.",
     "trackstar_outage": "Trackstar does not answer; it is probed and goes on by itself.",
+    "rate_limited": "Trackstar asks for a pause; it ends by itself, or by `cancel-worker connections resume {id}`.",
     "operator": "A person holds it: `cancel-worker connections resume {id}`.",
     "unknown_connection": "Nobody has added it: `cancel-worker connections add {id}`.",
 }

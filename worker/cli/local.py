@@ -49,7 +49,7 @@ def sandbox(
         for order_id, steps in scripts.items():
             running.world.add_order("default", order_id, script=steps)
         for name, value in (("BASE_URL", running.url), ("API_KEY", api_key), ("ACCESS_TOKEN", token)):
-            console.print(f"export TRACKSTAR_{name}={value}", soft_wrap=True, highlight=False)
+            console.print(f"export TRACKSTAR_{name}={value}", soft_wrap=True)
 
     try:
         serve(host, port, api_key=api_key, sync_seconds=sync_seconds, unknown_orders="open", ready=prepare)

@@ -12,6 +12,7 @@ from rich.table import Table
 from worker.cancellation.lifecycle import SafeToRefund, Status
 from worker.cli.parts import client, console, ledger, moment, overview, refund
 from worker.errors import LedgerUnavailableError, UnknownCancellationError
+from worker.inputs.text import visible_json
 from worker.ledger import queries
 from worker.ledger.database import read_only
 from worker.ledger.queries import Cancellation, Timeline
@@ -54,7 +55,7 @@ def enqueue(
     ids = producer.enqueue_many(jobs)
     if not wait:
         for order_id, record_id in zip(order_ids, ids, strict=True):
-            console.print(f"{record_id}  {order_id}", markup=False, highlight=False)
+            console.print(f"{record_id}  {order_id}", soft_wrap=True)
         _print_expected(producer, connection, priority)
         return
     ended = [producer.wait(record_id, timeout) for record_id in ids]
@@ -69,9 +70,9 @@ def _print_expected(producer: CancelClient, connection_id: str, priority: str) -
     except LedgerUnavailableError:
         return  # what was enqueued is safe; only nobody knows when it is sent
     if hold:
-        console.print(f"It waits: the connection is held ({hold}).", style="yellow", highlight=False)
+        console.print(f"It waits: the connection is held ({hold}).", style="yellow")
     elif due:
-        console.print(f"Expected to be sent from {moment(due)} on.", highlight=False)
+        console.print(f"Expected to be sent from {moment(due)} on.")
 
 
 def show(
@@ -95,7 +96,7 @@ def show(
     for found in timelines:
         if as_json:
             expected = client().expected_at(found.cancellation.id)
-            print(msgspec.json.encode({**_as_json(found), "expected_at": expected}).decode())  # noqa: T201 - for programs
+            _print_json({**_as_json(found), "expected_at": expected})
         else:
             _print_timeline(found, client().expected_at(found.cancellation.id))
 
@@ -118,9 +119,13 @@ def list_(
         )
     if as_json:
         for row in found:
-            print(msgspec.json.encode(_without_document(row)).decode())  # noqa: T201
+            _print_json(_without_document(row))
     else:
         console.print(overview(found))
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(visible_json(msgspec.json.encode(document)))  # noqa: T201 - for programs, one line each
 
 
 def _without_document(found: Cancellation) -> dict[str, Any]:
@@ -133,7 +138,8 @@ def _as_json(found: Timeline) -> dict[str, Any]:
     document = found.cancellation.order_snapshot
     return {
         **_without_document(found.cancellation),
-        "order_snapshot": msgspec.Raw(document.encode()) if document else None,
+        # As it came, but for line breaks between its words.
+        "order_snapshot": msgspec.Raw(msgspec.json.format(document.encode(), indent=-1)) if document else None,
         "attempts_made": found.attempts,
         "events": found.events,
     }
@@ -157,22 +163,23 @@ _ENDS = {
 
 def _print_timeline(found: Timeline, expected: datetime | None) -> None:
     row = found.cancellation
-    console.print(f"Order {row.order_id} of connection {row.connection_id}", style="bold", markup=False)
-    console.print(refund(row).style and _ANSWERS[row.safe_to_refund], style=refund(row).style, highlight=False)
-    console.print(_in_words(row), markup=False, highlight=False)
+    console.print(f"Order {row.order_id} of connection {row.connection_id}", style="bold")
+    console.print(_ANSWERS[row.safe_to_refund], style=refund(row).style)
+    console.print(_in_words(row))
     if expected is not None and not row.ended:
         late = ", which is after its send_by" if row.send_by and expected >= row.send_by else ""
-        console.print(f"Expected to be sent at {moment(expected)}{late}.", highlight=False)
+        console.print(f"Expected to be sent at {moment(expected)}{late}.")
     table = Table(box=None, show_header=False, pad_edge=False)
     for when, what in sorted(_lines(found), key=lambda line: line[0]):
         table.add_row(moment(when), what)
     console.print(table)
-    console.print(f"id {row.id}, priority {row.priority}, attempts {row.attempts}", style="dim", highlight=False)
+    console.print(f"id {row.id}, priority {row.priority}, attempts {row.attempts}", style="dim")
 
 
 def _in_words(row: Cancellation) -> str:
     if row.hold_reason and not row.ended:
-        return f"It waits: its connection is held ({row.hold_reason})."
+        until = f" until {moment(row.held_until)}" if row.held_until else ""
+        return f"It waits: its connection is held ({row.hold_reason}){until}."
     if row.run_at:
         return f"It is tried again at {moment(row.run_at)}; the last answer was {row.outcome_reason}."
     if not row.ended:

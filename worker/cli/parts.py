@@ -1,10 +1,10 @@
-"""What several commands need: the client, the ledger, and how a cancellation looks in a table."""
+"""What several commands need: the client, the ledger, the console, and how a cancellation looks in a table."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +13,7 @@ from rich.text import Text
 from worker.cancellation.lifecycle import SafeToRefund
 from worker.client import CancelClient
 from worker.environment import from_environment
+from worker.inputs.text import visible
 from worker.ledger.database import open_ledger
 
 if TYPE_CHECKING:
@@ -23,8 +24,23 @@ if TYPE_CHECKING:
 
     from worker.ledger.queries import Cancellation
 
+
+class SafeConsole(Console):
+    """A console that shows every string as it is, also in a table: no markup, no emoji, no escape sequence.
+
+    Colours come from `style` and `Text`, which holds words of our own only.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        # Whatever is printed comes through here; so no command can forget it.
+        return super().render_str(visible(text), **{**options, "markup": False, "emoji": False, "highlight": False})
+
+
 # Piped into a file or a program, lines keep their length.
-console = Console(width=None if sys.stdout.isatty() else 160)
+console = SafeConsole(width=None if sys.stdout.isatty() else 160)
 
 # The worker's own default, so that a person who set nothing looks where the worker writes.
 DEFAULT_DATABASE = "sqlite:///cancellations.sqlite3"

@@ -24,7 +24,7 @@ def withdraw(ids: Annotated[list[str], typer.Argument(help="Ids of cancellations
     producer = client()
     for record_id in ids:
         producer.withdraw(record_id)
-        console.print(f"{record_id}  withdrawn", highlight=False)
+        console.print(f"{record_id}  withdrawn")
 
 
 def replay(
@@ -60,15 +60,13 @@ def replay(
     refused = {row.id: why for row in found if (why := _why_not(row))}
     chosen = [row for row in found if row.id not in refused]
     for row_id, why in refused.items():
-        console.print(f"{row_id}  not replayed: {why}", markup=False, highlight=False)
+        console.print(f"{row_id}  not replayed: {why}")
     if dry_run:
         console.print(overview(chosen))
-        console.print(f"{len(chosen)} would be replayed, {len(refused)} would not.", highlight=False)
+        console.print(f"{len(chosen)} would be replayed, {len(refused)} would not.")
         return
     replayed = _replay([row.id for row in chosen], send_by.replace(tzinfo=UTC) if send_by else None)
-    console.print(
-        f"{replayed} are pending again, each with a new key; {len(found) - replayed} are not.", highlight=False
-    )
+    console.print(f"{replayed} are pending again, each with a new key; {len(found) - replayed} are not.")
     if ids and replayed < len(ids):
         raise typer.Exit(1)
 

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from worker.cli.parts import console, ledger
+from worker.environment import from_environment
 from worker.ledger import migrations
 from worker.ledger.database import read_only
 from worker.settings import load_worker_settings
+from worker.telemetry.logs import print_without_blocking
 
 
 def run(
@@ -28,6 +30,7 @@ def run(
         raise ValueError(
             f"The ledger's schema is {found or 'empty'}, this worker needs {wanted}: run `cancel-worker migrate`."
         )
+    print_without_blocking()  # Celery warns and prints before it asks for logs
     from worker.broker.app import app  # noqa: PLC0415 - Celery is loaded by the one command that needs it
 
     app.worker_main(["worker", "--loglevel", "INFO", "--hostname", name, "--without-gossip", "--without-mingle"])
@@ -37,7 +40,7 @@ def migrate() -> None:
     """Bring the ledger's schema up to date. Safe to run twice, and beside running workers."""
     with ledger() as opened:
         migrations.migrate(opened)
-    console.print(f"The ledger is at revision {migrations.head()}.", highlight=False)
+    console.print(f"The ledger is at revision {migrations.head()}.")
 
 
 def health(
@@ -49,11 +52,13 @@ def health(
     """Exit 0 while the worker on this machine is alive (or ready). For a container's health check."""
     import requests  # noqa: PLC0415 - a check runs every few seconds and needs little else
 
+    address = from_environment("HEALTH_ADDRESS") or "127.0.0.1"
+    host = f"[{address.strip('[]')}]" if ":" in address else address
     try:
-        answer = requests.get(f"http://127.0.0.1:{port}/{'readyz' if ready else 'livez'}", timeout=5)
+        answer = requests.get(f"http://{host}:{port}/{'readyz' if ready else 'livez'}", timeout=5)
         problems = answer.json()["problems"]
     except (requests.RequestException, ValueError, KeyError):
         problems = [f"No worker answers on port {port}: start it with HEALTH_PORT={port}."]
     for problem in problems:
-        console.print(problem, highlight=False)
+        console.print(problem)
     raise typer.Exit(1 if problems else 0)

@@ -108,16 +108,14 @@ def play(console: Console, refund: Callable[[Cancellation], Text]) -> bool:
         wrong += stage.flower_gaps(list(ids.values()))
         console.print()
         for sentence in wrong:
-            console.print(sentence, style="red", highlight=False)
-        console.print(f"Flower: {stage.flower_link}   (user demo, password {stage.password})", highlight=False)
-        console.print(
-            f"The ledger: {folder / 'ledger.sqlite3'}; both go with this command.", style="dim", highlight=False
-        )
+            console.print(sentence, style="red")
+        console.print(f"Flower: {stage.flower_link}   (user demo, password {stage.password})")
+        console.print(f"The ledger: {folder / 'ledger.sqlite3'}; both go with this command.", style="dim")
         if os.environ.get("KEEP") == "1":
             console.print("KEEP=1: all of it stays up until Ctrl-C.")
             signal.pause()
     if not wrong:
-        console.print(f"All {len(STORY)} orders ended as told.", style="green", highlight=False)
+        console.print(f"All {len(STORY)} orders ended as told.", style="green")
     return not wrong
 
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 c = cancellations.c
 
-# Reads are answered from Trackstar's own copy: a warehouse that is down does not keep them from being told.
-STILL_READ = ("outage", "trackstar_outage")
+# Reads are answered from Trackstar's own copy: a warehouse that is down does not keep them from being told. And they
+# have a limit of their own.
+STILL_READ = ("outage", "rate_limited", "trackstar_outage")
 
 
 class Lease(msgspec.Struct, frozen=True):

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import sqlalchemy as sa
 
 from worker.ledger.dialects import db_now, insert
+from worker.ledger.holds import CREDENTIALS, RATE_LIMITED, UNKNOWN_CONNECTION
 from worker.ledger.outbox import add_events
-from worker.ledger.schema import cancellations, connections
+from worker.ledger.schema import LEASED, PENDING, WAITING, cancellations, connections
 from worker.ledger.vault import CredentialsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+c = cancellations.c
+k = connections.c
+
 DEFAULT = "default"
+SHOWN_UNKNOWN = 20  # of those that nobody has added: a producer may invent thousands
 
 # What a new token sets right; an operator's hold and an outage stay.
-_ENDED_BY_A_TOKEN = ("credentials", "unknown_connection")
+_ENDED_BY_A_TOKEN = (CREDENTIALS, UNKNOWN_CONNECTION)
 
 
 class ConnectionRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,8 +37,9 @@ class ConnectionRow(msgspec.Struct, frozen=True, kw_only=True):
     writes_per_second: float | None
     hold_reason: str | None
     held_at: datetime | None
+    held_until: datetime | None  # where the hold ends by itself at a known time
     has_token: bool
-    waiting: int  # cancellations that have not ended
+    waiting: int | None = None  # cancellations that have not ended; None where they were not counted
 
 
 def add(
@@ -83,51 +89,78 @@ def ensure_default(db: sa.Connection, encrypted_token: str, decrypt: Callable[[s
         add(db, DEFAULT, encrypted_token, name=DEFAULT)
 
 
-_waiting = (
-    sa.select(sa.func.count())
-    .where(cancellations.c.connection_id == connections.c.id, cancellations.c.ended_at.is_(None))
-    .scalar_subquery()
+# Counted in the partial indexes of what is live, whose size is that of the backlog; never in what has ended. Pending
+# rows are found by their connection; those that wait for a time, or are in flight, are read once for all of them.
+_pending = sa.select(sa.func.count()).where(c.connection_id == k.id, PENDING).correlate(connections).scalar_subquery()
+_others = sa.union_all(sa.select(c.connection_id).where(WAITING), sa.select(c.connection_id).where(LEASED)).subquery()
+_elsewhere = (
+    sa.select(_others.c.connection_id, sa.func.count().label("count")).group_by(_others.c.connection_id).subquery()
 )
-_ROW = sa.select(
-    connections.c.id,
-    connections.c.name,
-    connections.c.integration_name,
-    connections.c.writes_per_second,
-    connections.c.hold_reason,
-    connections.c.held_at,
-    connections.c.access_token.is_not(None).label("has_token"),
-    _waiting.label("waiting"),
+_FACTS = (
+    k.id,
+    k.name,
+    k.integration_name,
+    k.writes_per_second,
+    k.hold_reason,
+    k.held_at,
+    sa.case((k.hold_reason == RATE_LIMITED, k.probe_at)).label("held_until"),
+    k.access_token.is_not(None).label("has_token"),
 )
+_ROW = sa.select(*_FACTS, (_pending + sa.func.coalesce(_elsewhere.c.count, 0)).label("waiting")).outerjoin_from(
+    connections, _elsewhere, _elsewhere.c.connection_id == k.id
+)
+_UNKNOWN = k.hold_reason == UNKNOWN_CONNECTION
 
 
-def list_all(db: sa.Connection) -> list[ConnectionRow]:
-    """Return every connection, by id."""
-    rows = db.execute(_ROW.order_by(connections.c.id))
+def list_all(db: sa.Connection, *, unknown: int | None = None) -> list[ConnectionRow]:
+    """Return every connection that somebody has added, and at most so many (None: all) that nobody has; each by id."""
+    rows = [
+        *db.execute(_ROW.where(k.hold_reason.is_distinct_from(UNKNOWN_CONNECTION)).order_by(k.id)),
+        *db.execute(_unknown_ones(unknown)),
+    ]
     return [ConnectionRow(**row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's documented name
 
 
+def _unknown_ones(most: int | None) -> sa.Select[Any]:
+    # Chosen first and counted afterwards: there may be as many as a producer has invented.
+    chosen = sa.select(k.id).where(_UNKNOWN).order_by(k.id).limit(most).subquery()
+    return _ROW.where(k.id.in_(sa.select(chosen.c.id))).order_by(k.id)
+
+
+def count_unknown(db: sa.Connection) -> int:
+    """Return how many connections nobody has added: jobs came for their ids, or their token was forgotten."""
+    return db.execute(sa.select(sa.func.count()).select_from(connections).where(_UNKNOWN)).scalar_one()
+
+
 def find(db: sa.Connection, connection_id: str) -> ConnectionRow | None:
-    """Return one connection, or None where nobody has added it."""
-    row = db.execute(_ROW.where(connections.c.id == connection_id)).one_or_none()
+    """Return one connection, or None where no job has named it and nobody has added it; `waiting` is not counted."""
+    row = db.execute(sa.select(*_FACTS).where(k.id == connection_id)).one_or_none()
     return ConnectionRow(**row._mapping) if row else None  # noqa: SLF001
+
+
+def count_waiting(db: sa.Connection, connection_id: str) -> int:
+    """Return how many cancellations of one connection have not ended."""
+    mine = (
+        sa.select(sa.func.count()).where(c.connection_id == connection_id, which)
+        for which in (PENDING, WAITING, LEASED)
+    )
+    return sum(db.execute(sa.select(*(each.scalar_subquery() for each in mine))).one())
 
 
 def encrypted_tokens(db: sa.Connection) -> dict[str, str]:
     """Return the encrypted token of each connection that has one."""
-    k = connections.c
     rows = db.execute(sa.select(k.id, k.access_token).where(k.access_token.is_not(None)))
     return {row.id: row.access_token for row in rows}
 
 
 def remove(db: sa.Connection, connection_id: str) -> None:
     """Forget the token; the connection is held as unknown until somebody adds it again."""
-    k = connections.c
     db.execute(
         sa.update(connections)
         .where(k.id == connection_id)
         .values(
             access_token=sa.null(),
-            hold_reason="unknown_connection",
+            hold_reason=UNKNOWN_CONNECTION,
             held_at=db_now(),
             probe_at=sa.null(),
             updated_at=db_now(),
@@ -138,7 +171,6 @@ def remove(db: sa.Connection, connection_id: str) -> None:
 
 def rekey(db: sa.Connection, reencrypt: Callable[[str], str]) -> int:
     """Encrypt every token anew; return how many there are. Raises CredentialsError where a key is missing."""
-    k = connections.c
     rows = db.execute(sa.select(k.id, k.access_token).where(k.access_token.is_not(None)).with_for_update()).all()
     for row in rows:
         db.execute(sa.update(connections).where(k.id == row.id).values(access_token=reencrypt(row.access_token)))

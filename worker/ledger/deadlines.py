@@ -14,12 +14,14 @@ import sqlalchemy as sa
 from worker.cancellation.lifecycle import State
 from worker.ledger.claims import STATE_COLUMNS, state_of
 from worker.ledger.dialects import RecordId, bind_rows, db_now, now_plus, rows_parameter
+from worker.ledger.holds import RATE_LIMITED
 from worker.ledger.outbox import add_events
 from worker.ledger.schema import (
     IN_TURN,
     LEASED,
     PENDING,
     SENT_BEFORE,
+    TIMED,
     UNSENT_IN_TIME,
     WAITING,
     cancellations,
@@ -44,6 +46,7 @@ class NextDeadlines(msgspec.Struct, frozen=True, kw_only=True):
     confirm_at: datetime | None
     publish_at: datetime | None
     sent_at: datetime | None  # the oldest first request of what is pending again
+    hold_end: datetime | None  # of a pause that a server asked for
 
     def is_due(self, when: datetime | None) -> bool:
         return when is not None and when <= self.now
@@ -54,7 +57,8 @@ class NextDeadlines(msgspec.Struct, frozen=True, kw_only=True):
 
         What is due by now and could not be done (another worker has it, its connection is held) waits for a poll.
         """
-        times = [t for t in (self.run_at, self.lease_end, self.send_by, self.confirm_at) if t and t > self.now]
+        known = (self.run_at, self.lease_end, self.send_by, self.confirm_at, self.hold_end)
+        times = [t for t in known if t and t > self.now]
         return (min(times) - self.now).total_seconds() if times else float("inf")
 
 
@@ -66,6 +70,7 @@ _NEXT = sa.select(
     sa.select(sa.func.min(c.confirm_at)).where(c.confirm_at.is_not(None)).scalar_subquery(),
     sa.select(sa.func.min(events.c.publish_at)).where(events.c.publish_at.is_not(None)).scalar_subquery(),
     sa.select(sa.func.min(c.first_sent_at)).where(SENT_BEFORE).scalar_subquery(),
+    sa.select(sa.func.min(k.probe_at)).where(TIMED, k.hold_reason == RATE_LIMITED).scalar_subquery(),
 )
 
 
@@ -80,6 +85,7 @@ def next_deadlines(db: sa.Connection) -> NextDeadlines:
         confirm_at=row[4],
         publish_at=row[5],
         sent_at=row[6],
+        hold_end=row[7],
     )
 
 

@@ -13,11 +13,11 @@ import sqlalchemy as sa
 from worker.cancellation.outage import FIRST_PROBE_SECONDS, seconds_to_probe
 from worker.ledger.dialects import db_now, now_plus
 from worker.ledger.outbox import add_events
-from worker.ledger.schema import connections
+from worker.ledger.schema import TIMED, connections
 from worker.ledger.selection import HAS_PENDING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
 k = connections.c
 
@@ -26,8 +26,9 @@ OUTAGE = "outage"
 TRACKSTAR_OUTAGE = "trackstar_outage"  # every connection fails alike; one probe serves all
 OPERATOR = "operator"
 UNKNOWN_CONNECTION = "unknown_connection"
-ALL = (CREDENTIALS, OUTAGE, TRACKSTAR_OUTAGE, OPERATOR, UNKNOWN_CONNECTION)
-PROBED = (CREDENTIALS, OUTAGE, TRACKSTAR_OUTAGE)  # these end by themselves
+RATE_LIMITED = "rate_limited"  # the server asks for a pause; `probe_at` is its end, and nothing is probed
+ALL = (CREDENTIALS, OUTAGE, TRACKSTAR_OUTAGE, OPERATOR, UNKNOWN_CONNECTION, RATE_LIMITED)
+PROBED = (CREDENTIALS, OUTAGE, TRACKSTAR_OUTAGE)  # these end when a probe was answered
 
 
 def hold(db: sa.Connection, ids: Collection[str], reason: str) -> frozenset[str]:
@@ -35,14 +36,29 @@ def hold(db: sa.Connection, ids: Collection[str], reason: str) -> frozenset[str]
     if not ids:  # as in nearly every commit: nothing is built then
         return frozenset()
     held = _hold(db, k.id.in_(sorted(ids)) & k.hold_reason.is_(None), reason)
-    add_events(db, [(None, "connection.held", {"connection_id": name, "reason": reason}) for name in held])
+    _tell_of_held(db, held, reason)
     return frozenset(held)
+
+
+def pause(db: sa.Connection, seconds: Mapping[str, float]) -> frozenset[str]:
+    """Hold those of these connections that are not held yet for so many seconds (`rate_limited`); return them."""
+    held = [
+        name
+        for each, length in sorted(seconds.items())
+        for name in _hold(db, (k.id == each) & k.hold_reason.is_(None), RATE_LIMITED, length)
+    ]
+    _tell_of_held(db, held, RATE_LIMITED)
+    return frozenset(held)
+
+
+def _tell_of_held(db: sa.Connection, held: Collection[str], reason: str) -> None:
+    add_events(db, [(None, "connection.held", {"connection_id": name, "reason": reason}) for name in held])
 
 
 def hold_by_operator(db: sa.Connection, connection_id: str) -> bool:
     """Hold a connection because a person says so, whatever else holds it; return whether it exists."""
     held = _hold(db, k.id == connection_id, OPERATOR)
-    add_events(db, [(None, "connection.held", {"connection_id": name, "reason": OPERATOR}) for name in held])
+    _tell_of_held(db, held, OPERATOR)
     return bool(held)
 
 
@@ -59,6 +75,15 @@ def resume(db: sa.Connection, ids: Collection[str], reasons: Collection[str]) ->
     if not ids:
         return frozenset()
     resumed = _resume(db, k.id.in_(sorted(ids)) & k.hold_reason.in_(reasons) & k.access_token.is_not(None))
+    return _tell_of_resumed(db, resumed)
+
+
+def end_pauses(db: sa.Connection) -> frozenset[str]:
+    """End each pause that a server asked for and that is over; return their connections. Any worker may, always."""
+    return _tell_of_resumed(db, _resume(db, TIMED & (k.hold_reason == RATE_LIMITED) & (k.probe_at <= db_now())))
+
+
+def _tell_of_resumed(db: sa.Connection, resumed: Collection[str]) -> frozenset[str]:
     add_events(db, [(None, "connection.resumed", {"connection_id": name}) for name in resumed])
     return frozenset(resumed)
 
@@ -71,8 +96,9 @@ def resume_all(db: sa.Connection) -> int:
     return len(resumed)
 
 
-def _hold(db: sa.Connection, which: sa.ColumnElement[bool], reason: str) -> list[str]:
-    probe_at = now_plus(sa.literal(FIRST_PROBE_SECONDS)) if reason in PROBED else sa.null()
+def _hold(db: sa.Connection, which: sa.ColumnElement[bool], reason: str, seconds: float | None = None) -> list[str]:
+    after = FIRST_PROBE_SECONDS if reason in PROBED else seconds
+    probe_at = sa.null() if after is None else now_plus(sa.literal(after))
     return _set(db, which, hold_reason=reason, held_at=db_now(), probe_at=probe_at)
 
 

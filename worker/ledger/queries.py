@@ -23,6 +23,7 @@ from worker.ledger.dialects import (
     id_in_chosen,
     rows_parameter,
 )
+from worker.ledger.holds import RATE_LIMITED
 from worker.ledger.schema import PENDING, RANK, attempts, cancellations, connections, events
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
     first_sent_at: datetime | None
     ended_at: datetime | None
     hold_reason: str | None = None  # of its connection
+    held_until: datetime | None = None  # where that hold ends by itself at a known time
 
     @property
     def ended(self) -> bool:
@@ -75,9 +77,11 @@ class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _HOLD = sa.select(connections.c.hold_reason).where(connections.c.id == c.connection_id).scalar_subquery()
+_HOLD_END = sa.select(k.probe_at).where(k.id == c.connection_id, k.hold_reason == RATE_LIMITED).scalar_subquery()
 _COLUMNS = (
-    *(c[name] for name in Cancellation.__struct_fields__ if name != "hold_reason"),
+    *(c[name] for name in Cancellation.__struct_fields__ if name not in {"hold_reason", "held_until"}),
     _HOLD.label("hold_reason"),
+    _HOLD_END.label("held_until"),
 )
 
 

@@ -59,14 +59,15 @@ class CommitSummary(msgspec.Struct, frozen=True):
     """What a batch of results changed."""
 
     applied: frozenset[str]  # the others were no longer ours
-    held: frozenset[str]  # connections that this batch set aside
+    held: frozenset[str]  # connections that this batch set aside, for their credentials
     resumed: frozenset[str]  # connections that a probe opened again
     trackstar_resumed: bool = False  # a probe showed that Trackstar as a whole is back
     events: tuple[Event, ...] = ()  # of cancellations that ended, for the caller to publish
+    paused: frozenset[str] = frozenset()  # connections that this batch set aside because the server asked for it
 
     @property
     def changed_holds(self) -> bool:
-        return bool(self.held or self.resumed or self.trackstar_resumed)
+        return bool(self.held or self.paused or self.resumed or self.trackstar_resumed)
 
 
 def commit_results(db: sa.Connection, results: Sequence[Result]) -> CommitSummary:
@@ -78,7 +79,18 @@ def commit_results(db: sa.Connection, results: Sequence[Result]) -> CommitSummar
     applied |= _confirm(db, [r for r in results if isinstance(r, ConfirmResult)])
     no_access = {r.claim.connection_id for r in attempted if r.transition.hold_connection}
     held = holds.hold(db, no_access, holds.CREDENTIALS)
-    return CommitSummary(frozenset(applied), held, *_end_holds(db, results, no_access), tuple(ends))
+    ended = _end_holds(db, results, no_access)
+    return CommitSummary(frozenset(applied), held, *ended, tuple(ends), _pause_connections(db, attempted))
+
+
+def _pause_connections(db: sa.Connection, results: Sequence[AttemptResult]) -> frozenset[str]:
+    """Hold the connections whose server asked for a long pause, each for the longest that it asked for."""
+    seconds: dict[str, float] = {}
+    for r in results:
+        if r.transition.pause_connection is not None:
+            name = r.claim.connection_id
+            seconds[name] = max(seconds.get(name, 0.0), r.transition.pause_connection)
+    return holds.pause(db, seconds) if seconds else frozenset()
 
 
 def _one_of_each_claim(results: Sequence[Result]) -> list[Result]:

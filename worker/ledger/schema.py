@@ -26,7 +26,7 @@ def _words(names: object) -> str:
     return ", ".join(f"'{name}'" for name in sorted(names))  # type: ignore[call-overload]
 
 
-HOLD_REASONS = ("credentials", "operator", "outage", "trackstar_outage", "unknown_connection")
+HOLD_REASONS = ("credentials", "operator", "outage", "rate_limited", "trackstar_outage", "unknown_connection")
 
 connections = sa.Table(
     "connections",
@@ -38,13 +38,17 @@ connections = sa.Table(
     sa.Column("writes_per_second", sa.Float),  # null: the setting
     sa.Column("hold_reason", sa.String(32)),
     sa.Column("held_at", UtcTimestamp),
-    sa.Column("probe_at", UtcTimestamp),  # when one real job may be sent to see whether the hold can end
+    # When one real job may be sent to see whether the hold can end; of `rate_limited`, when it ends.
+    sa.Column("probe_at", UtcTimestamp),
     sa.Column("created_at", UtcTimestamp, nullable=False),
     sa.Column("updated_at", UtcTimestamp, nullable=False),
     sa.CheckConstraint(f"hold_reason IN ({_words(HOLD_REASONS)})", name="hold_reason_known"),
     sa.CheckConstraint("(hold_reason IS NULL) = (held_at IS NULL)", name="held_has_time"),
     sa.CheckConstraint("access_token IS NOT NULL OR hold_reason IS NOT NULL", name="open_has_token"),
 )
+# Of those that something happens to by itself: thousands that nobody has added cost nothing.
+TIMED = connections.c.probe_at.is_not(None)
+partial_index("ix_connections_probe_at", connections.c.probe_at, where=TIMED)
 
 cancellations = sa.Table(
     "cancellations",

@@ -79,12 +79,12 @@ def next_of_one(may_send: sa.ColumnElement[bool]) -> sa.Select[tuple[str]]:
 
 
 def _next(name: sa.ColumnElement[str]) -> sa.Select[tuple[str]]:
-    return (
-        sa.select(c.id)
-        .where(c.connection_id == name, PENDING, _IN_TIME)
-        .order_by(*IN_TURN)
-        .with_for_update(skip_locked=True, of=cancellations)
-    )
+    return in_turn(name).with_for_update(skip_locked=True, of=cancellations)
+
+
+def in_turn(name: sa.ColumnElement[str]) -> sa.Select[tuple[str]]:
+    """Choose the rows of one connection that may be sent, as their turn comes."""
+    return sa.select(c.id).where(c.connection_id == name, PENDING, _IN_TIME).order_by(*IN_TURN)
 
 
 def _named(may_send: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:

@@ -18,6 +18,7 @@ from worker.cancellation import lifecycle
 from worker.cancellation.answer import Answer, NoReply
 from worker.cancellation.lifecycle import Policy, State, Transition, decide, must_read
 from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack, classify, classify_read
+from worker.inputs.headers import RetryAfter
 from worker.ledger.attempts import WORKER_LOST, AttemptRow
 from worker.ledger.claims import AttemptClaim, Claim, ConfirmClaim, RefusalClaim, SendClaim
 from worker.ledger.results import AttemptResult, ConfirmResult
@@ -69,7 +70,7 @@ def attempt(claim: SendClaim, clock: LedgerClock, context: AttemptContext) -> At
     Nothing is sent where this process was paused for so long that another may soon hold the claim.
     """
     if clock.elapsed() > context.start_within:
-        return _too_late(claim, clock, context)
+        return give_back(claim, clock, context)
     token = _token(claim, context)
     if token is None:
         return AttemptResult(
@@ -88,7 +89,7 @@ def attempt(claim: SendClaim, clock: LedgerClock, context: AttemptContext) -> At
 def read_refused(claims: Sequence[RefusalClaim], clock: LedgerClock, context: AttemptContext) -> list[AttemptResult]:
     """Read back orders of one connection whose refusal is known and unread, in one request, and decide about each."""
     if clock.elapsed() > context.start_within:
-        return [_too_late(claim, clock, context) for claim in claims]
+        return [give_back(claim, clock, context) for claim in claims]
     reads = _read(claims, clock, context)
     now = clock.now()
     return [
@@ -139,10 +140,10 @@ _NO_TOKEN = Outcome(kind=Kind.NO_ACCESS, reason="no_access_token")
 _TOO_LATE = "started_too_late"
 
 
-def _too_late(claim: AttemptClaim, clock: LedgerClock, context: AttemptContext) -> AttemptResult:
+def give_back(claim: AttemptClaim, clock: LedgerClock, context: AttemptContext) -> AttemptResult:
     """Give a claim back unused: nothing was sent, so nothing is in doubt that was not before."""
     log.warning("cancellation.started_too_late", id=claim.id, seconds=round(clock.elapsed(), 1))
-    outcome, read = Outcome(kind=Kind.SLOW_DOWN, reason=_TOO_LATE, retry_after=0.0), None
+    outcome, read = Outcome(kind=Kind.SLOW_DOWN, reason=_TOO_LATE, retry_after=RetryAfter(0.0)), None
     if isinstance(claim, RefusalClaim):
         outcome = claim.state.remembered_refusal
         read = ReadBack(shows=OrderState.LATER, reason=_TOO_LATE, spends_attempt=False)

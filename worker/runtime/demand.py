@@ -9,6 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from worker.inputs.headers import MAX_RATE, MIN_RATE
 from worker.ledger.database import read_only
 from worker.ledger.selection import ready_connections
 from worker.telemetry.health import LEDGER
@@ -86,4 +87,6 @@ class Demand:
         self._known |= learnt
 
     def _rate(self, ready: ReadyConnection) -> float:
-        return ready.writes_per_second or self._default_rate
+        rate = ready.writes_per_second
+        # Whatever was written there by hand: a rate that no pace can keep is none.
+        return rate if rate is not None and MIN_RATE <= rate <= MAX_RATE else self._default_rate

@@ -10,14 +10,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import structlog
 
 from worker.ledger.claims import AttemptClaim, ConfirmClaim, Lease, RefusalClaim, SendClaim
-from worker.runtime.attempt import LedgerClock, attempt, batches_of_reads, confirm, read_refused, rescue
+from worker.runtime.attempt import LedgerClock, attempt, batches_of_reads, confirm, give_back, read_refused, rescue
+from worker.runtime.request_threads import RequestThreads
 from worker.telemetry.sentry import report_bug
 from worker.trackstar.pacing import SendSlot
 
@@ -61,19 +61,25 @@ class Executor:
         subscriber: Subscriber,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.threads = threads
+        self.threads = 0  # until `start`
+        self._threads_wanted = threads
         self._context = context
         self._record = record
         self._subscriber = subscriber
         self._clock = clock
-        self._requests = ThreadPoolExecutor(threads, thread_name_prefix="request")
+        self._requests = RequestThreads()
         self._changed = threading.Condition()
         self._reserved: dict[str, tuple[Send, float]] = {}  # by record id, with the time until which it is kept
         self._running: Counter[str] = Counter()  # by connection
         self._in_hand: set[Lease] = set()
         self._reserved_at = float("-inf")
         self._unconsumed_since: float | None = None
+        self.released_at = float("-inf")  # when a thread was given back last, by the clock
         self._wanted: tuple[int, Callable[[], None]] | None = None
+
+    def start(self) -> None:
+        """Start the request threads. Raises RuntimeError where the system allows not a single one."""
+        self.threads = self._requests.start(self._threads_wanted)
 
     # -- what the dispatcher asks and says
 
@@ -165,17 +171,19 @@ class Executor:
             self._in_hand.difference_update(leases)
 
     def drain(self) -> None:
-        """Wait until nothing is running, and end the threads."""
+        """Wait until nothing is running, and end the threads. Who waits long for a send slot gives its claim back."""
+        self._context.pace.end_waiting()
         with self._changed:
             self._changed.wait_for(lambda: not self._running)
-        self._requests.shutdown(wait=True)
+        self._requests.shutdown()
 
     # -- on the request threads
 
     def _attempt(self, claim: SendClaim, clock: LedgerClock, slot: SendSlot) -> None:
         def when_its_slot_comes() -> list[AttemptResult]:
-            self._context.pace.wait_to_write(claim.connection_id, slot)
-            return [attempt(claim, clock, self._context)]
+            until = clock.monotonic + self._context.start_within
+            in_time = self._context.pace.wait_to_write(claim.connection_id, slot, until)
+            return [(attempt if in_time else give_back)(claim, clock, self._context)]
 
         self._run_batch([claim], when_its_slot_comes)
 
@@ -202,6 +210,7 @@ class Executor:
 
     def _release(self, batch: Sequence[AttemptClaim]) -> None:
         with self._changed:
+            self.released_at = self._clock()
             for claim in batch:
                 self._running[claim.connection_id] -= 1
                 if not self._running[claim.connection_id]:

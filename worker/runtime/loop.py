@@ -6,12 +6,14 @@ this file does not know.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
 
 import structlog
 
+from worker.inputs.faults import fault
 from worker.telemetry.sentry import report_bug
 
 if TYPE_CHECKING:
@@ -63,6 +65,11 @@ class Loop:
     ) -> None:
         self.name = name
         self.recovered_at = -NEVER  # monotonic; when a part that had been away answered again
+        # What keeps it from its work, for health: since when no tick succeeds; the last failure, when and what; since
+        # when it is in one tick.
+        self.failing_since: float | None = None
+        self.failed: tuple[float, str] | None = None
+        self.ticking_since: float | None = None
         self._tick = tick
         self._expected = expected
         self._drain = drain
@@ -117,7 +124,11 @@ class Loop:
             pass
 
     def _tick_once(self) -> None:
-        self._rest = self._tick()
+        self.ticking_since = time.monotonic()
+        try:
+            self._rest = self._tick()
+        finally:
+            self.ticking_since = None
 
     def _succeeds(self, work: Callable[[], object]) -> bool:
         try:
@@ -127,18 +138,26 @@ class Loop:
                 # The error's kind only: its text may hold an address or a row.
                 self._say(log.warning, "unavailable", error=type(error).__name__)
             self._told_away = True
+            self._note_failure()
             self._backoff.wait()
             return False
         except Exception:  # noqa: BLE001 - a bug may not end the thread
+            self._note_failure()
             report_bug(f"{self.name}.crashed")
             self._backoff.wait()
             return False
+        self.failing_since = None
         if self._backoff.recovered():
             self.recovered_at = time.monotonic()
         if self._told_away:
             self._told_away = False
             self._say(log.info, "recovered")
         return True
+
+    def _note_failure(self) -> None:
+        self.failed = (time.monotonic(), fault(sys.exception()))
+        if self.failing_since is None:
+            self.failing_since = self.failed[0]
 
     def _say(self, logger: Callable[..., object], word: str, **fields: str) -> None:
         logger(f"{self.name}.{word}", **fields)

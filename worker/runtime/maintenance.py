@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.lifecycle import Policy, Transition, expire, give_up
 from worker.cancellation.pace import seconds_to_send
-from worker.ledger import claims, deadlines, transitions
+from worker.ledger import claims, deadlines, holds, transitions
 from worker.ledger.claims import AttemptClaim, ConfirmClaim
 from worker.ledger.database import read_only
 from worker.ledger.deadlines import Lapsed
 from worker.runtime.loop import MAX_SECONDS, Loop
+from worker.runtime.reporting import alert_on_resumed
 from worker.telemetry.sentry import report_bug
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ DEADLINE_CHECK_SECONDS = 5.0  # how often deadlines are compared with the backlo
 MAX_SWEEP = 500  # rows in one statement
 # After an outage of the ledger, answers that live workers kept are recorded before claims are taken over.
 SETTLE_SECONDS = 2 * MAX_SECONDS
+CLOCK_STEP_SECONDS = 1.0  # a smaller step is within what a lease has to spare
 
 
 class Handlers(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,15 +64,20 @@ class Maintenance:
         self._handlers = handlers
         self._started = False
         self._start_failed = False
+        self._ledger_clock: tuple[datetime, float] | None = None  # as it was read last, and a monotonic time before
+        self._rescue_after = float("-inf")  # monotonic: no claim is taken over before
         self._checked_at = float("-inf")
         self.loop = Loop("housekeeper", self.tick, expected=(SQLAlchemyError, OSError))
 
     def tick(self) -> float:
         """Do what is due; return the seconds until there may be more."""
+        asked_at = time.monotonic()
         with read_only(self._ledger) as db:
             due = deadlines.next_deadlines(db)
+        self._watch_clock(due.now, asked_at)
         self._start()
         done = self._promote() if due.is_due(due.run_at) else 0
+        done += self._end_pauses() if due.is_due(due.hold_end) else 0
         done += self._end(deadlines.past_send_by, expire) if due.is_due(due.send_by) else 0
         horizon = timedelta(seconds=self._policy.retry_horizon)
         if due.sent_at is not None and due.is_due(due.sent_at + horizon):
@@ -99,11 +106,32 @@ class Maintenance:
             self._started = True
             report_bug("housekeeper.start_crashed")
 
+    def _watch_clock(self, now: datetime, asked_at: float) -> None:
+        """Notice that the ledger's clock has jumped ahead: leases then seem to have ended whose requests still run.
+
+        `asked_at` is a monotonic time before the ledger looked at its clock.
+        """
+        before, at_least = self._ledger_clock or (now, asked_at)
+        self._ledger_clock = (now, asked_at)
+        jump = (now - before).total_seconds() - (time.monotonic() - at_least)
+        if jump > CLOCK_STEP_SECONDS:
+            self._rescue_after = time.monotonic() + self._lease_seconds
+            log.warning("ledger.clock_stepped", seconds=round(jump))
+
     def _promote(self) -> int:
         with self._ledger.begin() as db:
             connection_ids = transitions.promote_due(db, MAX_SWEEP)
         self._handlers.on_ready(connection_ids)
         return len(connection_ids)
+
+    def _end_pauses(self) -> int:
+        """End the holds whose time is over, as every worker does: whoever comes second finds none."""
+        with self._ledger.begin() as db:
+            resumed = holds.end_pauses(db)
+        self._handlers.on_ready(resumed)
+        alert_on_resumed(resumed)
+        self._handlers.publish_events()
+        return len(resumed)
 
     def _end(self, find: Callable[..., list[Lapsed]], decide: Callable[..., Transition]) -> int:
         with self._ledger.begin() as db:
@@ -117,7 +145,8 @@ class Maintenance:
         with self._ledger.begin() as db:
             returned = transitions.requeue_unclaimed(db, MAX_SWEEP)
         self._handlers.on_ready(returned)
-        if self.loop.away or time.monotonic() < self.loop.recovered_at + SETTLE_SECONDS:
+        settled = max(self.loop.recovered_at + SETTLE_SECONDS, self._rescue_after)
+        if self.loop.away or time.monotonic() < settled:
             return len(returned)
         with self._ledger.begin() as db:
             lost = claims.take_over(db, self._owner, self._lease_seconds, MAX_SWEEP)

@@ -13,7 +13,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from redis import RedisError
+import structlog
+from redis import RedisError, ResponseError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.ledger.database import autocommit
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from worker.ledger.outbox import Event
+
+log = structlog.get_logger()
 
 BATCH = 500
 MAX_HANDED = 20_000  # beyond that they are left to the outbox
@@ -109,4 +112,9 @@ class Relay:
                 maxlen=EVENTS_KEPT,
                 approximate=True,
             )
-        pipeline.execute()
+        try:
+            pipeline.execute()
+        except ResponseError as error:
+            if "WRONGTYPE" in str(error) and not self.loop.away:  # told once: it is tried again and again
+                log.error("relay.wrong_type", key=EVENTS)  # noqa: TRY400 - the error's text holds an event
+            raise

@@ -54,11 +54,17 @@ def log_results(results: list[Result], summary: CommitSummary) -> None:
             _alert(result)
     for connection_id in sorted(summary.held):
         alert("connection.held", connection_id=connection_id, reason="credentials")
-    # An end is told as the beginning was: whoever was called out hears that it is over.
-    for connection_id in sorted(summary.resumed):
-        alert("connection.resumed", connection_id=connection_id)
+    for connection_id in sorted(summary.paused):
+        alert("connection.held", connection_id=connection_id, reason="rate_limited")
+    alert_on_resumed(summary.resumed)
     if summary.trackstar_resumed:
         alert("trackstar.resumed")
+
+
+def alert_on_resumed(resumed: frozenset[str]) -> None:
+    """Tell an end as the beginning was told: whoever was called out hears that it is over."""
+    for connection_id in sorted(resumed):
+        alert("connection.resumed", connection_id=connection_id)
 
 
 def alert_on_holds(held: frozenset[str] | int) -> None:

@@ -18,6 +18,7 @@ from worker.ledger.database import open_ledger
 from worker.ledger.results import AttemptResult, ConfirmResult
 from worker.ledger.vault import TokenVault
 from worker.runtime.attempt import AttemptContext
+from worker.runtime.backlog import Backlog
 from worker.runtime.celery_inbox import CeleryInbox
 from worker.runtime.dispatcher import Dispatcher
 from worker.runtime.executor import Executor
@@ -28,7 +29,8 @@ from worker.runtime.recorder import Recorder
 from worker.runtime.relay import Relay
 from worker.runtime.reporting import Reporter, alert_on_holds, log_expired
 from worker.streams import connect_redis
-from worker.telemetry.health import HealthServer, Vitals
+from worker.telemetry.health import Vitals
+from worker.telemetry.health_server import HealthServer
 from worker.trackstar.client import TrackstarClient
 from worker.trackstar.pacing import Pace
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Protocol
 
+    from redis import Redis
     from sqlalchemy import Engine
 
     from worker.cancellation.lifecycle import Transition
@@ -88,7 +91,11 @@ class Supervisor:
         self._receiving = [self._intake.loop, self._celery_inbox.loop, self._dispatcher.loop]
         self._telling = [self._outages.loop, self._reporter.loop, self._relay.loop, subscriber.loop]
         self._loops = [*self._telling, self._recorder.loop, self._maintenance.loop, *self._receiving]
-        self._health = _health_server(settings.health_port, self._loops, vitals)
+        self._backlog = self._make_backlog(redis, pace, vitals)
+        self._loops.append(self._backlog.loop)
+        # Not what only a page for people would miss.
+        vitals.watch(loop for loop in self._loops if loop is not subscriber.loop)
+        self._health = _health_server(settings, self._loops, vitals)
 
     def _context(self, pace: Pace) -> AttemptContext:
         settings = self._settings
@@ -99,6 +106,7 @@ class Supervisor:
             request_timeout=settings.request_timeout_seconds,
             max_response_bytes=settings.max_response_bytes,
             threads=settings.concurrency,
+            retry_cap=settings.retry_cap_seconds,
         )
         return AttemptContext(
             trackstar=trackstar,
@@ -118,6 +126,18 @@ class Supervisor:
             self._settings.writes_per_second,
             self.executor,
             publish,
+            vitals,
+        )
+
+    def _make_backlog(self, redis: Redis, pace: Pace, vitals: Vitals) -> Backlog:
+        return Backlog(
+            redis,
+            self._open_ledger(),
+            self._owner,
+            pace.writes,
+            self._settings.writes_per_second,
+            self.executor,
+            self._settings.lease_seconds,
             vitals,
         )
 
@@ -145,11 +165,15 @@ class Supervisor:
         return ledger
 
     def start(self) -> None:
-        """Start every part; each waits by itself for a Redis or a ledger that is not there yet."""
+        """Start every part; each waits by itself for a Redis or a ledger that is not there yet.
+
+        The request threads come last: where the system allows too few threads, they are fewer.
+        """
         for loop in self._loops:
             loop.start()
         if self._health is not None:
             self._health.start()
+        self.executor.start()
         log.info("worker.started", owner=self._owner, host=socket.gethostname(), concurrency=self.executor.threads)
 
     def take_nothing_new(self) -> None:
@@ -164,6 +188,7 @@ class Supervisor:
         self._celery_inbox.stop()
         self._dispatcher.stop()
         self._maintenance.loop.stop(10)
+        self._backlog.loop.stop(LAST_WORD_SECONDS)
         self.executor.drain()
         if not self._recorder.stop(max(self._settings.lease_margin_seconds, MIN_GRACE_SECONDS)):
             log.warning("worker.answers_not_recorded")  # their claims end by themselves; the rescue goes on
@@ -213,12 +238,12 @@ class Supervisor:
         self._relay.wake()
 
 
-def _health_server(port: int | None, loops: Sequence[Loop], vitals: Vitals) -> HealthServer | None:
+def _health_server(settings: Settings, loops: Sequence[Loop], vitals: Vitals) -> HealthServer | None:
+    port, address = settings.health_port, settings.health_address
     if port is None:
         return None
     try:
-        return HealthServer(port, loops, vitals)
+        return HealthServer(port, loops, vitals, address)
     except OSError as error:
-        raise SettingsError(
-            f"HEALTH_PORT is {port}, which cannot be used ({error.strerror}): choose another."
-        ) from error
+        where = f"HEALTH_PORT is {port}" + (f" and HEALTH_ADDRESS {address}" if address else "")
+        raise SettingsError(f"{where}, which cannot be used ({error.strerror}): choose another.") from error

@@ -19,6 +19,7 @@ LOOPS = (
     "reporter",
     "flower",
     "known_keys",
+    "backlog",
 )  # the threads of a worker, as their events are named
 
 
@@ -53,6 +54,10 @@ LOG_EVENTS = {
     "housekeeper.start_failed": _event("warning", "error", "TRACKSTAR_ACCESS_TOKEN is not kept; tried again."),
     "housekeeper.start_crashed": _event("bug", "", "TRACKSTAR_ACCESS_TOKEN is not kept; all others go on."),
     "pace.redis_away": _event("warning", "error", "A request is sent without knowing the pace of its connection."),
+    "pace.reset": _event("warning", "connection_id key", "Its key in Redis held what no worker writes."),
+    "pace.limit_ignored": _event("warning", "connection_id kind problem", "A limit that the server told is no limit."),
+    "relay.wrong_type": _event("error", "key", "The key of the events stream holds another type; they wait."),
+    "tally.reset": _event("warning", "connection_id key", "A count in Redis held what no worker writes."),
     "cancellation.requested": _event("info", _ORDER, "A job is in the ledger."),
     "cancellation.attempted": _event(
         "info",
@@ -68,6 +73,10 @@ LOG_EVENTS = {
     "connection.probed": _event("info", "connection_id id", "One job was sent to see whether a hold can end."),
     "connection.token_unreadable": _event("error", "connection_id problem", "CREDENTIAL_KEYS lacks its key."),
     "dead_letter.kept": _event("warning", "entry_id reason", "A message could not be read; it is kept."),
+    "executor.threads_missing": _event("warning", "wanted started", "The system allows fewer threads than asked for."),
+    "executor.crashed": _event("bug", "", "A bug met a request thread, which goes on."),
+    "ledger.clock_stepped": _event("warning", "seconds", "The ledger's clock jumped: leases are given time."),
+    "log.dropped": _event("warning", "count", "Lines could not be written: the log was full, blocked or gone."),
     "dispatcher.given_back": _event("warning", "count", "Messages were lost; their claims are pending again."),
     "dispatcher.not_given_back": _event("warning", "error", "An ending worker left claims; their leases end."),
     "recorder.record_failed": _event("error", "id error", "The ledger refused a result; the rescue decides anew."),
@@ -75,6 +84,8 @@ LOG_EVENTS = {
 }
 
 ALERTS = {
+    "worker.unready": _event("alert", "problem", "This worker does not take what is due; in words of our own."),
+    "worker.ready_again": _event("alert", "", "It does again."),
     "connection.held": _event("alert", "connection_id reason", "A connection is set aside."),
     "connection.resumed": _event("alert", "connection_id", "Its hold has ended."),
     "trackstar.held": _event("alert", "connections", "Nearly everything fails: all connections are held."),

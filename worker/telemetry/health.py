@@ -6,19 +6,11 @@ Readiness is proven by consumption: a worker that is connected and takes nothing
 
 from __future__ import annotations
 
-import threading
 import time
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, Protocol
-
-import msgspec
-import structlog
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-log = structlog.get_logger()
 
 REDIS, LEDGER = "Redis", "The ledger"  # as they stand in a sentence
 
@@ -27,8 +19,24 @@ SILENT_SECONDS = 20.0  # a part that has not answered for this long is away; eac
 STALLED_SECONDS = 30.0
 
 
+# Of one tick of a thread: far above what any takes, a statement that is cut off and a full batch included.
+STUCK_SECONDS = 60.0
+
+
+class WatchedLoop(Protocol):
+    """What is asked of a thread that ticks; times are monotonic."""
+
+    name: str
+    failing_since: float | None
+    failed: tuple[float, str] | None
+    ticking_since: float | None
+
+
 class Vitals:
-    """When each part answered last, and whether what is published is consumed. Times are monotonic seconds."""
+    """What keeps this worker from its work: silent parts, threads that fail, what stands still.
+
+    Times are monotonic seconds.
+    """
 
     def __init__(
         self, unconsumed_seconds: Callable[[], float] = lambda: 0.0, clock: Callable[[], float] = time.monotonic
@@ -36,10 +44,20 @@ class Vitals:
         self._unconsumed_seconds = unconsumed_seconds
         self._clock = clock
         self._responded = dict.fromkeys((REDIS, LEDGER), clock())
+        self._found: dict[str, list[str]] = {}
+        self._loops: list[WatchedLoop] = []
 
     def responded(self, part: str) -> None:
         """Note that Redis or the ledger has just done what was asked of it."""
         self._responded[part] = self._clock()
+
+    def found(self, part: str, problems: list[str]) -> None:
+        """Note what stands still in a part, in sentences, until the next look; none when all goes on."""
+        self._found[part] = problems
+
+    def watch(self, loops: Iterable[WatchedLoop]) -> None:
+        """Watch these threads: one that fails again and again does not do its work."""
+        self._loops = list(loops)
 
     def problems(self) -> list[str]:
         """Say in sentences why this worker is not ready; empty when it is."""
@@ -54,65 +72,25 @@ class Vitals:
                 f"Work was handed to this worker {unconsumed:.0f} s ago and it has taken none of it: it does not "
                 "consume its Celery list."
             )
-        return silent
+        silent += [sentence for loop in self._loops if (sentence := _why_stuck(loop, now))]
+        if found := [sentence for found in self._found.values() for sentence in found]:
+            # A thread that succeeds with nothing and fails with something is not failing, and is the cause.
+            found += [sentence for loop in self._loops if (sentence := _last_failure(loop, now))]
+        return [*silent, *found]
 
 
-class SupervisedThread(Protocol):
-    """What is asked of a thread of the worker."""
+def _why_stuck(loop: WatchedLoop, now: float) -> str | None:
+    # Each is read once: the thread goes on meanwhile.
+    failing_since, failed, ticking_since = loop.failing_since, loop.failed, loop.ticking_since
+    if failing_since is not None and failed and now - failing_since > STALLED_SECONDS:
+        return f"The thread {loop.name} has failed for {now - failing_since:.0f} s: {failed[1]}."
+    if ticking_since is not None and now - ticking_since > STUCK_SECONDS:
+        return f"The thread {loop.name} has been at one step for {now - ticking_since:.0f} s."
+    return None
 
-    name: str
 
-    @property
-    def alive(self) -> bool: ...
-
-
-class HealthServer:
-    """Answers `/livez` and `/readyz` with 200 or 503 and the reasons, in a thread of its own."""
-
-    def __init__(self, port: int, threads: Iterable[SupervisedThread], vitals: Vitals) -> None:
-        self._threads = list(threads)
-        self._vitals = vitals
-        health = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                health.answer(self)
-
-            def log_message(self, *_: Any) -> None:
-                """Say nothing: a probe every few seconds is no news."""
-
-        # On every address: an orchestrator asks from outside. What it hears are parts and seconds.
-        self._server = ThreadingHTTPServer(("", port), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
-
-    @property
-    def port(self) -> int:
-        return int(self._server.server_address[1])
-
-    def start(self) -> None:
-        self._thread.start()
-        log.info("health.listening", port=self.port)
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        """Answer one probe."""
-        checks: dict[str, Callable[[], list[str]]] = {
-            "/livez": self._dead_threads,
-            "/readyz": lambda: self._dead_threads() + self._vitals.problems(),
-        }
-        check = checks.get(request.path)
-        problems = check() if check else ["Ask for /livez or /readyz."]
-        status = HTTPStatus.OK if not problems else HTTPStatus.SERVICE_UNAVAILABLE
-        body = msgspec.json.encode({"ok": not problems, "problems": problems})
-        request.send_response(status if check else HTTPStatus.NOT_FOUND)
-        request.send_header("Content-Type", "application/json")
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        request.wfile.write(body)
-
-    def _dead_threads(self) -> list[str]:
-        return [f"The thread {each.name} has died: this is a bug." for each in self._threads if not each.alive]
+def _last_failure(loop: WatchedLoop, now: float) -> str | None:
+    failed = loop.failed
+    if failed and now - failed[0] <= STALLED_SECONDS and not _why_stuck(loop, now):
+        return f"The thread {loop.name} met, {now - failed[0]:.0f} s ago: {failed[1]}."
+    return None

@@ -11,7 +11,6 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http.client import IncompleteRead  # urllib3's own is one too
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -25,10 +24,13 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from worker.cancellation.answer import Answer, NoReply, NoReplyReason, Reply, read_connection, read_reply
+from worker.cancellation.lifecycle import Policy
+from worker.inputs.headers import read_rate_limit, read_retry_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+DEFAULT_RETRY_CAP = Policy().retry_cap  # seconds of a `retry-after`
 _CHUNK = 64 * 1024
 _WATCH_SECONDS = 0.1  # how late a deadline may be noticed
 
@@ -169,11 +171,13 @@ class TrackstarClient:
         request_timeout: float,
         max_response_bytes: int,
         threads: int,
+        retry_cap: float = DEFAULT_RETRY_CAP,
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._connect_timeout = connect_timeout
         self._request_timeout = request_timeout
         self._max_response_bytes = max_response_bytes
+        self._retry_cap = retry_cap
         self._watchdog = _Watchdog()
         self._headers = {
             "x-trackstar-api-key": api_key,
@@ -242,8 +246,10 @@ class TrackstarClient:
                 content,
                 request_id=_bounded(headers.get("X-Request-Id")),
                 replayed=headers.get("Idempotent-Replayed", "").lower() == "true",
-                retry_after=_seconds(headers.get("Retry-After")),
-                rate_limit=_per_second(headers.get("x-ratelimit-limit")),
+                retry_after=read_retry_after(
+                    headers.get("Retry-After"), date=headers.get("Date"), now=datetime.now(UTC), cap=self._retry_cap
+                ),
+                rate_limit=read_rate_limit(headers.get("x-ratelimit-limit")),
             )
 
     def _read_body(self, response: requests.Response) -> bytes | None:
@@ -272,29 +278,6 @@ def _why(error: Exception, call: _Call) -> NoReplyReason:
     if isinstance(error, IncompleteRead) or any(isinstance(arg, IncompleteRead) for arg in error.args):
         return "cut_body"
     return "connection_lost"
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """Read `retry-after`: seconds as documented, or a date as HTTP allows."""
-    if not retry_after:
-        return None
-    try:
-        seconds = float(retry_after)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    return seconds if 0.0 <= seconds < float("inf") else None
-
-
-def _per_second(limit: str | None) -> float | None:
-    """Read `x-ratelimit-limit`; what is no positive number is none."""
-    try:
-        rate = float(limit or "")
-    except ValueError:
-        return None
-    return rate if 0.0 < rate < float("inf") else None
 
 
 def _bounded(text: str | None) -> str | None:

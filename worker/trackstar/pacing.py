@@ -6,71 +6,119 @@ the next tenth of a second is reserved twice.
 
 from __future__ import annotations
 
+import threading
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
-from redis import RedisError
+from redis import RedisError, ResponseError
 
 from worker.cancellation.answer import Answer, NoReply
-from worker.cancellation.pace import LOOKAHEAD_SECONDS, TARGET_UTILISATION, Reservation
+from worker.cancellation.pace import (
+    LONGEST_PAUSE_SECONDS,
+    LOOKAHEAD_SECONDS,
+    TARGET_UTILISATION,
+    Reservation,
+    pause_of_reads,
+    pause_of_writes,
+)
+from worker.inputs.headers import MAX_RATE, MIN_RATE, LimitProblem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from redis import Redis
 
+    from worker.inputs.headers import RateLimit, RetryAfter
+
 log = structlog.get_logger()
 
 # Per connection a hash: `next`, the first free moment in microseconds; `limit`, the server's own word where it is
 # lower than ours. It is forgotten when nothing was sent for ten minutes.
 _KEPT_MS = 600_000
-MIN_PAUSE_SECONDS = 1.0  # after a 429 without a `retry-after`: the window of the documented limit
 
-_RESERVE = """
+# What stands in Redis is outside of this process: `read` believes nothing but a number within its limits. A key that
+# holds anything else (another type, a text, a moment so far ahead that nobody wrote it by this clock) begins anew by
+# itself, and its neighbours never hear of it.
+_READ = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local utilisation, ahead, granted = tonumber(ARGV[1]), tonumber(ARGV[2]), {}
+local function number(text, least, most)
+  local value = text and tonumber(text)
+  return value and value >= least and value <= most and value
+end
+local function read(key, furthest)
+  local state = redis.pcall('HMGET', key, 'next', 'limit')
+  if state.err and not string.find(state.err, 'WRONGTYPE', 1, true) then state = redis.call('HMGET', key, 'next') end
+  local free = not state.err and number(state[1], 0, now + furthest)
+  local limit = not state.err and number(state[2], tonumber(ARGV[1]), tonumber(ARGV[2]))
+  if state.err or (state[1] and not free) or (state[2] and not limit) then
+    redis.call('UNLINK', key)
+    return 0, false, 1
+  end
+  return free or 0, limit, 0
+end
+"""
+
+_RESERVE = (
+    _READ
+    + """
+local utilisation, ahead, longest, kept = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local granted = {}
 for i, key in ipairs(KEYS) do
-  local rate, wanted = tonumber(ARGV[2 * i + 1]), tonumber(ARGV[2 * i + 2])
-  local state = redis.call('HMGET', key, 'next', 'limit')
-  if state[2] and tonumber(state[2]) < rate then rate = tonumber(state[2]) end
+  local rate, wanted = tonumber(ARGV[2 * i + 5]), tonumber(ARGV[2 * i + 6])
   local step = math.ceil(1000000 / (rate * utilisation))
-  local first = math.max(tonumber(state[1] or 0), now)
+  local free, limit, reset = read(key, math.max(longest, ahead + step))
+  if limit and limit < rate then step = math.ceil(1000000 / (limit * utilisation)) end
+  local first = math.max(free, now)
   local count = 0
   if first <= now + ahead then count = math.min(wanted, math.floor((now + ahead - first) / step) + 1) end
   if count > 0 then
     redis.call('HSET', key, 'next', string.format('%.0f', first + count * step))
-    redis.call('PEXPIRE', key, tonumber(ARGV[#ARGV]))
+    redis.call('PEXPIRE', key, kept)
   end
-  granted[i] = {count, first - now, step, string.format('%.0f', first + count * step)}
+  granted[i] = {count, first - now, step, string.format('%.0f', first + count * step), reset}
 end
 return granted
 """
+)
 
 # Only if `next` is still where this reservation left it: moving it back under a later reservation would issue the same
-# slots twice.
+# slots twice. A key of another type holds no such moment.
 _RETURN = """
-if redis.call('HGET', KEYS[1], 'next') == ARGV[1] then
+if redis.pcall('HGET', KEYS[1], 'next') == ARGV[1] then
   redis.call('HSET', KEYS[1], 'next', string.format('%.0f', ARGV[1] - ARGV[2]))
 end
 """
 
-_PAUSE = """
-local time = redis.call('TIME')
-local free = time[1] * 1000000 + time[2] + ARGV[1] * 1000000
-if tonumber(redis.call('HGET', KEYS[1], 'next') or 0) < free then
-  redis.call('HSET', KEYS[1], 'next', string.format('%.0f', free))
-end
-redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[2]) + ARGV[1] * 1000)
+_PAUSE = (
+    _READ
+    + """
+local free = now + tonumber(ARGV[3])
+local found, _, reset = read(KEYS[1], math.huge)
+if found < free then redis.call('HSET', KEYS[1], 'next', string.format('%.0f', free)) end
+redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[4]))
+return reset
 """
+)
 
+_CAP = (
+    _READ
+    + """
+local _, _, reset = read(KEYS[1], math.huge)
+redis.call('HSET', KEYS[1], 'limit', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[4]))
+return reset
+"""
+)
+_LIMITS = (MIN_RATE, MAX_RATE)
 
-_MAX_RENEWALS = 100  # beyond that the machine, not the pace, is what is wrong
 # A read that would have to wait longer is put off in the ledger instead of holding a thread.
 READ_WAIT_SECONDS = 1.0
+# A wait that is longer than the way to any send slot ends with this process; a shorter one is just slept.
+BRIEF_SECONDS = 0.25
 
 
 class SendSlot(msgspec.Struct, frozen=True):
@@ -105,25 +153,39 @@ class Pacing:
         self._reserve = redis.register_script(_RESERVE)
         self._return = redis.register_script(_RETURN)
         self._pause = redis.register_script(_PAUSE)
+        self._cap = redis.register_script(_CAP)
+
+    def key(self, connection_id: str) -> str:
+        """Return where the pace of a connection is kept."""
+        return self._key(connection_id)
 
     def _key(self, connection_id: str) -> str:
         return f"cancellations:pace:{self._kind}:{connection_id}"
+
+    def ahead(self, connection_id: str) -> float | None:
+        """Return the seconds to the next free send slot (below zero: it has passed); None where nobody can tell."""
+        seconds, micros = self._redis.time()
+        try:
+            free = float(self._redis.hget(self._key(connection_id), "next") or 0)
+        except (ResponseError, ValueError):  # a key of another type, or no number
+            return None
+        return free / 1e6 - seconds - micros / 1e6 if free < float("inf") else None
 
     def reserve(self, wants: Mapping[str, tuple[float, int]]) -> dict[str, SlotReservation]:
         """Reserve up to as many slots for each connection as it wants: (requests per second, how many) by id."""
         if not wants:
             return {}
         words = [word for rate, wanted in wants.values() for word in (rate, wanted)]
+        fixed = (*_LIMITS, TARGET_UTILISATION, self._ahead, round(LONGEST_PAUSE_SECONDS * 1_000_000), _KEPT_MS)
         asked = time.monotonic()
-        answer = self._reserve(
-            keys=[self._key(name) for name in wants], args=[TARGET_UTILISATION, self._ahead, *words, _KEPT_MS]
-        )
+        answer = self._reserve(keys=[self._key(name) for name in wants], args=[*fixed, *words])
         # Redis looked at its clock somewhere between the two; the middle is right to half a round trip.
         now = (asked + time.monotonic()) / 2
-        return {
-            name: SlotReservation(now + first / 1e6, step / 1e6, count, end_token, first > 0 or count < wanted)
-            for (name, (_, wanted)), (count, first, step, end_token) in zip(wants.items(), answer, strict=True)
-        }
+        reserved = {}
+        for (name, (_, wanted)), (count, first, step, end, reset) in zip(wants.items(), answer, strict=True):
+            reserved[name] = SlotReservation(now + first / 1e6, step / 1e6, count, end, first > 0 or count < wanted)
+            self._tell_of(name, reset)
+        return reserved
 
     def return_unused(self, connection_id: str, slots: SlotReservation, unused: int) -> None:
         """Return the last slots of a reservation that nobody needed."""
@@ -131,36 +193,54 @@ class Pacing:
             self._return(keys=[self._key(connection_id)], args=[slots.end_token, round(unused * slots.interval * 1e6)])
 
     def pause(self, connection_id: str, seconds: float) -> None:
-        """Reserve nothing for so long: the server has said that this connection is too fast."""
-        self._pause(keys=[self._key(connection_id)], args=[seconds, _KEPT_MS])
+        """Reserve nothing for so long, LONGEST_PAUSE_SECONDS at most: the server has said that it is too fast."""
+        ends = [round(seconds * 1_000_000), _KEPT_MS + round(seconds * 1000)]
+        self._tell_of(connection_id, self._pause(keys=[self._key(connection_id)], args=[*_LIMITS, *ends]))
 
-    def cap_rate(self, connection_id: str, limit: float) -> None:
+    def cap_rate(self, connection_id: str, limit: RateLimit) -> None:
         """Keep to the server's own limit where it is lower than ours, until nothing was sent for ten minutes."""
-        self._redis.hset(self._key(connection_id), "limit", limit)
-        self._redis.pexpire(self._key(connection_id), _KEPT_MS)
+        self._tell_of(connection_id, self._cap(keys=[self._key(connection_id)], args=[*_LIMITS, limit, _KEPT_MS]))
+
+    def _tell_of(self, connection_id: str, reset: int) -> None:
+        if reset:
+            log.warning("pace.reset", connection_id=connection_id, key=self._key(connection_id))
 
 
 class Pace:
-    """What an attempt needs of it: to wait for its turn to read, and to pass on what the server said of the pace."""
+    """What an attempt needs of it: to wait for its turn, and to pass on what the server said of the pace."""
 
     def __init__(self, redis: Redis, writes_per_second: float, reads_per_second: float) -> None:
         self.writes = Pacing(redis, "w")
         self._reads = Pacing(redis, "r", READ_WAIT_SECONDS)
         self._default = {"cancel": writes_per_second, "read": reads_per_second}
         self._observed: dict[tuple[str, str], float] = {}
+        self._ignored: set[tuple[str, str, LimitProblem]] = set()
+        self._ending = threading.Event()
 
-    def wait_to_write(self, connection_id: str, slot: SendSlot) -> None:
-        """Wait for the moment of a send slot. A request that is late for it, on its way or to a thread, takes another.
+    def wait_to_write(self, connection_id: str, slot: SendSlot, until: float) -> bool:
+        """Wait for the moment of a send slot; False where none comes until then (monotonic), or this process ends.
 
-        Only where the connection sends all that it may: elsewhere a server's window has room for a straggler.
+        A request that is late for its slot, on its way or to a thread, takes another. Only where the connection sends
+        all that it may: elsewhere a server's window has room for a straggler.
         """
         send_at, reserved = slot.send_at, True
-        for _ in range(_MAX_RENEWALS):
-            if (early := send_at - time.monotonic()) > 0:
-                time.sleep(early)
+        while send_at <= until and self._sleep_until(send_at):
             if reserved and (not slot.saturated or time.monotonic() - send_at < LATE_SECONDS):
-                return
+                return True
             send_at, reserved = self._renewed(connection_id, slot.rate)
+        return False
+
+    def end_waiting(self) -> None:
+        """Let nobody wait any more for longer than a moment: this process ends."""
+        self._ending.set()
+
+    def _sleep_until(self, moment: float) -> bool:
+        """Sleep; False where it was, or would be, cut short by the end of this process."""
+        early = moment - time.monotonic()
+        if early > BRIEF_SECONDS:
+            return not self._ending.wait(early)
+        time.sleep(max(0.0, early))
+        return True
 
     def _renewed(self, connection_id: str, rate: float) -> tuple[float, bool]:
         """Return the moment of another slot; or, with False, when to ask again: none is reserved so far ahead."""
@@ -188,15 +268,29 @@ class Pace:
         """Obey the server: a 429 pauses this connection for all workers, a limit below ours is kept."""
         if isinstance(answer, NoReply):
             return
-        pacing = self.writes if kind == "cancel" else self._reads
         try:
             if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
-                pacing.pause(connection_id, max(answer.retry_after or 0.0, MIN_PAUSE_SECONDS))
+                self._obey(kind, connection_id, answer.retry_after)
+            elif isinstance(answer.rate_limit, LimitProblem):
+                self._ignore(kind, connection_id, answer.rate_limit)
             elif answer.rate_limit is not None and self._changes_limit(kind, connection_id, answer.rate_limit):
-                pacing.cap_rate(connection_id, answer.rate_limit)
+                self._of(kind).cap_rate(connection_id, answer.rate_limit)
                 self._observed[kind, connection_id] = answer.rate_limit
         except RedisError as error:
             log.warning("pace.redis_away", error=type(error).__name__)
+
+    def _of(self, kind: str) -> Pacing:
+        return self.writes if kind == "cancel" else self._reads
+
+    def _obey(self, kind: str, connection_id: str, retry_after: RetryAfter | None) -> None:
+        pause = pause_of_writes if kind == "cancel" else pause_of_reads
+        self._of(kind).pause(connection_id, pause(retry_after))
+
+    def _ignore(self, kind: str, connection_id: str, problem: LimitProblem) -> None:
+        # Told once for each connection: it comes with every answer.
+        if (kind, connection_id, problem) not in self._ignored:
+            self._ignored.add((kind, connection_id, problem))
+            log.warning("pace.limit_ignored", connection_id=connection_id, kind=kind, problem=problem)
 
     def _changes_limit(self, kind: str, connection_id: str, limit: float) -> bool:
         known = self._observed.get((kind, connection_id), self._default[kind])

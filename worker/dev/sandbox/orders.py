@@ -120,7 +120,7 @@ class Order:
         """Let everything happen that was due by now; each change and each look begins with it."""
         now = self.calendar.now()
         if self.pending is not None and self.pending[1] <= now:
-            self._store_and_ack(max(self.pending[1], self.real.updated))
+            self._do_accepted(max(self.pending[1], self.real.updated))
         self._catch_up(now)
 
     def cancellable(self) -> bool:
@@ -145,7 +145,7 @@ class Order:
         """Make the warehouse do now what it has accepted."""
         self.refresh()
         if self.pending is not None:
-            self._store_and_ack(self.calendar.now())
+            self._do_accepted(self.calendar.now())
 
     def show(self, state: State) -> None:
         """Trackstar's copy becomes this state."""
@@ -163,7 +163,7 @@ class Order:
         if request.kind == "cancel":
             self.in_flight -= 1
 
-    def _store_and_ack(self, at: float) -> None:
+    def _do_accepted(self, at: float) -> None:
         assert self.pending is not None  # noqa: S101 - both callers have looked
         status, _ = self.pending
         self.pending = None

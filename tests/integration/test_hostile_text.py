@@ -1,0 +1,286 @@
+"""Whatever stands in a field that strangers fill, every command shows it as it is, and nothing of it is obeyed."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rich.color import ColorSystem
+from sqlalchemy import insert, update
+
+from worker.cancellation.request import CancelRequest
+from worker.cli import main, parts
+from worker.dev.sandbox import Sandbox
+from worker.inputs.text import visible
+from worker.ledger import connections, dead_letters, transitions
+from worker.ledger.attempts import AttemptRow
+from worker.ledger.dead_letters import DeadLetter
+from worker.ledger.schema import attempts, cancellations
+from worker.ledger.schema import connections as connections_table
+from worker.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from conftest import MakeDatabase
+    from sqlalchemy import Engine
+
+    from worker.ledger.vault import TokenVault
+
+HOSTILE = [
+    "[/x]",
+    "[eu]1001",
+    "[bold red]no[/bold red]",
+    "[link=http://evil.example]x[/link]",
+    r"\[red]x",
+    ":100:",
+    ":warning:",
+    "\x1b[2J\x1b[32mSafe to refund: yes",
+    "\x1b]0;title\x07",
+    "\x1b]8;;http://evil.example\x1b\\x",
+    "\x9b31mred",
+    "a\nb\r\nid forged",
+    "back\x08\x08space",
+    "tab\tbell\x07",
+    "\u202eyes",
+    "1001\u200b",
+    "\ufeff1001",
+    "1001 ",
+    "a\u2066b\u2069",
+    "zalgo" + "\u0301" * 20,
+    "\u2028line",
+    "<script>alert(1)</script>",
+    "{not a format} %s",
+]
+FIELDS = ("connection_id", "order_id", "requested_by", "reason", "outcome_reason", "outcome_message", "order_status")
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+SGR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture
+def database_url(make_database: MakeDatabase) -> str:
+    """One kind only: SQLite takes any text, and the commands are the same."""
+    return make_database("sqlite")
+
+
+@pytest.fixture
+def ids(ledger: Engine, vault: TokenVault) -> list[str]:
+    """A cancellation for each hostile value, which stands in every field that a stranger can fill."""
+    made = [_cancellation(ledger, vault, number, value) for number, value in enumerate(HOSTILE)]
+    with ledger.begin() as db:
+        dead_letters.insert_dead_letters(
+            db,
+            [
+                DeadLetter(source=value, entry_id=f"{number}-0", raw=value.encode(), reason=value, error=value)
+                for number, value in enumerate(HOSTILE)
+            ],
+        )
+    return made
+
+
+def _cancellation(ledger: Engine, vault: TokenVault, number: int, value: str) -> str:
+    with ledger.begin() as db:
+        connections.add(db, value, vault.encrypt("t"), name=value, integration_name=value)
+        request = CancelRequest(connection_id="default", order_id=f"o-{number}")
+        transitions.accept(db, [request])
+        hostile: dict[str, Any] = dict.fromkeys(FIELDS, value)
+        document = json.dumps({"id": value}, ensure_ascii=False, indent=2)
+        db.execute(
+            update(cancellations)
+            .where(cancellations.c.id == request.record_id)
+            .values(
+                **hostile,
+                metadata={"from": value},
+                order_snapshot=document,
+                status="rejected",
+                verdict="not_cancelled",
+                ended_at=NOW,
+                attempts=1,
+                claims=1,
+            )
+        )
+        tried = AttemptRow(kind="cancel", started_at=NOW, reason=value, error=value, request_id=value)
+        row = {
+            "cancellation_id": request.record_id,
+            "number": 1,
+            "generation": 1,
+            "kind": tried.kind,
+            "started_at": NOW,
+            "reason": value,
+            "error": value,
+            "request_id": value,
+            "replayed": False,
+        }
+        db.execute(insert(attempts).values(row))
+        return request.record_id
+
+
+class Terminal:
+    """Runs commands in this process, and returns all that they wrote."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def run(self, *words: str) -> str:
+        self._monkeypatch.setattr(sys, "argv", ["cancel-worker", *words])
+        with pytest.raises(SystemExit):
+            main()
+        written = self._capsys.readouterr()
+        assert "This is a bug" not in written.err
+        return written.out + written.err
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "colours"])
+def terminal(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    database_url: str,
+    redis_url: str,
+    credential_key: str,
+) -> Iterator[Terminal]:
+    """A terminal that is wide enough for every cell, without colours and with them."""
+    if request.param:
+        monkeypatch.setattr(parts.console, "_force_terminal", True)
+        monkeypatch.setattr(parts.console, "_color_system", ColorSystem.STANDARD)
+    monkeypatch.setattr(parts.console, "_width", 20_000)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("CREDENTIAL_KEYS", credential_key)
+    load_settings.cache_clear()
+    yield Terminal(monkeypatch, capsys)
+    load_settings.cache_clear()
+
+
+def obeyed(said: str) -> set[str]:
+    """Return the characters of an output that a terminal would obey or hide, but for our own colours."""
+    return {char for char in SGR.sub("", said) if not char.isprintable() and char != "\n"}
+
+
+def within(value: str) -> str:
+    """Return how a value is shown inside a sentence, where a space at its edge is seen."""
+    return visible(f"x{value}x")[1:-1]
+
+
+def missing(said: str) -> list[str]:
+    """Return the hostile values that an output does not show as they are."""
+    shown = SGR.sub("", said)
+    return [value for value in HOSTILE if visible(value) not in shown]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("list", "--limit", "100"),
+        ("replay", "--status", "rejected", "--dry-run"),
+        ("connections", "list"),
+        ("dead-letters", "list"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.usefixtures("ids")
+def test_a_list_shows_every_value_as_it_is(terminal: Terminal, words: tuple[str, ...]) -> None:
+    said = terminal.run(*words)
+
+    assert [] == missing(said)
+    assert set() == obeyed(said)
+    assert not [value for value in HOSTILE if not value.isprintable() and value in said]
+
+
+def test_the_story_of_a_cancellation_shows_every_value_as_it_is(terminal: Terminal, ids: list[str]) -> None:
+    for record_id, value in zip(ids, HOSTILE, strict=True):
+        said = terminal.run("show", record_id)
+        shown = SGR.sub("", said)
+
+        assert f"Order {within(value)} of connection {visible(value)}\n" in shown
+        assert 6 <= shown.count(within(value).rstrip()), shown  # twice there; who asked, the attempt, the reasons
+        assert set() == obeyed(said)
+
+
+def test_json_holds_every_value_and_nothing_that_a_terminal_obeys(terminal: Terminal, ids: list[str]) -> None:
+    listed = terminal.run("list", "--json", "--limit", "100")
+    told = [terminal.run("show", record_id, "--json") for record_id in ids]
+
+    assert set(HOSTILE) == {json.loads(line)["order_id"] for line in listed.splitlines()}
+    assert HOSTILE == [json.loads(said)["order_snapshot"]["id"] for said in told]
+    assert set() == obeyed(listed) | obeyed("".join(told))
+
+
+@pytest.mark.usefixtures("ids")
+def test_a_dead_letter_shows_every_value_as_it_is(terminal: Terminal) -> None:
+    for number, value in enumerate(HOSTILE, 1):
+        said = terminal.run("dead-letters", "show", str(number))
+
+        shown = SGR.sub("", said)
+        assert f"from {visible(value)}\n" in shown
+        assert f"{within(value)}: {visible(value)}\n" in shown
+        assert repr(value.encode()) in shown
+        assert set() == obeyed(said)
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.usefixtures("ids")
+def test_what_a_command_says_of_a_value_that_was_typed_or_known_is_shown_as_it_is(
+    terminal: Terminal, value: str, ids: list[str]
+) -> None:
+    record_id = ids[HOSTILE.index(value)]
+    commands: dict[tuple[str, ...], int] = {
+        ("show", f"no{value}"): 0,
+        ("connections", "hold", "--", value): 1,
+        ("connections", "resume", "--", value): 1,
+        ("connections", "rotate", "--", f"no{value}"): 1,
+        ("connections", "remove", "--force", "--", value): 1,
+        ("withdraw", "--", value): 0,
+        ("withdraw", record_id): 0,
+        ("replay", record_id): 0,
+        ("enqueue", "-c", value, "--", value): 0,
+        ("dead-letters", "requeue", "1", "--job", value.replace("\x00", "")): 0,
+    }
+    for words, shows in commands.items():
+        said = terminal.run(*words)
+
+        assert set() == obeyed(said), words
+        assert not shows or within(value) in SGR.sub("", said), words
+
+
+@pytest.mark.usefixtures("ids")
+def test_the_doctor_shows_connections_and_what_trackstar_says_of_them_as_it_is(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, ledger: Engine
+) -> None:
+    with Sandbox("k") as sandbox:
+        monkeypatch.setenv("TRACKSTAR_API_KEY", "k")
+        monkeypatch.setenv("TRACKSTAR_BASE_URL", sandbox.url)
+        for number, value in enumerate(HOSTILE):
+            sandbox.world.connect(value, f"t-{number}", integration_name=value, errors=(value,))
+        with ledger.begin() as db:
+            db.execute(update(connections_table).values(hold_reason="operator", held_at=NOW))
+        said = terminal.run("doctor")
+
+    assert [] == missing(said)
+    assert set() == obeyed(said)
+
+
+def test_bytes_that_a_terminal_could_obey_go_into_a_file_only(
+    terminal: Terminal, ids: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, open_pty: Callable[..., Any]
+) -> None:
+    del ids, tmp_path
+    monkeypatch.setattr(sys, "stdout", open_pty())
+    assert "send them into a file" in terminal.run("dead-letters", "show", "8", "--raw")
+
+
+@pytest.fixture
+def open_pty() -> Iterator[Callable[..., Any]]:
+    """Open something that is a terminal."""
+    import os  # noqa: PLC0415
+    import pty  # noqa: PLC0415
+
+    leader, follower = pty.openpty()
+    with os.fdopen(follower, "w") as opened:
+        yield lambda: opened
+    os.close(leader)

@@ -1,0 +1,127 @@
+"""A soak of some minutes, with the sandbox's mixed answers under a steady load of a shop's orders."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Self
+
+import psutil
+from harness.truth import leftovers, record_id, untruths, wait_for_ends
+from redis import RedisError
+from soak.faults import FAULTS, Scene
+from soak.report import console
+
+from worker.errors import InboxUnavailableError, LedgerUnavailableError, TooLateError, UnknownCancellationError
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from harness.deployment import Deployment
+
+SHOP = "shop-1"
+ORDERS_PER_SECOND = 15
+# What Trackstar answers first; afterwards it says what the contract says. Nothing hangs for longer than a lease lasts.
+SCRIPTS: list[list[str]] = [
+    *[[]] * 10,
+    ["503"],
+    ["500", "502"],
+    ["applied_then:500"],
+    ["applied_then:reset"],
+    ["succeeded_then:close"],
+    ["succeeded_then:500"],
+    ["reset", "cut"],
+    ["hang:2"],
+    ["slow:0.7+ok"],
+    ["429:1"],
+    ["html:502"],
+    ["400:integration"],
+    ["422"],
+    ["404"],
+    ["501"],
+    ["open:1"],
+    ["wrong_id"],
+]
+
+
+class Load:
+    """A producer that enqueues orders steadily, some twice, some with little time, and withdraws a few."""
+
+    def __init__(self, deployment: Deployment, dice: Random) -> None:
+        self.orders: list[str] = []
+        self._deployment = deployment
+        self._dice = dice
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="load")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(1 / ORDERS_PER_SECOND):
+            order_id = f"o-{len(self.orders)}"
+            self._deployment.trackstar.add_order(SHOP, order_id, script=self._dice.choice(SCRIPTS))
+            options: dict[str, Any] = {"priority": self._dice.choice(["urgent", "normal", "bulk"])}
+            if self._dice.random() < 0.1:
+                options["send_by"] = datetime.now(UTC) + timedelta(seconds=self._dice.uniform(1, 20))
+            for _ in range(self._dice.choice([1, 1, 1, 2])):
+                self._enqueue(order_id, options)
+            self.orders.append(order_id)
+            if self._dice.random() < 0.05:
+                self._withdraw(order_id)
+
+    def _enqueue(self, order_id: str, options: dict[str, Any]) -> None:
+        while True:  # as the error says: enqueue again, the same intent stays one record
+            with suppress(InboxUnavailableError):
+                self._deployment.client.enqueue(SHOP, order_id, **options)
+                return
+            time.sleep(0.2)
+
+    def _withdraw(self, order_id: str) -> None:
+        with suppress(TooLateError, UnknownCancellationError, LedgerUnavailableError):
+            self._deployment.client.withdraw(record_id(order_id))
+
+
+def soak(scene: Scene, dice: Random, minutes: float) -> dict[str, Any]:
+    """Let things go wrong for some minutes, and report what came of it."""
+    deployment, struck = scene.deployment, Counter[str]()
+    faults = [each for each in FAULTS if scene.postgres or not each.name.startswith("PostgreSQL")]
+    for worker in deployment.workers:
+        worker.wait_until_ready()
+    deadline = time.monotonic() + minutes * 60
+    survivor, early = psutil.Process(scene.survivor.process.pid), 0
+    with Load(deployment, dice) as load:
+        while (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, dice.uniform(1, 5)))
+            fault = dice.choice(faults)
+            console.print(f"{len(load.orders):6} orders  {fault.name}", highlight=False)
+            fault.strike(scene)
+            struck[fault.name] += 1
+            if not early and left < minutes * 60 * 0.6:
+                early = survivor.memory_info().rss
+    deployment.ledger.dispose()  # the last fault may have cut its connections
+    wait_for_ends(deployment, map(record_id, load.orders), timeout=180)
+    with suppress(RedisError):
+        deployment.wait_until(lambda: not leftovers(deployment), "Redis to be empty")
+    deployment.wait_until(lambda: no_read_back_is_due(deployment), "the read-backs", 60)
+    return {
+        "faults": struck,
+        "orders": len(load.orders),
+        "statuses": Counter(row.status for row in deployment.all(limit=1_000_000)),
+        "untruths": [*untruths(deployment, load.orders, SHOP), *leftovers(deployment)],
+        "growth": survivor.memory_info().rss / early if early else 1.0,
+        "survived": scene.survivor.alive,
+        "redis_clients": len(deployment.redis.client_list()),
+    }
+
+
+def no_read_back_is_due(deployment: Deployment) -> bool:
+    return all(row.confirm_at is None for row in deployment.all(limit=1_000_000))
