@@ -29,7 +29,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HEALTH_PORT=8080
-# Celery takes a process whose group has no name for root, and warns; so the ids get names.
+# Names for these ids, for people who look at processes; the image runs as any other user too, also with group 0
+# and with a root file system that cannot be written.
 RUN groupadd --gid 10001 cancel-worker \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin cancel-worker
 WORKDIR /app

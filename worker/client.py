@@ -20,8 +20,9 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from worker.cancellation.lifecycle import Policy, SafeToRefund
 from worker.cancellation.pace import DOCUMENTED_WRITES_PER_SECOND
 from worker.cancellation.request import CancelRequest, Priority, make_request
-from worker.environment import from_environment
+from worker.environment import SettingsError, from_environment
 from worker.errors import AlreadyEndedError, InboxUnavailableError, KeyConflictError, LedgerUnavailableError
+from worker.inputs.values import problem_of_number
 from worker.ledger import queries, transitions
 from worker.ledger.database import open_ledger, read_only
 from worker.ledger.problems import ledger_problem
@@ -50,7 +51,7 @@ class CancelClient:
         self._redis_url = redis_url or from_environment("REDIS_URL") or "redis://localhost:6379/0"
         self._database_url = database_url or from_environment("DATABASE_URL")
         self._replicas, self._replicas_asked_at = 0, -REPLICAS_ASKED_EVERY_SECONDS
-        self._writes_per_second = float(from_environment("WRITES_PER_SECOND") or DOCUMENTED_WRITES_PER_SECOND)
+        self._writes_per_second = _writes_per_second()
 
     @cached_property
     def _redis(self) -> Any:
@@ -213,6 +214,13 @@ class CancelClient:
         except LedgerUnavailableError:
             return {}  # a ledger that is away does not stop anyone from enqueuing
         return _ended_of(requests, known)
+
+
+def _writes_per_second() -> float:
+    given = from_environment("WRITES_PER_SECOND")
+    if given and ((problem := problem_of_number(given)) or float(given) <= 0):
+        raise SettingsError(f"WRITES_PER_SECOND: {problem or 'must be above 0'}.")
+    return float(given or DOCUMENTED_WRITES_PER_SECOND)
 
 
 @contextmanager

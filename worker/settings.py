@@ -5,22 +5,36 @@ Each name can also be given as NAME_FILE, a file that holds the value (how orche
 
 from __future__ import annotations
 
+import os
 import ssl
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from worker.cancellation.lifecycle import Policy
 from worker.cancellation.pace import DOCUMENTED_READS_PER_SECOND, DOCUMENTED_WRITES_PER_SECOND
 from worker.environment import SettingsError, from_environment
-from worker.inputs.proxy import is_proxy_url, password_of
+from worker.inputs.addresses import check_base_url, check_sentry_dsn, parse_redis_url, passwords_in
+from worker.inputs.proxy import is_proxy_url
+from worker.inputs.values import problem_of_header, problem_of_number
+from worker.ledger.vault import CredentialsError, TokenVault
 
 # What a lease holds on top of its requests: a late start, a recording that waits, a slow scheduler.
 LEASE_MARGIN = 0.2  # of the longest attempt
 LEASE_MARGIN_SECONDS = 2.0  # and this
+MAX_SECONDS = 30 * 86_400.0  # of any setting
 KEY_LIFE_SECONDS = 86_400  # Trackstar keeps an Idempotency-Key for 24 h from the first request
 
 
@@ -43,34 +57,85 @@ def _check_certificates(path: str) -> str:
     return path
 
 
+def _numeral(value: Any) -> Any:
+    if isinstance(value, str) and (problem := problem_of_number(value)):
+        raise ValueError(problem)
+    return value
+
+
+def _for_a_header(value: SecretStr) -> SecretStr:
+    if problem := problem_of_header(value.get_secret_value()):
+        raise ValueError(problem)
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_numeral), Field(gt=0, le=MAX_SECONDS)]
+PerSecond = Annotated[float, BeforeValidator(_numeral), Field(ge=0.01, le=10_000)]
+Whole = Annotated[int, BeforeValidator(_numeral)]
+Header = Annotated[SecretStr, AfterValidator(_for_a_header)]
+
+
 class Settings(BaseSettings):
     """The worker's settings. Durations are seconds."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
-    redis_url: str = "redis://localhost:6379/0"
-    database_url: str = "sqlite:///cancellations.sqlite3"
-    trackstar_api_key: SecretStr = SecretStr("")
-    trackstar_base_url: str = "https://production.trackstarhq.com"
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic's shape
+        init_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what `load_settings` gives, and nothing that `from_environment` has not read."""
+        return (init_settings,)
+
+    redis_url: str = Field(default="redis://localhost:6379/0", repr=False)
+    database_url: str = Field(default="sqlite:///cancellations.sqlite3", repr=False)
+    trackstar_api_key: Header = SecretStr("")
+    trackstar_base_url: Annotated[str, AfterValidator(check_base_url)] = "https://production.trackstarhq.com"
     trackstar_proxy: Annotated[SecretStr, AfterValidator(_check_proxy)] = SecretStr("")
     ca_bundle: Annotated[str, AfterValidator(_check_certificates)] = ""
-    trackstar_access_token: SecretStr = SecretStr("")
+    trackstar_access_token: Header = SecretStr("")
     credential_keys: Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)] = []
     sentry_dsn: SecretStr = SecretStr("")
 
-    retry_base_seconds: float = Field(default=1.0, gt=0)
-    retry_cap_seconds: float = Field(default=900.0, gt=0)
-    retry_horizon_seconds: float = Field(default=86_400.0, gt=0)
-    connect_timeout_seconds: float = Field(default=5.0, gt=0)
-    request_timeout_seconds: float = Field(default=60.0, gt=0)
-    max_response_bytes: int = Field(default=4_194_304, gt=0)
-    lease_seconds: float = Field(default=180.0, gt=0)
-    writes_per_second: float = Field(default=DOCUMENTED_WRITES_PER_SECOND, gt=0)
-    reads_per_second: float = Field(default=DOCUMENTED_READS_PER_SECOND, gt=0)
-    read_back_seconds: Annotated[tuple[float, ...], NoDecode, BeforeValidator(_split)] = (120.0, 900.0, 4200.0)
-    concurrency: int = Field(default=32, ge=1, le=2000)
-    health_port: int | None = Field(default=None, ge=0, le=65_535)
+    retry_base_seconds: Seconds = 1.0
+    retry_cap_seconds: Seconds = 900.0
+    retry_horizon_seconds: Seconds = 86_400.0
+    connect_timeout_seconds: Seconds = 5.0
+    request_timeout_seconds: Seconds = 60.0
+    max_response_bytes: Whole = Field(default=4_194_304, gt=0, le=2**30)
+    lease_seconds: Seconds = 180.0
+    writes_per_second: PerSecond = DOCUMENTED_WRITES_PER_SECOND
+    reads_per_second: PerSecond = DOCUMENTED_READS_PER_SECOND
+    read_back_seconds: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_split)] = (120.0, 900.0, 4200.0)
+    concurrency: Whole = Field(default=32, ge=1, le=2000)
+    health_port: Whole | None = Field(default=None, ge=0, le=65_535)
     health_address: str = ""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_followed_alike(cls, url: str) -> str:
+        parse_redis_url(url)
+        return url
+
+    @field_validator("sentry_dsn")
+    @classmethod
+    def _is_a_dsn(cls, dsn: SecretStr) -> SecretStr:
+        if dsn.get_secret_value():
+            check_sentry_dsn(dsn.get_secret_value())
+        return dsn
+
+    @field_validator("credential_keys")
+    @classmethod
+    def _are_keys(cls, keys: list[SecretStr]) -> list[SecretStr]:
+        try:
+            TokenVault([key.get_secret_value() for key in keys])
+        except CredentialsError as error:
+            raise ValueError(str(error)) from None
+        return keys
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
@@ -125,8 +190,49 @@ class Settings(BaseSettings):
     def secrets(self) -> list[str]:
         """Return every value that may never leave the process."""
         single = (self.trackstar_api_key, self.trackstar_access_token, self.trackstar_proxy, self.sentry_dsn)
-        values = [*(secret.get_secret_value() for secret in single), *self.keys]
-        return [value for value in (*values, password_of(self.trackstar_proxy.get_secret_value())) if value]
+        named = [*(s.get_secret_value() for s in single), *self.keys]
+        addresses = (self.redis_url, self.database_url, self.trackstar_proxy.get_secret_value())
+        addressed = [*(password for each in addresses for password in passwords_in(each)), *_passwords_of_proxies()]
+        return [value for value in (*named, *addressed) if value]
+
+
+SECRETS = (
+    "TRACKSTAR_API_KEY",
+    "TRACKSTAR_ACCESS_TOKEN",
+    "CREDENTIAL_KEYS",
+    "SENTRY_DSN",
+    "FLOWER_BASIC_AUTH",
+    "FLOWER_OAUTH2_SECRET",
+    "FLOWER_COOKIE_SECRET",
+)
+
+
+def known_secrets() -> list[str]:
+    """Return every secret that the environment holds, also one in a setting that is refused.
+
+    For programs that may hold more secrets than they have settings read: a command, Flower.
+    """
+    found = _passwords_of_proxies()
+    for name in (*SECRETS, "REDIS_URL", "DATABASE_URL"):
+        value = ""
+        with suppress(SettingsError):
+            value = from_environment(name) or ""
+        raw = os.environ.get(name, "")
+        if name in SECRETS:
+            pieces = [piece for piece in value.split(",") if piece]
+            found += [raw, value, *pieces, *(piece.partition(":")[2] for piece in pieces if "://" not in piece)]
+        else:
+            found += [*passwords_in(raw), *passwords_in(value)]
+    return [each for each in dict.fromkeys(found) if each]
+
+
+def _passwords_of_proxies() -> list[str]:
+    return [
+        password
+        for name, value in os.environ.items()
+        if name.lower().endswith("_proxy")
+        for password in passwords_in(value)
+    ]
 
 
 _HOW_TO_MAKE_A_KEY = (
@@ -156,4 +262,4 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors(include_input=False, include_url=False)[0]
     problem = first["msg"].removeprefix("Value error, ").removesuffix(".")
     name = "_".join(str(part) for part in first["loc"][:1]).upper()
-    return f"{name}: {problem}." if name else f"{problem}."
+    return f"{problem}." if not name or problem.startswith(name) else f"{name}: {problem}."

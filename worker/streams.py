@@ -1,12 +1,20 @@
-"""What other systems touch in Redis: the two streams and the Celery list. Names, fields, limits; no rules."""
+"""What other systems touch in Redis: the two streams and the Celery list. Names, fields, limits; no rules.
+
+And how Redis is reached: `redis_options` says it for every part, also for Celery and Flower.
+"""
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redis import Redis, RedisError
+from redis import Connection, ConnectionPool, Redis, RedisError, SSLConnection, UnixDomainSocketConnection
+from redis.credentials import CredentialProvider
 
+from worker.environment import from_environment
+from worker.inputs.addresses import RedisAddress, parse_redis_url
 from worker.inputs.faults import remedy_of, word_of
 
 if TYPE_CHECKING:
@@ -28,16 +36,51 @@ REPLICATION_MS = 2_000  # what a replica has to confirm an entry, below the time
 EVENTS_KEPT = 100_000
 
 
+CONNECTIONS = {"redis": Connection, "rediss": SSLConnection, "unix": UnixDomainSocketConnection}
+
+
 def connect_redis(url: str, *, socket_timeout: float = 10.0) -> Redis:
-    """Make a client whose every wait is bounded. Raises ValueError for a URL that is none."""
-    return Redis.from_url(
-        url,
-        socket_timeout=socket_timeout,
-        socket_connect_timeout=5,
-        socket_keepalive=True,
-        health_check_interval=25,
-        client_name="cancel-worker",
-    )
+    """Make a client whose every wait is bounded; what the URL says goes first.
+
+    Raises ValueError, with a sentence, for a URL that cannot be followed.
+    """
+    options = redis_options(url, "cancel-worker", socket_timeout=socket_timeout)
+    connection: Any = CONNECTIONS[parse_redis_url(url).scheme]
+    return Redis.from_pool(ConnectionPool(connection_class=connection, **options))
+
+
+def redis_options(url: str, client_name: str, *, socket_timeout: float = 10.0) -> dict[str, Any]:
+    """Return the arguments of each connection to this Redis. Raises ValueError as `connect_redis` does."""
+    address = parse_redis_url(url)
+    for name in ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"):
+        if (path := address.options.get(name)) and not os.access(path, os.R_OK):
+            raise ValueError(f"REDIS_URL: {name} names {Path(path)}, which cannot be read: correct it.")
+    usual = {
+        "socket_timeout": socket_timeout,
+        "socket_connect_timeout": 5,
+        "health_check_interval": 25,
+        "client_name": client_name,
+    }
+    if address.scheme != "unix":
+        usual["socket_keepalive"] = True
+    return {**usual, **address.place, **address.options, "credential_provider": RedisCredentials(url, address)}
+
+
+class RedisCredentials(CredentialProvider):
+    """Who asks. Where REDIS_URL_FILE says it, each new connection reads that anew: passwords are rotated there."""
+
+    def __init__(self, url: str, address: RedisAddress) -> None:
+        self._known = address.credentials
+        self._in_a_file = "REDIS_URL_FILE" in os.environ and url == from_environment("REDIS_URL")
+
+    def get_credentials(self) -> Any:
+        """Return what AUTH is given, also while the file is being replaced; empty where nobody is named."""
+        if self._in_a_file:
+            try:
+                self._known = parse_redis_url(from_environment("REDIS_URL") or "").credentials
+            except ValueError:
+                return self._known
+        return self._known
 
 
 def wait_unread(redis: Any, *command: str | int, then: Sequence[str | int] = ("PING",)) -> Any:

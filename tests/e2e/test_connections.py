@@ -76,7 +76,7 @@ def test_a_connection_is_removed_only_when_nothing_waits_or_by_force(deployment:
 def test_an_old_key_can_go_once_every_token_is_encrypted_with_the_new_one(deployment: Deployment) -> None:
     old, new = deployment.env["CREDENTIAL_KEYS"], Fernet.generate_key().decode()
     deployment.env["CREDENTIAL_KEYS"] = f"{new},{old}"
-    assert (0, "1 tokens are encrypted with the first key.\n") == run(deployment, "connections", "rekey")
+    assert (0, "1 token is encrypted with the first key.\n") == run(deployment, "connections", "rekey")
     deployment.env["CREDENTIAL_KEYS"] = new
     deployment.start_worker()
 

@@ -73,13 +73,8 @@ LIST = [
         (
             (
                 "runtime/intake.py",
-                "        accepted = self._store(requests, dead_letters)\n",
-                "        accepted: list[CancelRequest] = []\n",
-            ),
-            (
-                "runtime/intake.py",
-                "        pipeline.execute()\n",
-                "        pipeline.execute()\n        self._store(requests, dead_letters)\n",
+                "            accepted = self._take_in(entries)\n",
+                "            self._reader.settle(stream, entries)\n            accepted = self._take_in(entries)\n",
             ),
         ),
         ("tests/integration/test_intake.py",),
@@ -89,8 +84,8 @@ LIST = [
         (
             (
                 "runtime/celery_inbox.py",
-                'self._redis.blmove(CELERY_LIST, ARRIVED, BLOCK_SECONDS, src="RIGHT", dest="LEFT") is not None',
-                "self._redis.brpop([CELERY_LIST], BLOCK_SECONDS) is not None",
+                'wait_unread(self._redis, "BLMOVE", CELERY_LIST, ARRIVED, "RIGHT", "LEFT", BLOCK_SECONDS)',
+                'wait_unread(self._redis, "BRPOP", CELERY_LIST, BLOCK_SECONDS)',
             ),
         ),
         ("tests/integration/test_celery_inbox.py",),
@@ -100,8 +95,8 @@ LIST = [
         (
             (
                 "runtime/celery_inbox.py",
-                "    redis.call('XADD', inbox, '*', field, message)\n    redis.call('RPOP', KEYS[i])\n",
-                "    redis.call('RPOP', KEYS[i])\n    redis.pcall('XADD', inbox, '*', field, message)\n",
+                "    add(field, message)\n    redis.call('RPOP', KEYS[i])\n",
+                "    redis.call('RPOP', KEYS[i])\n    add(field, message)\n",
             ),
         ),
         ("tests/integration/test_celery_inbox.py",),
@@ -138,7 +133,7 @@ LIST = [
         (
             (
                 "cancellation/lifecycle.py",
-                "return outcome.kind is Kind.REFUSED and (state.in_doubt or outcome.read_first)",
+                "return outcome.read_first or (outcome.kind is Kind.REFUSED and state.in_doubt)",
                 "return False",
             ),
         ),
@@ -180,7 +175,7 @@ LIST = [
     Sabotage(
         "the text of an error stays inside (P6)",
         (
-            ("trackstar/client.py", "call.sent, type(error).__name__)", "call.sent, str(error))"),
+            ("trackstar/client.py", "certificate_problem(error) or type(error).__name__", "str(error)"),
             ("trackstar/client.py", "except ValueError:  #", "except ValueError as error:  #"),
             ("trackstar/client.py", "raise InvalidHeader from None", "raise InvalidHeader(str(error)) from None"),
         ),
@@ -216,9 +211,8 @@ LIST = [
         (
             (
                 "runtime/intake.py",
-                "        except UnacceptableMessage as error:\n"
-                "            dead_letters.append(_dead_letter(entry, error.reason, str(error), source=CELERY_LIST))\n",
-                "        except UnacceptableMessage:\n            raise\n",
+                "except (InvalidRequest, UnacceptableMessage) as error:",
+                "except InvalidRequest as error:",
             ),
         ),
         ("tests/e2e/test_celery_messages.py -k postgresql",),
@@ -395,6 +389,148 @@ LIST = [
             ),
         ),
         ("tests/integration/test_selection.py",),
+    ),
+    # ---- values from outside, and the surroundings
+    Sabotage(
+        "what a server asks to wait is clamped (P5)",
+        (("inputs/headers.py", "RetryAfter(min(max(0.0, seconds), cap))", "RetryAfter(max(0.0, seconds))"),),
+        ("tests/unit/test_headers.py",),
+    ),
+    Sabotage(
+        "rubbish in one connection's pace stops no other (P5)",
+        (("trackstar/pacing.py", "local state = redis.pcall('HMGET'", "local state = redis.call('HMGET'"),),
+        ("tests/integration/test_pace_contents.py",),
+    ),
+    Sabotage(
+        "a late request gives its claim back (P2)",
+        (
+            (
+                "trackstar/pacing.py",
+                "while send_at <= until and self._sleep_until(send_at):",
+                "while self._sleep_until(send_at):",
+            ),
+        ),
+        ("tests/integration/test_pace_contents.py -k margin",),
+    ),
+    Sabotage(
+        "a long pause ends by itself (P5)",
+        (("runtime/maintenance.py", "done += self._end_pauses() if due.is_due(due.hold_end) else 0", "done += 0"),),
+        ("tests/integration/test_pauses.py",),
+    ),
+    Sabotage(
+        "a connection is not used again after an interim answer (P3)",
+        (("trackstar/connection.py", "            and not self._interim\n", ""),),
+        ("tests/integration/test_odd_answers.py",),
+    ),
+    Sabotage(
+        "a connection is not used again when more came than was asked for (P3)",
+        (("trackstar/connection.py", "spoiled = not self.will_close and self._has_more()", "spoiled = False"),),
+        ("tests/integration/test_odd_answers.py",),
+    ),
+    Sabotage(
+        "an interim answer is read over (P3)",
+        (
+            (
+                "trackstar/connection.py",
+                "while 100 <= status < 200 and status != HTTPStatus.SWITCHING_PROTOCOLS:",
+                "while status == 100:",
+            ),
+        ),
+        ("tests/integration/test_odd_answers.py",),
+    ),
+    Sabotage(
+        "an error in a 200 is no success (P3)",
+        (("cancellation/outcome.py", "if order is None and reply.message is not None:", "if False:"),),
+        ("tests/unit/test_outcome.py",),
+    ),
+    Sabotage(
+        "the size of an entry is known before it is read (P1)",
+        (
+            (
+                "runtime/inbox_reader.py",
+                "if size > longest and refusal == '' then",
+                "if size > longest * 1000 and refusal == '' then",
+            ),
+        ),
+        ("tests/integration/test_odd_entries.py",),
+    ),
+    Sabotage(
+        "an id far ahead of the clock closes no inbox (P1)",
+        (("runtime/stream_ids.py", "> now + ahead and left == 0", "> now * 2e9 and left == 0"),),
+        ("tests/integration/test_odd_entries.py",),
+    ),
+    Sabotage(
+        "a failover does not lose what was accepted (P1)",
+        (("client.py", "self._replicas_to_wait_for())", "0)"),),
+        ("tests/integration/test_odd_entries.py",),
+    ),
+    Sabotage(
+        "a flood of bad messages pushes no outcome off the stream (P8)",
+        (("runtime/relay.py", 'DEAD_LETTERS if event.type.startswith("dead_letter.") else EVENTS', "EVENTS"),),
+        ("tests/integration/test_odd_entries.py",),
+    ),
+    Sabotage(
+        "what a person sees is shown as it is (P6)",
+        (("cli/parts.py", "super().render_str(visible(text), ", "super().render_str(text, "),),
+        ("tests/integration/test_hostile_text.py",),
+    ),
+    Sabotage(
+        "readiness asks whether what is due goes out (P8)",
+        (("runtime/backlog.py", 'self._vitals.found("backlog", ', '("backlog", '),),
+        ("tests/integration/test_backlog.py",),
+    ),
+    Sabotage(
+        "a thread that fails for long makes a worker unready (P8)",
+        (("telemetry/health.py", "now - failing_since > STALLED_SECONDS", "now - failing_since > 1e9"),),
+        ("tests/unit/test_vitals.py",),
+    ),
+    Sabotage(
+        "rediss verifies the server (P6)",
+        (
+            (
+                "inputs/addresses.py",
+                'return {"ssl_cert_reqs": "required", "ssl_check_hostname": words.get("ssl_check_hostname", True)}',
+                'return {"ssl_cert_reqs": "none", "ssl_check_hostname": False}',
+            ),
+        ),
+        ("tests/integration/test_redis_addresses.py -k nobody_vouches",),
+    ),
+    Sabotage(
+        "no key goes out in clear (P6)",
+        (("inputs/addresses.py", 'if parts.scheme == "http" and not _is_this_machine(parts.hostname):', "if False:"),),
+        ("tests/unit/test_addresses.py -k tell_the_key",),
+    ),
+    Sabotage(
+        "a replaced key stops nobody (P5)",
+        (
+            (
+                "ledger/connections.py",
+                "        with suppress(CredentialsError):\n            known = decrypt(kept)",
+                "        known = decrypt(kept)",
+            ),
+        ),
+        ("tests/integration/test_replaced_keys.py -k no_key_reads",),
+    ),
+    Sabotage(
+        "a jump of the clock ends no lease early (P2)",
+        (("runtime/maintenance.py", "if jump > CLOCK_STEP_SECONDS:", "if jump > 1e9:"),),
+        ("tests/integration/test_maintenance.py -k jumped",),
+    ),
+    Sabotage(
+        "a log that cannot be written costs no thread (P8)",
+        (
+            (
+                "telemetry/log_stream.py",
+                "        except (OSError, ValueError):\n            return False",
+                "        except ValueError:\n            return False",
+            ),
+        ),
+        ("tests/e2e/test_machine.py -k full_disk",),
+    ),
+    Sabotage(
+        "silent probes are cut (P8)",
+        (("telemetry/health_server.py", "if len(self._open) > MAX_CONNECTIONS:", "if len(self._open) > 1e9:"),),
+        ("tests/integration/test_health_server.py -k thousand",),
     ),
 ]
 

@@ -17,7 +17,7 @@ from worker.cancellation.answer import MAX_ITEMS, read_connection, read_reply
 from worker.environment import SettingsError
 from worker.inputs.body import TooLargeError, decompressed, text_of
 from worker.inputs.ids import may_change_form, same_order
-from worker.inputs.proxy import is_proxy_url, password_of
+from worker.inputs.proxy import is_proxy_url
 from worker.runtime.attempt import batches_of_reads
 from worker.settings import Settings, load_settings
 
@@ -212,9 +212,8 @@ def test_what_is_no_address_of_a_proxy_is_refused_by_name(monkeypatch: pytest.Mo
 def test_the_password_of_a_proxy_is_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACKSTAR_PROXY", "http://me:s3cret%2Fword@proxy:3128")
 
-    assert {"http://me:s3cret%2Fword@proxy:3128", "s3cret/word"} == set(load_settings().secrets())
+    assert {"http://me:s3cret%2Fword@proxy:3128", "s3cret%2Fword", "s3cret/word"} <= set(load_settings().secrets())
     assert "s3cret" not in repr(load_settings())
-    assert "" == password_of("http://proxy:3128")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nx\n"])

@@ -66,7 +66,7 @@ def wait_until(fact: Callable[[], object]) -> None:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (NoPermissionError("User w has no permissions to run the 'evalsha' command"), "+evalsha"),
+        (NoPermissionError("User w has no permissions to run the 'evalsha' command"), "EVALSHA"),
         (ValueError("of a customer"), "ValueError"),
     ],
     ids=["a part", "a bug"],

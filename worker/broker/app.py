@@ -5,14 +5,19 @@ Knows Celery; what a worker does beside, `bootstep` knows.
 
 from __future__ import annotations
 
+import os
+import warnings
 from typing import Any
 
 from celery import Celery, signals
+from celery.exceptions import SecurityWarning
 
 from worker.broker.bootstep import CancelWorkerStep, settings_or_exit
-from worker.broker.flower_options import check_flower
+from worker.broker.flower_options import prepare_flower
+from worker.broker.transport import RedisAMQP, celery_address
 from worker.environment import from_environment
-from worker.streams import CELERY_LIST
+from worker.inputs.addresses import parse_redis_url
+from worker.streams import CELERY_LIST, redis_options
 from worker.telemetry.logs import set_up_logs
 
 OPTIONS = {
@@ -46,29 +51,37 @@ OPTIONS = {
     "broker_channel_error_retry": True,
     # Flower asks ten things at once on this pool, and waits for ever for a connection that is not there.
     "broker_pool_limit": 20,
-    "broker_transport_options": {
-        "socket_timeout": 10,  # above BRPOP's own second
-        "socket_connect_timeout": 5,
-        "socket_keepalive": True,
-        "health_check_interval": 25,
-        "max_connections": 100,  # the default of 10 lost a message for ever
-        "client_name": "cancel-worker-celery",
-    },
 }
 
 
 def make_app() -> Celery:
-    """Return the app that `celery -A worker` finds."""
-    made = Celery("worker", broker=from_environment("REDIS_URL") or "redis://localhost:6379/0")
-    made.conf.update(OPTIONS)
+    """Return the app that `celery -A worker` finds. Raises SystemExit, with a sentence, for a wrong REDIS_URL."""
+    made = Celery("worker", amqp=RedisAMQP)
+    made.conf.update(OPTIONS, **_broker())
     made.steps["worker"].add(CancelWorkerStep)
     signals.setup_logging.connect(_set_up_logs)
-    signals.import_modules.connect(check_flower, sender=made)
+    signals.celeryd_init.connect(_say_nothing_of_root)
     return made
+
+
+def _broker() -> dict[str, Any]:
+    try:
+        url = from_environment("REDIS_URL") or "redis://localhost:6379/0"
+        return celery_address(parse_redis_url(url), redis_options(url, "cancel-worker-celery"))
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 def _set_up_logs(**_: Any) -> None:
     set_up_logs(settings_or_exit().secrets())
 
 
+def _say_nothing_of_root(**_: Any) -> None:
+    """Celery takes a group without a name, or `wheel`, for root, and warns of pickle: there is none here."""
+    if os.geteuid() != 0:
+        warnings.filterwarnings("ignore", message=r"\s*An entry for the specified gid", category=SecurityWarning)
+        warnings.filterwarnings("ignore", message=r"\s*You're running the worker with superuser privileges")
+
+
 app = make_app()
+prepare_flower(app)

@@ -19,8 +19,9 @@ from sentry_sdk.integrations.celery import CeleryIntegration
 
 from worker.broker.flower import FlowerReporter
 from worker.broker.worker_queue import ATTEMPT_BATCH, WorkerQueue
-from worker.environment import SettingsError
-from worker.runtime.supervisor import Supervisor
+from worker.ledger.vault import fingerprint
+from worker.runtime.known_keys import KnownKeys
+from worker.runtime.supervisor import LAST_WORD_SECONDS, Supervisor
 from worker.settings import load_worker_settings
 from worker.streams import connect_redis
 from worker.telemetry.sentry import set_up_sentry
@@ -53,7 +54,11 @@ class CancelWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
         super().__init__(worker, **kwargs)
         settings = settings_or_exit()
         owner = f"{worker.hostname}:{uuid.uuid4().hex[:8]}"
-        queue = WorkerQueue(connect_redis(settings.redis_url), owner)
+        redis = connect_redis(settings.redis_url)
+        queue = WorkerQueue(redis, owner)
+        self._known_keys = KnownKeys(redis, owner, [fingerprint(key) for key in settings.keys])
+        # Celery's banner counts its own pool; `worker.started` says how many requests run at once.
+        worker.quiet = True
         set_up_sentry(
             settings.sentry_dsn.get_secret_value(),
             settings.secrets(),
@@ -79,9 +84,11 @@ class CancelWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
         _tune_gc_and_gil()
         with _exit_with_a_sentence():
             self._supervisor.start()
+            self._known_keys.loop.start()
 
     def stop(self, worker: Any) -> None:  # noqa: ARG002
         self._supervisor.stop()
+        self._known_keys.loop.stop(LAST_WORD_SECONDS)
 
     def _on_shutting_down(self, **_: Any) -> None:
         self._supervisor.take_nothing_new()
@@ -121,7 +128,7 @@ def settings_or_exit() -> Settings:
 def _exit_with_a_sentence() -> Iterator[None]:
     try:
         yield
-    except SettingsError as error:
+    except ValueError as error:  # of a setting, or of the ledger's address
         raise SystemExit(f"The worker does not start: {error}") from error
     except RuntimeError as error:  # what Python raises where a thread cannot be started
         raise SystemExit(

@@ -1,33 +1,140 @@
-"""What Flower must be told before it starts: a password, and that it only looks.
+"""What Flower must be told before it starts: its settings, a password, that it only looks, and how to reach Redis.
 
-Flower has no hook for that, so it is asked when Flower has read its options and loads the app's modules.
+Flower has no hook for that. So its command is asked first, and asked again when it has read its options and loads the
+app's modules. Knows Flower and tornado's options, where this program is Flower; does nothing in any other.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from typing import Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
-import click
+from celery import signals
 
-from worker.environment import from_environment
+from worker.environment import SettingsError, from_environment
+from worker.inputs.values import problem_of_number
+from worker.settings import known_secrets
+from worker.telemetry.logs import MIN_SECRET_LENGTH, without_secrets
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery import Celery
+
+PREFIX = "FLOWER_"
 PASSWORD = "FLOWER_BASIC_AUTH"  # noqa: S105 - the name of a setting
 READ_ONLY = "FLOWER_READ_ONLY"
+TRUTHS = frozenset(["y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0"])
+
+
+def prepare_flower(app: Celery) -> None:
+    """Let Celery's command `flower`, where this program has it, be asked before it starts with this app."""
+    if (module := sys.modules.get("flower.command")) is not None:
+        module.flower.callback = _asked_first(module.flower.callback, app)
+
+
+def _asked_first(command: Callable[..., Any], app: Celery) -> Callable[..., Any]:
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            read_settings()
+        except SettingsError as error:
+            raise SystemExit(f"Flower does not start: {error}") from error
+        signals.import_modules.connect(check_flower, sender=app)
+        show_queues_of(app)
+        return command(*args, **kwargs)
+
+    return run
+
+
+def read_settings() -> None:
+    """Put each setting of Flower's into the environment as Flower reads it, also one that stands in a file.
+
+    Raises SettingsError for one that Flower would answer with a traceback.
+    """
+    from tornado.options import options  # noqa: PLC0415 - of Flower, which is an extra
+
+    known = options._options.items()  # noqa: SLF001 - as Flower itself does
+    kinds: dict[str, Any] = {f"{PREFIX}{name.replace('-', '_').upper()}": option.type for name, option in known}
+    for name in [name for name in kinds if name in os.environ or f"{name}_FILE" in os.environ]:
+        value = from_environment(name)
+        os.environ.pop(name, None)
+        if value is None:
+            continue
+        if kinds[name] in {int, float}:
+            for part in value.split(","):
+                if problem := problem_of_number(part):
+                    raise SettingsError(f"{name} {problem}.")
+        if kinds[name] is bool and value.lower() not in TRUTHS:
+            raise SettingsError(f"{name} must be true or false.")
+        os.environ[name] = value
+
+
+def show_queues_of(app: Celery) -> None:
+    """Let Flower's page of queues ask Redis as every other part does: by itself it knows few forms of an address."""
+    from flower.utils.broker import RedisBase  # noqa: PLC0415
+    from flower.views import BaseHandler  # noqa: PLC0415
+    from redis import asyncio  # noqa: PLC0415
+
+    scheme = app.conf.broker_url.partition("://")[0]
+    kinds = {"rediss": asyncio.SSLConnection, "redis+socket": asyncio.UnixDomainSocketConnection}
+    options = app.conf.broker_transport_options["redis_options"]
+
+    def get_broker(_: Any) -> Any:
+        broker = RedisBase("redis://")
+        pool = asyncio.ConnectionPool(connection_class=kinds.get(scheme, asyncio.Connection), **options)
+        broker.redis = asyncio.Redis.from_pool(pool)
+        return broker
+
+    BaseHandler.get_broker = get_broker
 
 
 def check_flower(**_: Any) -> None:
-    """Refuse to start Flower without a password. Does nothing in any other program."""
-    command = click.get_current_context(silent=True)
-    if command is None or command.info_name != "flower":
-        return
-    from tornado.options import options  # noqa: PLC0415 - of Flower, which is an extra
+    """Refuse to start Flower without a password. Raises SystemExit with what to set."""
+    from tornado.options import options  # noqa: PLC0415
 
     if not options.basic_auth and (password := from_environment(PASSWORD)):
         options.basic_auth = password.split(",")
-    if not (options.basic_auth or options.auth):
-        raise SystemExit(f"Flower does not start without a password: set {PASSWORD} to user:password.")
+    if any(not all(entry.partition(":")[::2]) for entry in options.basic_auth):
+        raise SystemExit(f"Flower does not start: {PASSWORD} must be user:password, or several separated by commas.")
+    if not (options.basic_auth or _signs_in_elsewhere(options)):
+        raise SystemExit(
+            f"Flower does not start without a password: set {PASSWORD} to user:password (or all of FLOWER_AUTH, "
+            "FLOWER_AUTH_PROVIDER, FLOWER_OAUTH2_KEY, FLOWER_OAUTH2_SECRET and FLOWER_OAUTH2_REDIRECT_URI)."
+        )
     # Whoever knows Flower's password should not be able to run tasks; "false" allows that.
     if READ_ONLY not in os.environ and not any(word.startswith(("--read_only", "--read-only")) for word in sys.argv):
         options.read_only = True
+    _keep_secrets_out_of_logs([*known_secrets(), *_passwords(options)])
+
+
+def _signs_in_elsewhere(options: Any) -> bool:
+    """Whether people are sent to a provider: without one of these, nobody is asked, or nobody can come in."""
+    names = ("auth", "auth_provider", "oauth2_key", "oauth2_secret", "oauth2_redirect_uri")
+    return all(options[name] for name in names)
+
+
+def _passwords(options: Any) -> list[str]:
+    basic = [entry.partition(":")[2] for entry in options.basic_auth]
+    return [*basic, *(options[name] for name in ("oauth2_secret", "cookie_secret") if options[name])]
+
+
+class _WithoutSecrets(logging.Filter):
+    def __init__(self, secrets: list[str]) -> None:
+        super().__init__()
+        self._secrets = [value for value in secrets if len(value) >= MIN_SECRET_LENGTH]
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = without_secrets(record.getMessage(), self._secrets), ()
+        if record.exc_info:
+            record.exc_text = without_secrets(logging.Formatter().formatException(record.exc_info), self._secrets)
+        return True
+
+
+def _keep_secrets_out_of_logs(secrets: list[str]) -> None:
+    for handler in logging.getLogger().handlers:
+        handler.filters[:] = [each for each in handler.filters if not isinstance(each, _WithoutSecrets)]
+        handler.addFilter(_WithoutSecrets(secrets))

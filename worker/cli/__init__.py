@@ -30,6 +30,8 @@ from worker.ledger.dead_letters import UnknownDeadLetterError
 from worker.ledger.migrations import SchemaError
 from worker.ledger.problems import ledger_problem
 from worker.ledger.vault import CredentialsError
+from worker.settings import known_secrets
+from worker.telemetry.logs import MIN_SECRET_LENGTH, without_secrets
 
 app = typer.Typer(
     help="Stops an order before the warehouse ships it.",
@@ -92,5 +94,6 @@ def main() -> None:
 
 
 def _fail(code: int, sentence: str) -> NoReturn:
+    sentence = without_secrets(sentence, [value for value in known_secrets() if len(value) >= MIN_SECRET_LENGTH])
     SafeConsole(stderr=True, soft_wrap=True).print(sentence, style="red")
     sys.exit(code)

@@ -6,17 +6,22 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from redis import RedisError
 from rich.table import Table
 
 from worker.cli.parts import console, ledger, moment
 from worker.inputs.text import visible
 from worker.ledger import connections, holds
 from worker.ledger.database import read_only
-from worker.ledger.vault import TokenVault
+from worker.ledger.vault import TokenVault, fingerprint
+from worker.runtime.known_keys import workers_without
 from worker.settings import load_settings
+from worker.streams import connect_redis
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+    from worker.settings import Settings
 
 app = typer.Typer(
     help="Add, list, hold, rotate connections: one customer's warehouse, one access token each.", no_args_is_help=True
@@ -129,12 +134,37 @@ def remove(
 
 
 @app.command()
-def rekey() -> None:
+def rekey(
+    force: Annotated[
+        bool, typer.Option("--force", help="Also while a worker lacks the key, which then can read no token.")
+    ] = False,
+) -> None:
     """Encrypt every token with the first of CREDENTIAL_KEYS; then the old keys can go."""
-    vault = TokenVault(load_settings().keys)
+    settings = load_settings()
+    vault = TokenVault(settings.keys)
+    vault.encrypt("")  # says how to make a key where there is none
+    if not force:
+        _refuse_while_unknown(settings)
     with ledger() as opened, opened.begin() as db:
         count = connections.rekey(db, vault.reencrypt)
-    console.print(f"{count} tokens are encrypted with the first key.")
+    tokens = "1 token is" if count == 1 else f"{count} tokens are"
+    console.print(f"{tokens} encrypted with the first key.")
+
+
+def _refuse_while_unknown(settings: Settings) -> None:
+    """Raise ValueError while a running worker lacks the first key."""
+    try:
+        lacking = workers_without(connect_redis(settings.redis_url, socket_timeout=5), fingerprint(settings.keys[0]))
+    except RedisError as error:
+        raise ValueError(
+            f"Redis could not be reached ({type(error).__name__}), so nobody knows whether each running worker has "
+            "the first of CREDENTIAL_KEYS: start it, or say --force."
+        ) from error
+    if lacking:
+        raise ValueError(
+            f"{', '.join(lacking)} would read no token any more: give each running worker the new CREDENTIAL_KEYS and "
+            "restart it (one that was killed is forgotten after a minute), or say --force."
+        )
 
 
 def _known(db: Connection, connection_id: str) -> connections.ConnectionRow:

@@ -24,6 +24,7 @@ def run(
     """Run the worker until it is told to stop (SIGTERM finishes what is in flight)."""
     if concurrency is not None:
         os.environ["CONCURRENCY"] = str(concurrency)
+        os.environ.pop("CONCURRENCY_FILE", None)
     load_worker_settings()  # refuses to start in one sentence, before anything runs
     _check_schema()
     print_without_blocking()  # Celery warns and prints before it asks for logs

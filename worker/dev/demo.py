@@ -133,7 +133,8 @@ class Stage:
         self.password = secrets.token_urlsafe(9)
         self._flower_port = free_port()
         environment = {
-            **os.environ,
+            # Of a setting that a person has in a file, the demo has its own value.
+            **{name: value for name, value in os.environ.items() if not name.endswith("_FILE")},
             "REDIS_URL": redis.url,
             "DATABASE_URL": database_url,
             "TRACKSTAR_API_KEY": api_key,

@@ -1,8 +1,8 @@
-"""The address of a proxy: its form, and the secret in it. Pure; knows no request."""
+"""The address of a proxy: its form. Pure; knows no request."""
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 
 def is_proxy_url(text: str) -> bool:
@@ -15,12 +15,8 @@ def is_proxy_url(text: str) -> bool:
             and url.port != 0
             and text.isascii()
             and text.isprintable()
+            and " " not in text
             and not (url.path.strip("/") or url.query or url.fragment)
         )
     except ValueError:  # of a port, or of brackets
         return False
-
-
-def password_of(text: str) -> str:
-    """Return the password in an address, as it would be read; empty where there is none."""
-    return unquote(urlsplit(text).password or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from worker.ledger.dialects import db_now, insert
 from worker.ledger.holds import CREDENTIALS, RATE_LIMITED, UNKNOWN_CONNECTION
 from worker.ledger.outbox import add_events
 from worker.ledger.schema import LEASED, PENDING, WAITING, cancellations, connections
+from worker.ledger.vault import CredentialsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,9 +76,16 @@ def add(
 
 
 def ensure_default(db: sa.Connection, encrypted_token: str, decrypt: Callable[[str], str], token: str) -> None:
-    """Keep the connection `default` at the token of the settings; an unchanged one is not touched."""
+    """Keep the connection `default` at the token of the settings; an unchanged one is not touched.
+
+    One that no key reads any more is encrypted anew: the settings say what it is.
+    """
     kept = db.execute(sa.select(connections.c.access_token).where(connections.c.id == DEFAULT)).scalar_one_or_none()
-    if kept is None or decrypt(kept) != token:
+    known = None
+    if kept is not None:
+        with suppress(CredentialsError):
+            known = decrypt(kept)
+    if known != token:
         add(db, DEFAULT, encrypted_token, name=DEFAULT)
 
 

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 SQLITE_BUSY_SECONDS = 15
 
 
+NO_ADDRESS = (
+    "DATABASE_URL is no database address: use postgresql://... or sqlite:///file, and percent-encode the characters "
+    "of its password (@ is %40, / is %2F, : is %3A)."
+)
+
+
 def open_ledger(url: str, *, pool_size: int = 8, plan_once: bool = False) -> Engine:
     """Make the engine for a `DATABASE_URL`; connects at first use.
 
@@ -32,8 +38,10 @@ def open_ledger(url: str, *, pool_size: int = 8, plan_once: bool = False) -> Eng
     """
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:
-        raise ValueError("DATABASE_URL is no database address: use postgresql://... or sqlite:///file.") from error
+    except (ArgumentError, ValueError):
+        raise ValueError(NO_ADDRESS) from None
+    if "@" in (parsed.host or ""):  # the rest of a password, which each error of a connection would repeat
+        raise ValueError(NO_ADDRESS)
     if is_sqlite(parsed.get_backend_name()):
         return _open_embedded(url)
     if parsed.get_backend_name() != "postgresql":

@@ -24,6 +24,7 @@ from worker.ledger.database import read_only
 from worker.ledger.deadlines import Lapsed
 from worker.runtime.loop import MAX_SECONDS, Loop
 from worker.runtime.reporting import alert_on_resumed
+from worker.telemetry.sentry import report_bug
 
 if TYPE_CHECKING:
     from worker.ledger.deadlines import NextDeadlines
@@ -62,6 +63,7 @@ class Maintenance:
         self._policy = policy
         self._handlers = handlers
         self._started = False
+        self._start_failed = False
         self._ledger_clock: tuple[datetime, float] | None = None  # as it was read last, and a monotonic time before
         self._rescue_after = float("-inf")  # monotonic: no claim is taken over before
         self._checked_at = float("-inf")
@@ -69,13 +71,11 @@ class Maintenance:
 
     def tick(self) -> float:
         """Do what is due; return the seconds until there may be more."""
-        if not self._started:
-            self._handlers.at_start(self._ledger)
-            self._started = True
         asked_at = time.monotonic()
         with read_only(self._ledger) as db:
             due = deadlines.next_deadlines(db)
         self._watch_clock(due.now, asked_at)
+        self._start()
         done = self._promote() if due.is_due(due.run_at) else 0
         done += self._end_pauses() if due.is_due(due.hold_end) else 0
         done += self._end(deadlines.past_send_by, expire) if due.is_due(due.send_by) else 0
@@ -90,6 +90,21 @@ class Maintenance:
         self._warn(due)
         # After any progress the next times are others. Without it, looking again at once would be a hot loop.
         return 0.0 if done else min(POLL_SECONDS, due.seconds_to_next)
+
+    def _start(self) -> None:
+        """Do once what the settings ask for. Where that fails, it is told, and nobody else waits for it."""
+        if self._started:
+            return
+        try:
+            self._handlers.at_start(self._ledger)
+            self._started = True
+        except (SQLAlchemyError, OSError) as error:  # tried again with the next tick
+            if not self._start_failed:
+                log.warning("housekeeper.start_failed", error=type(error).__name__)
+            self._start_failed = True
+        except Exception:  # noqa: BLE001 - whatever it is, the other connections have their due
+            self._started = True
+            report_bug("housekeeper.start_crashed")
 
     def _watch_clock(self, now: datetime, asked_at: float) -> None:
         """Notice that the ledger's clock has jumped ahead: leases then seem to have ended whose requests still run.

@@ -18,6 +18,7 @@ LOOPS = (
     "outages",
     "reporter",
     "flower",
+    "known_keys",
     "backlog",
 )  # the threads of a worker, as their events are named
 
@@ -50,6 +51,8 @@ LOG_EVENTS = {
         for loop in LOOPS
         if loop != "flower"
     },
+    "housekeeper.start_failed": _event("warning", "error", "TRACKSTAR_ACCESS_TOKEN is not kept; tried again."),
+    "housekeeper.start_crashed": _event("bug", "", "TRACKSTAR_ACCESS_TOKEN is not kept; all others go on."),
     "pace.redis_away": _event("warning", "error", "A request is sent without knowing the pace of its connection."),
     "pace.reset": _event("warning", "connection_id key", "Its key in Redis held what no worker writes."),
     "pace.limit_ignored": _event("warning", "connection_id kind problem", "A limit that the server told is no limit."),

@@ -26,6 +26,10 @@ _NAMES_OF_SECRETS = [
     "trackstar_access_token",
     "credential_keys",
     "encrypted_token",
+    "redis_url",
+    "database_url",
+    "sentry_dsn",
+    "ssl_password",
 ]
 
 

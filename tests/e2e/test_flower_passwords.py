@@ -1,0 +1,157 @@
+"""Flower starts with a password in every way of giving one, and in none without (B16); a worker may have its name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import requests
+from harness.deployment import CELERY
+
+from worker.dev.embedded import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.deployment import Deployment
+
+PROGRAM = Path(sys.executable).with_name("celery")
+PROVIDER = {
+    "FLOWER_AUTH": "ann@example.com",
+    "FLOWER_AUTH_PROVIDER": "flower.views.auth.GitHubLoginHandler",
+    "FLOWER_OAUTH2_KEY": "key",
+    "FLOWER_OAUTH2_SECRET": "of-the-provider",
+    "FLOWER_OAUTH2_REDIRECT_URI": "http://127.0.0.1/login",
+}
+
+pytestmark = pytest.mark.deployment(ledgers=("sqlite",))
+
+
+class Flower:
+    """One Flower and what it says."""
+
+    def __init__(self, deployment: Deployment, folder: Path, words: list[str], environment: dict[str, str]) -> None:
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self._log = folder / "flower.log"
+        named = [f"--port={self.url.rpartition(':')[2]}", "--address=127.0.0.1"]
+        secrets = {name: value for name, value in deployment.env.items() if not name.startswith("TRACKSTAR_")}
+        command = [str(PROGRAM), "-A", "worker", "flower", *named, *words]
+        with self._log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command, env={**secrets, **environment}, cwd=folder, stdout=output, stderr=output
+            )
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def listens(self) -> bool:
+        assert self.process.poll() is None, self.output
+        try:
+            return requests.get(f"{self.url}/healthcheck", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    def status(self, path: str = "/workers", auth: tuple[str, str] | None = None) -> int:
+        return requests.get(self.url + path, auth=auth, timeout=10, allow_redirects=False).status_code
+
+
+@contextmanager
+def flower(deployment: Deployment, folder: Path, *words: str, **environment: str) -> Iterator[Flower]:
+    started = Flower(deployment, folder, list(words), environment)
+    try:
+        yield started
+    finally:
+        started.process.terminate()
+        started.process.wait(20)
+
+
+WAYS = ("FLOWER_BASIC_AUTH", "FLOWER_BASIC_AUTH_FILE", "--basic_auth", "--basic-auth", "conf")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_password_given_in_any_way_is_asked_for(deployment: Deployment, tmp_path: Path, way: str) -> None:
+    words: list[str] = []
+    environment: dict[str, str] = {}
+    if way == "FLOWER_BASIC_AUTH":
+        environment[way] = '"ann:of-flower"\n'
+    elif way == "FLOWER_BASIC_AUTH_FILE":
+        (tmp_path / "password").write_text("\ufeffann:of-flower\r\n")
+        environment[way] = str(tmp_path / "password")
+    elif way == "conf":
+        (tmp_path / "flowerconfig.py").write_text('basic_auth = ["ann:of-flower"]\n')
+    else:
+        words.append(f"{way}=ann:of-flower")
+    with flower(deployment, tmp_path, *words, **environment) as started:
+        deployment.wait_until(started.listens, "Flower")
+
+        assert [401, 401, 200] == [started.status(auth=auth) for auth in (None, ("ann", "x"), ("ann", "of-flower"))]
+        assert 200 == started.status("/broker", ("ann", "of-flower"))
+    assert "of-flower" not in started.output
+
+
+def test_who_signs_in_at_a_provider_is_sent_there(deployment: Deployment, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("of-the-provider\n")
+    in_a_file = {"FLOWER_OAUTH2_SECRET_FILE": str(tmp_path / "secret")}
+    given = {name: value for name, value in PROVIDER.items() if name != "FLOWER_OAUTH2_SECRET"}
+    with flower(deployment, tmp_path, "--debug", **given, **in_a_file) as started:
+        deployment.wait_until(started.listens, "Flower")
+
+        assert 302 == started.status()
+    assert "of-the-provider" not in started.output
+
+
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [
+        pytest.param([], {}, id="nothing"),
+        pytest.param(["--auth_provider=X"], {}, id="a provider alone"),
+        pytest.param([], {"FLOWER_AUTH_PROVIDER": PROVIDER["FLOWER_AUTH_PROVIDER"]}, id="a provider in a variable"),
+        pytest.param(["--auth=.*@example.com"], {}, id="a pattern alone"),
+        pytest.param(["--auth=.*"], PROVIDER | {"FLOWER_AUTH": ""}, id="everybody"),
+        pytest.param([], {**PROVIDER, "FLOWER_OAUTH2_SECRET": ""}, id="a provider without its secret"),
+        pytest.param([], {"FLOWER_BASIC_AUTH": "ann"}, id="a user alone"),
+        pytest.param([], {"FLOWER_BASIC_AUTH": "ann:"}, id="an empty password"),
+        pytest.param(["--basic_auth="], {}, id="an empty option"),
+        pytest.param([], {"FLOWER_BASIC_AUTH": "''"}, id="quotes around nothing"),
+        pytest.param([], {"FLOWER_UNAUTHENTICATED_API": "true"}, id="an open API"),
+        pytest.param([], {"FLOWER_BASIC_AUTH_FILE": "/nowhere/password"}, id="a file that is not there"),
+    ],
+)
+def test_without_a_password_it_does_not_start(
+    deployment: Deployment, tmp_path: Path, words: list[str], environment: dict[str, str]
+) -> None:
+    with flower(deployment, tmp_path, *words, **environment) as refused:
+        assert 1 == refused.process.wait(30)
+    assert "auth" in refused.output.lower()
+    assert "Traceback" not in refused.output
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FLOWER_PORT", "tcp://10.0.0.7:5555"),
+        ("FLOWER_MAX_TASKS", "1_000"),
+        ("FLOWER_READ_ONLY", "perhaps"),
+        ("REDIS_URL", "redis://:Zq9/Zq9@127.0.0.1/0"),
+    ],
+)
+def test_a_setting_that_flower_cannot_read_is_a_sentence(
+    deployment: Deployment, tmp_path: Path, name: str, value: str
+) -> None:
+    with flower(deployment, tmp_path, FLOWER_BASIC_AUTH="ann:of-flower", **{name: value}) as refused:
+        assert 1 == refused.process.wait(30)
+    assert name in refused.output
+    assert not [word for word in ("Traceback", "Zq9", "Zq9/Zq9") if word in refused.output]
+
+
+@pytest.mark.parametrize("name", ["flower", "flower@%h", "flower-1@flower"])
+def test_a_worker_may_be_named_flower(deployment: Deployment, name: str) -> None:
+    worker = deployment.start_worker(command=(*CELERY, "-n", name), FLOWER_PORT="tcp://10.0.0.7:5555")
+    worker.wait_until_consuming()
+
+    assert 0 == worker.stop()

@@ -1,0 +1,62 @@
+"""Celery's way to Redis: its connections are given the very options of every other part. Knows kombu; no setting.
+
+By itself kombu reads an address differently: it verifies no server of `rediss://`, has no `protocol`, and fails at
+`?db=`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery.app.amqp import AMQP
+from kombu.connection import Connection
+from kombu.transport.redis import Channel, Transport
+
+if TYPE_CHECKING:
+    from worker.inputs.addresses import RedisAddress
+
+HUB_SECONDS = 25  # between looks at the connections, where health checks are off: 0 would be a hot loop
+# The default of 10 lost a message for ever.
+MAX_CONNECTIONS = 100
+
+
+class RedisChannel(Channel):
+    from_transport_options: tuple[str, ...] = (*Channel.from_transport_options, "redis_options")  # type: ignore[assignment]
+    redis_options: dict[str, Any] = {}  # noqa: RUF012 - kombu sets it on each channel
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        # Of kombu's own only the class remains, which it prepares for its event loop.
+        connection = super()._connparams(asynchronous)["connection_class"]  # type: ignore[no-untyped-call]
+        return {**self.redis_options, "connection_class": connection}
+
+
+class RedisTransport(Transport):
+    Channel = RedisChannel
+
+
+class RedisConnection(Connection):
+    def get_transport_cls(self) -> type[RedisTransport]:
+        return RedisTransport
+
+
+class RedisAMQP(AMQP):  # type: ignore[misc]
+    """What a Celery app is made with so that each of its connections is ours."""
+
+    Connection = RedisConnection
+
+
+def celery_address(address: RedisAddress, options: dict[str, Any]) -> dict[str, Any]:
+    """Return Celery's settings for this Redis. Its URL names the place only, and no password."""
+    if address.scheme == "unix":
+        url = f"redis+socket://{address.place['path']}"
+    else:
+        host = address.place["host"]
+        url = f"{address.scheme}://{f'[{host}]' if ':' in host else host}:{address.place['port']}/{options['db']}"
+    return {
+        "broker_url": url,
+        "broker_use_ssl": {"ssl_cert_reqs": "required"} if address.scheme == "rediss" else None,
+        "broker_transport_options": {
+            "redis_options": {"max_connections": MAX_CONNECTIONS, **options},
+            "health_check_interval": options["health_check_interval"] or HUB_SECONDS,
+        },
+    }
