@@ -107,7 +107,7 @@ def test_a_worker_whose_late_database_is_empty_waits_for_the_migration(scene: Sc
     worker.wait_for_line("waits for it")
     worker.wait_until_ready()
     scene.server.start()
-    worker.wait_for_line("ProgrammingError")
+    worker.wait_for_line("ledger.schema_unfit")
     migrate(scene.server.url)
     scene.deployment.connect(vault, ["shop-1"])
 

@@ -204,8 +204,12 @@ class Supervisor:
         log.info("worker.stopped", owner=self._owner)
 
     def _at_start(self, ledger: Engine) -> None:
-        with read_only(ledger) as db:
-            migrations.refuse_unfit(db, newer_fits=True)
+        try:
+            with read_only(ledger) as db:
+                migrations.refuse_unfit(db, newer_fits=True)
+        except migrations.SchemaError as error:
+            log.warning("ledger.schema_unfit", problem=str(error))  # with each try: nobody reads a log from its start
+            raise
         if token := self._settings.trackstar_access_token.get_secret_value():
             with ledger.begin() as db:
                 ensure_default(db, self._vault.encrypt(token), self._vault.decrypt, token)

@@ -41,6 +41,7 @@ LOG_EVENTS = {
     "worker.started": _event("info", "owner host concurrency", "All threads of a worker run."),
     "worker.stopped": _event("info", "owner", "A worker has ended in order."),
     "worker.answers_not_recorded": _event("warning", "", "A worker ended while the ledger was away."),
+    "ledger.schema_unfit": _event("warning", "problem", "A worker that came before its tables waits for them."),
     "health.listening": _event("info", "port", "Where /livez and /readyz are answered."),
     "consumer.restarted": _event("error", "error", "Celery's consumer met an error that it does not expect."),
     # The reporter needs no other part; and whatever Flower's thread meets, only a page for people misses something.
