@@ -319,7 +319,7 @@ def test_a_right_that_is_missing_is_named(
     with Redis(host=address.host or "", port=address.port or 0, username="w", password="p") as restricted:
         (said,) = Watch(restricted, ledger).look(35)
 
-    assert "lacks a right" in said
+    assert "lacks the right" in said
     assert f"+{named}" in said
 
 

@@ -18,10 +18,8 @@ from harness.certificates import Tls
 from harness.raw_server import API_KEY, GO_ON, LIMIT, TOKEN, RawServer, ask, cancel, client_of, whole
 
 from worker.cancellation.answer import NoReply, Reply
-from worker.cli.doctor import _connection
+from worker.cli.doctor import _answered
 from worker.dev.embedded import free_port
-from worker.ledger.connections import ConnectionRow
-from worker.ledger.vault import TokenVault
 from worker.trackstar import connection
 from worker.trackstar.connection import MAX_INTERIM_ANSWERS, _speaks_first
 
@@ -490,23 +488,13 @@ def test_a_proxy_is_asked_for_the_whole_address_where_there_is_no_tls(proxy: Pro
 
 
 def test_the_doctor_names_a_certificate_and_a_proxy_with_their_settings(tls: Tls) -> None:
-    row = ConnectionRow(
-        id="shop-1",
-        name=None,
-        integration_name=None,
-        writes_per_second=None,
-        hold_reason=None,
-        held_at=None,
-        has_token=False,
-        waiting=0,
-    )
     with (
         RawServer(tls=tls.context) as server,
         client_of(secure(server), **LONG) as untrusting,
         client_of(secure(server), proxy=f"http://127.0.0.1:{free_port()}", **LONG) as lost,
     ):
-        (certificate,) = _connection(row, None, TokenVault([]), untrusting)
-        (proxy,) = _connection(row, None, TokenVault([]), lost)
+        (certificate,) = _answered("Connection shop-1", untrusting.read_connection("shop-1"))
+        (proxy,) = _answered("Connection shop-1", lost.read_connection("shop-1"))
 
     assert "tls_failed: self-signed certificate" in certificate.said
     assert "CA_BUNDLE" in certificate.remedy

@@ -20,7 +20,7 @@ from worker.cancellation.request import CancelRequest
 from worker.dev.embedded import embedded_redis
 from worker.inputs.entries import KEPT_BYTES, MAX_BATCH_BYTES, MAX_ENTRY_BYTES
 from worker.ledger import dead_letters as letters
-from worker.ledger import queries
+from worker.ledger import queries, sessions
 from worker.ledger.database import open_ledger
 from worker.ledger.dead_letters import DeadLetter, insert_dead_letters
 from worker.ledger.dialects import db_now
@@ -620,7 +620,10 @@ def test_a_flood_of_bad_entries_is_bounded_everywhere_and_told_as_a_count(
 # ---- B6: a ledger that cannot hold each character
 
 
-def test_a_row_that_the_encoding_of_the_ledger_cannot_hold_holds_up_nobody(inbox: Any, postgres: Postgres) -> None:
+def test_a_row_that_the_encoding_of_the_ledger_cannot_hold_holds_up_nobody(
+    inbox: Any, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "_unsuitable", lambda *_: "")  # such a ledger is refused at the start of a session
     postgres.execute("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
     ledger = open_ledger(postgres._url.set(database="latin").render_as_string(hide_password=False), plan_once=True)
     metadata.create_all(ledger)

@@ -532,6 +532,37 @@ LIST = [
         (("telemetry/health_server.py", "if len(self._open) > MAX_CONNECTIONS:", "if len(self._open) > 1e9:"),),
         ("tests/integration/test_health_server.py -k thousand",),
     ),
+    Sabotage(
+        "a session that cannot be used is thrown away (P8)",
+        (("ledger/sessions.py", "            context.is_disconnect = True", "            pass"),),
+        ("tests/integration/test_database_surroundings.py -k read_only_is_made_anew",),
+    ),
+    Sabotage(
+        "behind a pooler nothing is kept of a session (P8)",
+        (
+            (
+                "ledger/sessions.py",
+                'if made.execute("SELECT pg_backend_pid()").fetchone() == (made.info.backend_pid,):',
+                "if made:",
+            ),
+        ),
+        ("tests/integration/test_database_surroundings.py -k keeps_nothing",),
+    ),
+    Sabotage(
+        "what the address of a database says is kept (P8)",
+        (("ledger/sessions.py", "**self._planning, **asked.settings}", "**self._planning}"),),
+        ("tests/integration/test_database_surroundings.py -k kept_and_added",),
+    ),
+    Sabotage(
+        "a migration waits for another (P8)",
+        (("ledger/migrations.py", "while sentence := begin(db):", "if sentence := begin(db):"),),
+        ("tests/integration/test_migrate_errors.py -k waits_as_long",),
+    ),
+    Sabotage(
+        "a worker waits for its database (P8)",
+        (("cli/service.py", "        if not passes(error):\n            raise\n", "        raise\n"),),
+        ("tests/e2e/test_database_surroundings.py -k before_its_database",),
+    ),
 ]
 
 

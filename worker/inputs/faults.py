@@ -70,7 +70,8 @@ def remedy_of(error: BaseException) -> str | None:
     """Say in a sentence, without a full stop, what Redis refuses and what to do; None where it refused nothing."""
     word = word_of(error)
     if word == "NOPERM" and (command := _COMMAND.search(_said_by_redis(error))):
-        return f"The user of REDIS_URL lacks the right to run {command.group(1).upper()} (NOPERM): allow it"
+        name = command.group(1)
+        return f"The user of REDIS_URL lacks the right to run {name.upper()} (NOPERM): `ACL SETUSER ... +{name}`"
     return _REMEDIES.get(word)
 
 
