@@ -101,7 +101,7 @@ def test_two_workers_together_keep_the_limit_of_a_token_and_lose_nothing_by_it(d
 
 
 def test_a_429_pauses_its_connection_for_all_workers_and_no_other(deployment: Deployment) -> None:
-    two_workers(deployment)
+    two_workers(deployment, RETRY_CAP_SECONDS="5")  # no server is obeyed for longer than that
     enqueue(deployment, "shop-1", ["slow-down"], script=("429:4",))
     deployment.trackstar.wait_for_request("shop-1", "slow-down", timeout=20)
     deployment.wait_until(lambda: deployment.record(record_id("slow-down")).status == "waiting", "the 429's record")

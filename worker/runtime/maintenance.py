@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.lifecycle import Policy, Transition, expire, give_up
 from worker.cancellation.pace import seconds_to_send
-from worker.ledger import claims, deadlines, holds, transitions
+from worker.ledger import claims, deadlines, holds, migrations, transitions
 from worker.ledger.claims import AttemptClaim, ConfirmClaim
 from worker.ledger.database import read_only
 from worker.ledger.deadlines import Lapsed
@@ -62,6 +62,7 @@ class Maintenance:
         self._default_rate = default_rate
         self._policy = policy
         self._handlers = handlers
+        self._fits = False  # whether the tables are known to be those of this code
         self._started = False
         self._start_failed = False
         self._ledger_clock: tuple[datetime, float] | None = None  # as it was read last, and a monotonic time before
@@ -71,6 +72,8 @@ class Maintenance:
 
     def tick(self) -> float:
         """Do what is due; return the seconds until there may be more."""
+        if not self._fits:
+            self._check_schema()
         asked_at = time.monotonic()
         with read_only(self._ledger) as db:
             due = deadlines.next_deadlines(db)
@@ -90,6 +93,15 @@ class Maintenance:
         self._warn(due)
         # After any progress the next times are others. Without it, looking again at once would be a hot loop.
         return 0.0 if done else min(POLL_SECONDS, due.seconds_to_next)
+
+    def _check_schema(self) -> None:
+        try:
+            with read_only(self._ledger) as db:
+                migrations.refuse_unfit(db, newer_fits=True)
+        except migrations.SchemaError as error:
+            log.warning("ledger.schema_unfit", problem=str(error))  # with each try: nobody reads a log from its start
+            raise
+        self._fits = True
 
     def _start(self) -> None:
         """Do once what the settings ask for. Where that fails, it is told, and nobody else waits for it."""

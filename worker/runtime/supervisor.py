@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from worker.environment import SettingsError
-from worker.ledger import migrations
 from worker.ledger.connections import ensure_default
-from worker.ledger.database import open_ledger, read_only
+from worker.ledger.database import open_ledger
 from worker.ledger.results import AttemptResult, ConfirmResult
 from worker.ledger.vault import TokenVault
 from worker.runtime.attempt import AttemptContext
@@ -152,7 +151,7 @@ class Supervisor:
             self._settings.writes_per_second,
             self._settings.policy,
             Handlers(
-                at_start=self._at_start,
+                at_start=self._keep_default_connection,
                 on_ready=self._dispatcher.arrived,
                 rescue=self.executor.rescue,
                 confirm=self.executor.confirm,
@@ -203,13 +202,7 @@ class Supervisor:
             self._health.stop()
         log.info("worker.stopped", owner=self._owner)
 
-    def _at_start(self, ledger: Engine) -> None:
-        try:
-            with read_only(ledger) as db:
-                migrations.refuse_unfit(db, newer_fits=True)
-        except migrations.SchemaError as error:
-            log.warning("ledger.schema_unfit", problem=str(error))  # with each try: nobody reads a log from its start
-            raise
+    def _keep_default_connection(self, ledger: Engine) -> None:
         if token := self._settings.trackstar_access_token.get_secret_value():
             with ledger.begin() as db:
                 ensure_default(db, self._vault.encrypt(token), self._vault.decrypt, token)

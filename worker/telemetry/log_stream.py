@@ -26,7 +26,7 @@ class LogStream:
     """
 
     def __init__(self, descriptor: int = STANDARD_ERROR) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._lock = threading.RLock()  # a signal handler may write in the middle of a write of its own thread
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
@@ -50,7 +50,7 @@ class LogStream:
             while written < len(line):
                 if not self._poll.poll(0):
                     return False
-                written += os.write(self._descriptor, line[written : written + CHUNK])
+                written += os.write(self.descriptor, line[written : written + CHUNK])
         except (OSError, ValueError):
             return False
         return True
@@ -73,6 +73,9 @@ class TextLogStream(io.TextIOBase):
 
     def writable(self) -> bool:
         return True
+
+    def fileno(self) -> int:
+        return self._stream.descriptor
 
     def isatty(self) -> bool:
         return self._terminal
