@@ -6,11 +6,13 @@ the worker runs.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import NoReturn
 
 ENDED_BY_SIGTERM = 128 + signal.SIGTERM
+LAST_SECONDS = 10  # then it ends in any case
 
 
 def main() -> None:
@@ -22,6 +24,9 @@ def main() -> None:
 
 
 def _end(*_: object) -> NoReturn:
+    # What is raised in a finalizer, or in the middle of a driver, may be swallowed there.
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(ENDED_BY_SIGTERM))
+    signal.alarm(LAST_SECONDS)
     sys.exit(ENDED_BY_SIGTERM)
 
 

@@ -30,7 +30,7 @@ from harness.truth import leftovers, untruths
 from sqlalchemy import func, make_url, select
 
 from worker.dev.sandbox import Sandbox, Truth, World
-from worker.errors import InboxUnavailableError
+from worker.errors import AlreadyEndedError, InboxUnavailableError
 from worker.ledger import migrations
 from worker.ledger.database import open_ledger, read_only
 from worker.ledger.queries import Timeline
@@ -124,6 +124,8 @@ class Site:
             ids = self.deployment.client.enqueue_many({"connection_id": SHOP, "order_id": each} for each in group)
         except InboxUnavailableError:
             return
+        except AlreadyEndedError as error:  # of an earlier try, which had been taken after all
+            ids = error.ids
         self.sent.extend(ids)
         for _ in group:
             self._orders.popleft()

@@ -26,7 +26,13 @@ from soak.report import console
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.lifecycle import FINAL, SafeToRefund, Status, Verdict, safe_to_refund
-from worker.errors import InboxUnavailableError, LedgerUnavailableError, TooLateError, UnknownCancellationError
+from worker.errors import (
+    AlreadyEndedError,
+    InboxUnavailableError,
+    LedgerUnavailableError,
+    TooLateError,
+    UnknownCancellationError,
+)
 from worker.ledger.database import read_only
 from worker.ledger.schema import LEASED, PENDING, WAITING, cancellations
 from worker.streams import EVENTS
@@ -109,6 +115,8 @@ class Producer(threading.Thread):
         except InboxUnavailableError:
             time.sleep(0.1)  # as the error says: the same jobs again, each stays one record
             return None
+        except AlreadyEndedError as error:  # of an earlier try, which had been taken after all
+            return error.ids
 
     def _withdraw(self, record_id: str) -> None:
         with suppress(TooLateError, UnknownCancellationError, LedgerUnavailableError):
@@ -188,8 +196,9 @@ def soak_jobs(scene: Scene, trackstar: FastTrackstar, dice: Random, jobs: int) -
 
 def _wait_for_ends(deployment: Deployment, listener: Listener, ids: list[str]) -> None:
     deployment.wait_until(lambda: live(deployment) == 0, "every end", END_SECONDS)
-    wanted = set(ids)
-    deployment.wait_until(lambda: wanted <= listener.ended, "every end's event", END_SECONDS)
+    wanted, deadline = set(ids), time.monotonic() + END_SECONDS
+    while not wanted <= listener.ended and time.monotonic() < deadline:  # what is missing then is reported
+        time.sleep(1)
     deployment.wait_until(lambda: not _read_backs(deployment), "every read-back", END_SECONDS)
 
 

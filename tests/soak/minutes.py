@@ -15,7 +15,13 @@ from redis import RedisError
 from soak.faults import FAULTS, Scene
 from soak.report import console
 
-from worker.errors import InboxUnavailableError, LedgerUnavailableError, TooLateError, UnknownCancellationError
+from worker.errors import (
+    AlreadyEndedError,
+    InboxUnavailableError,
+    LedgerUnavailableError,
+    TooLateError,
+    UnknownCancellationError,
+)
 
 if TYPE_CHECKING:
     from random import Random
@@ -81,7 +87,8 @@ class Load:
     def _enqueue(self, order_id: str, options: dict[str, Any]) -> None:
         while True:  # as the error says: enqueue again, the same intent stays one record
             with suppress(InboxUnavailableError):
-                self._deployment.client.enqueue(SHOP, order_id, **options)
+                with suppress(AlreadyEndedError):  # of an earlier try, which had been taken after all
+                    self._deployment.client.enqueue(SHOP, order_id, **options)
                 return
             time.sleep(0.2)
 

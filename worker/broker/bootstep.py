@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
+from celery.apps import worker as celery_worker
 from celery.worker.request import Request
 from sentry_sdk.integrations.celery import CeleryIntegration
 
@@ -57,6 +58,8 @@ class CancelWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
         redis = connect_redis(settings.redis_url)
         queue = WorkerQueue(redis, owner)
         self._known_keys = KnownKeys(redis, owner, [fingerprint(key) for key in settings.keys])
+        # In a signal handler Celery writes to the descriptor itself, for ever where nobody empties that pipe.
+        celery_worker.safe_say = lambda said, *_: sys.stderr.write(f"{said}\n")
         # Celery's banner counts its own pool; `worker.started` says how many requests run at once.
         worker.quiet = True
         set_up_sentry(
