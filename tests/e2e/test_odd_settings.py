@@ -116,7 +116,8 @@ def test_a_worker_runs_as_any_user_without_a_home_or_a_folder_to_write(
         # To read is not what is tried here: the interpreter may lie in the home of root.
         reads = ("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search", "--no-new-privs")
         become = ("setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", *reads)
-        nowhere = ("env", "--unset=HOME", "--chdir=/")
+        # Nor may it count coverage: the data belong to whoever runs the tests.
+        nowhere = ("env", "--unset=HOME", "--unset=COVERAGE_PROCESS_CONFIG", "--chdir=/")
         worker = deployment.start_worker(command=(*become, *nowhere, PROGRAM, "run"), DATABASE_URL=url)
         worker.wait_until_consuming()
         deployment.trackstar.add_order(shop, "o-1")

@@ -86,8 +86,8 @@ class CancelWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
         signals.worker_shutting_down.connect(self._on_shutting_down)
         _tune_gc_and_gil()
         with _exit_with_a_sentence():
+            self._known_keys.loop.start()  # first: the supervisor takes what threads there are
             self._supervisor.start()
-            self._known_keys.loop.start()
 
     def stop(self, worker: Any) -> None:  # noqa: ARG002
         self._supervisor.stop()

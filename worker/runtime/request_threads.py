@@ -7,6 +7,7 @@ system): whoever handed it over cannot know whether it will run. Knows threads; 
 from __future__ import annotations
 
 import threading
+import time
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ class RequestThreads:
             if not self._threads:
                 raise
             self._end(min(SPARE, len(self._threads) - 1))
+            while sum(thread.is_alive() for thread in self._threads) > self._running:
+                time.sleep(0.01)
             log.warning("executor.threads_missing", wanted=wanted, started=self._running)
         return self._running
 
