@@ -157,6 +157,9 @@ def decide(
     if read is not None and read.shows is OrderState.SHIPPED:
         # A yes that could not be read, and the goods have left: it was none.
         return _reject(state, Outcome(kind=Kind.REFUSED, reason=read.reason), now, policy, read)
+    if read is not None and read.retry_after is not None:  # it is tried, and read, again: the longer wish counts
+        longest = max(read.retry_after, outcome.retry_after or read.retry_after)
+        outcome = msgspec.structs.replace(outcome, retry_after=longest)
     return _try_again(state, outcome, now=now, jitter=jitter, policy=policy)
 
 
