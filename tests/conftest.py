@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import pytest
 import structlog
 from cryptography.fernet import Fernet
-from harness.parts import PART_MISSING
+from harness.parts import PART_MISSING, RIGHT_MISSING
 from redis import Redis
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_url
 
@@ -66,6 +66,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for program, count in missing.items():
         sentence = f"LEFT OUT: {count} tests, because {program} is not installed: `make parts` installs it."
         terminalreporter.write_line(sentence, yellow=True)
+    impossible = Counter(found[1] for each in reasons if (found := re.search(rf"{RIGHT_MISSING} ([\w ]+)", each)))
+    for what, count in impossible.items():
+        terminalreporter.write_line(
+            f"LEFT OUT: {count} tests, because this system or user cannot: {what}.", yellow=True
+        )
 
 
 @pytest.fixture(scope="session")

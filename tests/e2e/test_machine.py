@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from harness.deployment import CELERY, Worker
 from harness.ledgers import SLOW_LEDGERS
+from harness.parts import needs
 from harness.settings import SHORT
 from harness.truth import leftovers, record_id, untruths, wait_for_ends
 
@@ -132,15 +133,12 @@ def test_lines_that_were_lost_are_told_of_when_the_log_is_read_again(
 
 def as_nobody(deployment: Deployment, tmp_path: Path, limit: str, **env: str) -> Process:
     """Start a worker as a user whom the limits bind, with one of them lowered; it may read what root may."""
+    needs(os.geteuid() == 0 and shutil.which(SETPRIV) is not None, "start a process as another user")
     user = [f"--reuid={NO_PRIVILEGE}", f"--regid={NO_PRIVILEGE}", "--clear-groups"]
     rights = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
     return Process(deployment, tmp_path, command=[SETPRIV, *user, *rights, PRLIMIT, limit, "--", *CELERY], env=env)
 
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may start a process as another user")
-
-
-@root_only
 @pytest.mark.deployment(ledgers=["postgresql"], settings=SHORT)
 def test_a_worker_that_may_have_fewer_threads_than_asked_for_goes_on_with_those(
     deployment: Deployment, shop: str, tmp_path: Path
@@ -153,7 +151,6 @@ def test_a_worker_that_may_have_fewer_threads_than_asked_for_goes_on_with_those(
     assert 0 == worker.stop()
 
 
-@root_only
 @pytest.mark.deployment(ledgers=["postgresql"], settings=SHORT)
 def test_a_worker_that_may_have_hardly_any_thread_says_so_and_ends(deployment: Deployment, tmp_path: Path) -> None:
     worker = as_nobody(deployment, tmp_path, "--nproc=5:5")
@@ -167,6 +164,7 @@ def test_a_worker_that_may_have_hardly_any_thread_says_so_and_ends(deployment: D
 def test_a_worker_without_descriptors_loses_nothing_and_ends_when_told(
     deployment: Deployment, shop: str, tmp_path: Path
 ) -> None:
+    needs(shutil.which(PRLIMIT) is not None, "limit a running process")
     worker = Process(deployment, tmp_path)
     worker.wait_until_consuming()
     used = len(list(Path(f"/proc/{worker.process.pid}/fd").iterdir()))
@@ -186,22 +184,22 @@ def test_a_worker_without_descriptors_loses_nothing_and_ends_when_told(
 # ---- a signal at a bad moment
 
 
+def may_make_process_1() -> bool:
+    if not shutil.which(UNSHARE):
+        return False
+    return 0 == subprocess.run(as_process_1("true"), check=False, capture_output=True).returncode
+
+
 def as_process_1(*words: str | Path) -> list[str | Path]:
     return [UNSHARE, "--pid", "--fork", "--kill-child", *words]
 
 
-can_unshare = pytest.mark.skipif(
-    bool(subprocess.run([UNSHARE, "--pid", "--fork", "true"], check=False, capture_output=True).returncode),
-    reason="this system lets nobody make a process 1",
-)
-
-
-@can_unshare
 @pytest.mark.parametrize("words", [("run",), ("migrate",), ("doctor",), ("list",)], ids=" ".join)
 @pytest.mark.deployment(ledgers=["postgresql"])
 def test_sigterm_ends_any_command_that_is_process_1_and_waits(
     deployment: Deployment, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
+    needs(may_make_process_1(), "make a process 1")
     silent = Silence()
     env = deployment.env | {"DATABASE_URL": f"postgresql://postgres@127.0.0.1:{silent.port}/postgres"}
     process = subprocess.Popen(as_process_1(COMMAND, *words), env=env, cwd=tmp_path, stderr=subprocess.PIPE)

@@ -15,7 +15,7 @@ import pytest
 from cryptography.fernet import Fernet
 from harness.commands import run
 from harness.deployment import CELERY, token_of
-from harness.parts import open_folder
+from harness.parts import needs, open_folder
 from harness.truth import record_id
 
 from worker.client import CancelClient
@@ -100,12 +100,12 @@ def kept_token(deployment: Deployment, name: str, key: str) -> str:
         return TokenVault([key]).decrypt(connections.encrypted_tokens(db)[name])
 
 
-@pytest.mark.skipif(not (os.geteuid() == 0 and shutil.which("setpriv")), reason="needs root, and setpriv of Linux")
 @pytest.mark.parametrize(("user", "group"), [(12_345, 0), (12_345, 54_321), (10_001, 10_001)])
 def test_a_worker_runs_as_any_user_without_a_home_or_a_folder_to_write(
     deployment: Deployment, shop: str, user: int, group: int
 ) -> None:
     """B22: and nobody is warned of root."""
+    needs(os.geteuid() == 0 and shutil.which("setpriv") is not None, "start a process as another user")
     with open_folder("cancel-worker-any-user-") as folder:
         ledger = folder / "ledger.sqlite3"
         with closing(sqlite3.connect(deployment.database_url.removeprefix("sqlite:///"))) as db:

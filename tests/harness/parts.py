@@ -40,6 +40,7 @@ DISK_MEGABYTES = 64  # twice an empty PostgreSQL; many times an SQLite and its l
 # Below the ports that systems hand out by themselves: nobody else gets one of these while its server is away.
 LASTING_PORTS = range(20_000, 32_000)
 # How the reason begins for which a test without its part is left out; `make parts` installs them all.
+RIGHT_MISSING = "not possible here:"
 PART_MISSING = "This part is not installed:"
 # With this SO_LINGER a close sends RST instead of FIN.
 ABORT = struct.pack("ii", 1, 0)
@@ -245,6 +246,12 @@ def part(program: str) -> str:
     if path := shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"):
         return path
     pytest.skip(f"{PART_MISSING} {program}")
+
+
+def needs(possible: bool, what: str) -> None:
+    """Leave a test out where this system or user does not permit what it tries; the run's end says so."""
+    if not possible:
+        pytest.skip(f"{RIGHT_MISSING} {what}")
 
 
 def postgres_user() -> pwd.struct_passwd | None:
