@@ -459,6 +459,7 @@ class Outcome(msgspec.Struct, frozen=True):
     answers_arrive: bool
     share_of_a_core: float
     allowed_share: float
+    connections_refused: int
     alive: bool
 
 
@@ -484,6 +485,7 @@ def test_nothing_is_lost_and_nothing_done_twice_while_a_part_is_broken(
             fault.answers_arrive,
             share,
             fault.share,
+            site.worker.output.count("Cannot connect"),
             site.worker.alive,
         )
         felt = fault.felt(site, outcome)
@@ -551,6 +553,7 @@ def a_worker_that_lives_is_never_given_up(outcome: Outcome) -> None:
 def the_worker_lives_and_does_not_spin(outcome: Outcome) -> None:
     assert outcome.alive
     assert outcome.share_of_a_core < outcome.allowed_share
+    assert outcome.connections_refused < 2 * SILENCE_SECONDS  # one a second, not as many as the machine can
 
 
 PROMISES = (

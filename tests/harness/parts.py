@@ -58,8 +58,8 @@ def lasting_port() -> int:
 class RedisServer(EmbeddedRedis):
     """Redis with AOF, whose process may also be killed."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, lasting_port())
+    def __init__(self, folder: Path, appendfsync: str = "everysec") -> None:
+        super().__init__(folder, lasting_port(), appendfsync)
 
     def kill(self) -> None:
         if self.process is not None:

@@ -326,6 +326,11 @@ LIST = [
         ("tests/e2e/test_celery_messages.py -k 'expect and postgresql'",),
     ),
     Sabotage(
+        "Celery's consumer starts again at most once a second",
+        (("broker/consumer.py", "self._restarted + RESTART_SECONDS - ", "self._restarted - "),),
+        ("tests/e2e/test_broken_parts.py -k read-only",),
+    ),
+    Sabotage(
         "a record of a claim is written once (P1)",
         (("ledger/results.py", "    results = _one_of_each_claim(results)\n", ""),),
         LEDGER,

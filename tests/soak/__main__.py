@@ -40,7 +40,8 @@ def main() -> int:
     dice = random.Random(wish.seed)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cancel-worker-soak-")))
-        redis = RedisServer(folder)
+        # By default a Redis that is killed while its disk is busy forgets up to two seconds of what it has confirmed.
+        redis = RedisServer(folder, appendfsync="always")
         redis.start()
         stack.callback(redis.stop)
         postgres = None

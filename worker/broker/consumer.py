@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from typing import Any
 
 import structlog
 from celery.worker.consumer.consumer import STOP_CONDITIONS, Consumer
@@ -19,6 +20,8 @@ class SelfRestartingConsumer(Consumer):  # type: ignore[misc]
     As when a broken connection breaks once more while it is being closed: that would end the whole worker.
     """
 
+    _restarted = -RESTART_SECONDS
+
     def start(self) -> None:
         while True:
             try:
@@ -30,6 +33,22 @@ class SelfRestartingConsumer(Consumer):  # type: ignore[misc]
                 with suppress(Exception):  # what is half broken may not be possible to close
                     self.on_close()
                 self.blueprint.restart(self)
-                time.sleep(RESTART_SECONDS)
+                self._pause()
             else:
                 return
+
+    def on_connection_error_before_connected(self, exc: Any) -> None:
+        super().on_connection_error_before_connected(exc)
+        self._pause()
+
+    def on_connection_error_after_connected(self, exc: Any) -> None:
+        super().on_connection_error_after_connected(exc)
+        self._pause()
+
+    def _pause(self) -> None:
+        """Let at least a second lie between two restarts.
+
+        Celery itself pauses only after five in one second, which a busy machine never reaches: it spins without end.
+        """
+        time.sleep(max(0.0, self._restarted + RESTART_SECONDS - time.monotonic()))
+        self._restarted = time.monotonic()

@@ -61,15 +61,16 @@ def free_port() -> int:
 class EmbeddedRedis:
     """One Redis server with AOF in a folder, to start, stop, kill and start again at the same address."""
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
+    def __init__(self, folder: Path, port: int | None = None, appendfsync: str = "everysec") -> None:
         self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = folder
+        self._aof = {"appendonly": "yes", "appendfsync": appendfsync, "save": ""}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        settings = {"port": self.port, "bind": "127.0.0.1", "dir": self._folder, "appendonly": "yes", "save": ""}
+        settings = {"port": self.port, "bind": "127.0.0.1", "dir": self._folder} | self._aof
         command = [
             find_redis_server(),
             *(word for name, value in settings.items() for word in (f"--{name}", str(value))),
