@@ -17,9 +17,10 @@ from redis.retry import Retry
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from worker.cancellation.lifecycle import Policy, SafeToRefund
 from worker.cancellation.pace import DOCUMENTED_WRITES_PER_SECOND
+from worker.cancellation.policy import Policy
 from worker.cancellation.request import CancelRequest, Priority, make_request
+from worker.cancellation.status import SafeToRefund
 from worker.environment import SettingsError, from_environment
 from worker.errors import AlreadyEndedError, InboxUnavailableError, KeyConflictError, LedgerUnavailableError
 from worker.inputs.values import problem_of_number

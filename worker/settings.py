@@ -23,8 +23,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from worker.cancellation.lifecycle import Policy
 from worker.cancellation.pace import DOCUMENTED_READS_PER_SECOND, DOCUMENTED_WRITES_PER_SECOND
+from worker.cancellation.policy import Policy
 from worker.environment import SettingsError, from_environment
 from worker.inputs.addresses import check_base_url, check_sentry_dsn, parse_redis_url, passwords_in
 from worker.inputs.proxy import is_proxy_url
@@ -111,6 +111,9 @@ class Settings(BaseSettings):
     writes_per_second: PerSecond = DOCUMENTED_WRITES_PER_SECOND
     reads_per_second: PerSecond = DOCUMENTED_READS_PER_SECOND
     read_back_seconds: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_split)] = (120.0, 900.0, 4200.0)
+    not_found_grace_seconds: Annotated[float, BeforeValidator(_numeral), Field(ge=0, le=MAX_SECONDS)] = 4500.0
+    force_sync: bool = True
+    watch_days: Annotated[float, BeforeValidator(_numeral), Field(gt=0, le=365)] = 14.0
     concurrency: Whole = Field(default=32, ge=1, le=2000)
     health_port: Whole | None = Field(default=None, ge=0, le=65_535)
     health_address: str = ""
@@ -181,6 +184,8 @@ class Settings(BaseSettings):
             retry_cap=self.retry_cap_seconds,
             retry_horizon=self.retry_horizon_seconds,
             read_back=self.read_back_seconds,
+            not_found_grace=self.not_found_grace_seconds,
+            watch=self.watch_days * 86_400,
         )
 
     @property

@@ -15,7 +15,7 @@ from harness.parts import PgBouncer, PostgresServer, open_folder
 from harness.settings import SHORT
 from harness.truth import untruths, wait_for_ends
 
-from worker.cancellation.lifecycle import SafeToRefund
+from worker.cancellation.status import SafeToRefund
 from worker.dev.embedded import embedded_redis
 from worker.dev.sandbox import Sandbox
 

@@ -6,8 +6,8 @@ import json
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
-from worker.cancellation.lifecycle import FINAL
 from worker.cancellation.request import CancelRequest
+from worker.cancellation.status import FINAL
 from worker.streams import EVENTS, INBOX
 
 if TYPE_CHECKING:

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 from worker.cancellation.answer import read_reply
-from worker.cancellation.lifecycle import Policy, State, decide, must_read, safe_to_refund
+from worker.cancellation.lifecycle import State, decide, must_read
 from worker.cancellation.outcome import Kind, OrderState, ReadBack, classify, classify_read
+from worker.cancellation.policy import Policy
+from worker.cancellation.status import safe_to_refund
 from worker.environment import SettingsError
 from worker.inputs.headers import LimitProblem, read_rate_limit, read_retry_after
 from worker.inputs.text import visible

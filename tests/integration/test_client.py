@@ -17,8 +17,8 @@ from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
 from worker import CancelClient
-from worker.cancellation.lifecycle import SafeToRefund
 from worker.cancellation.request import CancelRequest, InvalidRequest
+from worker.cancellation.status import SafeToRefund
 from worker.dev.embedded import free_port
 from worker.errors import (
     InboxUnavailableError,

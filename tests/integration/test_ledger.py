@@ -15,9 +15,11 @@ import pytest
 from sqlalchemy import Connection, Engine, event, func, select, text, update
 
 from worker.cancellation.answer import Answer, NoReply, Reply, read_reply
-from worker.cancellation.lifecycle import Policy, SafeToRefund, confirm, decide, expire
+from worker.cancellation.lifecycle import confirm, decide, expire
 from worker.cancellation.outcome import ReadBack, classify, classify_read
+from worker.cancellation.policy import Policy
 from worker.cancellation.request import CancelRequest
+from worker.cancellation.status import SafeToRefund
 from worker.ledger import claims, connections, deadlines, holds, outbox, queries, results, selection, transitions
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.claims import RefusalClaim, SendClaim

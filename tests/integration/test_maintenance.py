@@ -14,8 +14,9 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, select, update
 
-from worker.cancellation.lifecycle import Policy, decide
+from worker.cancellation.lifecycle import decide
 from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
+from worker.cancellation.policy import Policy
 from worker.cancellation.request import CancelRequest
 from worker.ledger import deadlines, holds, outbox, queries, results, transitions
 from worker.ledger.results import AttemptResult

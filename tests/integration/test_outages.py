@@ -12,8 +12,9 @@ import msgspec
 import pytest
 from harness.parts import Proxy
 
-from worker.cancellation.lifecycle import Evidence, State, Status, Transition, Verdict
+from worker.cancellation.lifecycle import State, Transition
 from worker.cancellation.request import CancelRequest
+from worker.cancellation.status import Evidence, Status, Verdict
 from worker.ledger import connections, holds, transitions
 from worker.ledger.attempts import WORKER_LOST, AttemptRow
 from worker.ledger.claims import Lease, SendClaim

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from worker.cancellation.answer import Reply
-from worker.cancellation.lifecycle import Evidence, State, Status, Transition, Verdict
+from worker.cancellation.lifecycle import State, Transition
 from worker.cancellation.outage import Tally
 from worker.cancellation.pace import LONGEST_PAUSE_SECONDS, MIN_PAUSE_SECONDS, interval
+from worker.cancellation.status import Evidence, Status, Verdict
 from worker.inputs.headers import LimitProblem, RetryAfter
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.claims import Lease, SendClaim

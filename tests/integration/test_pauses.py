@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Engine, select, update
 
-from worker.cancellation.lifecycle import Policy, Status, Transition
+from worker.cancellation.lifecycle import Transition
+from worker.cancellation.policy import Policy
 from worker.cancellation.request import CancelRequest
+from worker.cancellation.status import Status
 from worker.inputs.headers import RetryAfter
 from worker.ledger import connections, deadlines, holds, selection, transitions
 from worker.ledger.attempts import AttemptRow

@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import Engine, event, func, select, text, update
 
 from worker.cancellation.answer import Order
-from worker.cancellation.lifecycle import Evidence, Status, Transition, Verdict
+from worker.cancellation.lifecycle import Transition
 from worker.cancellation.request import CancelRequest
+from worker.cancellation.status import Evidence, Status, Verdict
 from worker.ledger import backlog, claims, connections, deadlines, outbox, queries, results, selection, transitions
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.database import open_ledger

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, event, select, text
 
-from worker.cancellation.lifecycle import Evidence, Status, Transition, Verdict
+from worker.cancellation.lifecycle import Transition
 from worker.cancellation.request import CancelRequest
+from worker.cancellation.status import Evidence, Status, Verdict
 from worker.ledger import queries, transitions
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.results import AttemptResult, CommitSummary, Result

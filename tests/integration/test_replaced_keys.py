@@ -9,7 +9,7 @@ import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy.exc import ProgrammingError
 
-from worker.cancellation.lifecycle import Policy
+from worker.cancellation.policy import Policy
 from worker.ledger import connections
 from worker.ledger.database import read_only
 from worker.ledger.vault import TokenVault, fingerprint

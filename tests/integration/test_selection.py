@@ -11,7 +11,8 @@ import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import Engine, select, update
 
-from worker.cancellation.lifecycle import Policy, give_up
+from worker.cancellation.lifecycle import give_up
+from worker.cancellation.policy import Policy
 from worker.cancellation.request import CancelRequest
 from worker.ledger import connections, deadlines, holds, queries, transitions
 from worker.ledger.schema import cancellations, events

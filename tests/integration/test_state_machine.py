@@ -38,8 +38,10 @@ from hypothesis.stateful import (
 from sqlalchemy import Engine, event, select, update
 
 from worker.cancellation.answer import Answer, NoReply, read_reply
-from worker.cancellation.lifecycle import FINAL, TRANSITIONS, UNSENT, Policy, Status, expire
+from worker.cancellation.lifecycle import expire
+from worker.cancellation.policy import Policy
 from worker.cancellation.request import CancelRequest
+from worker.cancellation.status import FINAL, TRANSITIONS, UNSENT, Status
 from worker.errors import TooLateError
 from worker.ledger import claims, connections, deadlines, holds, queries, results, selection, transitions
 from worker.ledger.claims import RefusalClaim, SendClaim

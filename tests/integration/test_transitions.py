@@ -14,22 +14,11 @@ import pytest
 from sqlalchemy import Connection, Engine, select
 
 import worker.ledger
-from worker.cancellation.lifecycle import (
-    FINAL,
-    TRANSITIONS,
-    Evidence,
-    Policy,
-    State,
-    Status,
-    Transition,
-    Verdict,
-    decide,
-    expire,
-    give_up,
-    must_read,
-)
+from worker.cancellation.lifecycle import State, Transition, decide, expire, give_up, must_read
 from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
+from worker.cancellation.policy import Policy
 from worker.cancellation.request import CancelRequest
+from worker.cancellation.status import FINAL, TRANSITIONS, Evidence, Status, Verdict
 from worker.errors import TooLateError
 from worker.ledger import deadlines, transitions
 from worker.ledger.claims import Lease

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Engine, select, update
 
-from worker.cancellation.lifecycle import Confirmation, Evidence, Policy, Status, Transition, Verdict
+from worker.cancellation.lifecycle import Transition
+from worker.cancellation.policy import Policy
+from worker.cancellation.proof import Confirmation
 from worker.cancellation.request import CancelRequest
+from worker.cancellation.status import Evidence, Status, Verdict
 from worker.errors import TooLateError, UnknownCancellationError
 from worker.ledger import claims, dead_letters, queries, results, transitions
 from worker.ledger.dead_letters import DeadLetter

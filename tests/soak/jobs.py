@@ -25,7 +25,7 @@ from soak.faults import FAULTS, Scene
 from soak.report import console
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.cancellation.lifecycle import FINAL, SafeToRefund, Status, Verdict, safe_to_refund
+from worker.cancellation.status import FINAL, SafeToRefund, Status, Verdict, safe_to_refund
 from worker.errors import (
     AlreadyEndedError,
     InboxUnavailableError,

@@ -10,7 +10,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from worker.cancellation.answer import Answer, NoReply, read_reply
-from worker.cancellation.lifecycle import Evidence, Policy, State, Verdict
+from worker.cancellation.lifecycle import State
+from worker.cancellation.policy import Policy
+from worker.cancellation.status import Evidence, Verdict
 from worker.ledger.claims import ConfirmClaim, Lease, RefusalClaim, SendClaim
 from worker.ledger.vault import CredentialsError
 from worker.runtime.attempt import AttemptContext

@@ -25,7 +25,8 @@ from unit.fakes import (
 )
 
 from worker.cancellation.answer import Reply
-from worker.cancellation.lifecycle import Evidence, State, Status, Verdict
+from worker.cancellation.lifecycle import State
+from worker.cancellation.status import Evidence, Status, Verdict
 from worker.runtime.attempt import (
     MAX_IDS_PER_READ,
     AttemptContext,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from worker.cancellation.lifecycle import TRANSITIONS
 from worker.cancellation.outcome import ALARMING_REASONS
+from worker.cancellation.status import TRANSITIONS
 from worker.settings import Settings
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 from unit.fakes import ME, Paces, Trackstar, confirm_claim, make_context, monotonic_ago, refusal_claim, send_claim
 
-from worker.cancellation.lifecycle import Status, Verdict
+from worker.cancellation.status import Status, Verdict
 from worker.ledger.results import AttemptResult, ConfirmResult
 from worker.runtime.executor import IDLE_SECONDS, Executor, Send
 from worker.trackstar.pacing import SendSlot

@@ -12,28 +12,21 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from worker.cancellation.answer import Order
-from worker.cancellation.lifecycle import (
+from worker.cancellation.lifecycle import State, Transition, confirm, decide, expire, give_up, must_read, withdraw
+from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
+from worker.cancellation.pace import LONGEST_PAUSE_SECONDS
+from worker.cancellation.policy import Policy
+from worker.cancellation.proof import next_read_back
+from worker.cancellation.status import (
     FINAL,
     TRANSITIONS,
     UNSENT,
     Evidence,
-    Policy,
     SafeToRefund,
-    State,
     Status,
-    Transition,
     Verdict,
-    confirm,
-    decide,
-    expire,
-    give_up,
-    must_read,
-    next_read_back,
     safe_to_refund,
-    withdraw,
 )
-from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
-from worker.cancellation.pace import LONGEST_PAUSE_SECONDS
 
 anything_goes = settings(deadline=None)
 

@@ -11,7 +11,9 @@ import sentry_sdk
 from sentry_sdk.transport import Transport
 from structlog.testing import capture_logs
 
-from worker.cancellation.lifecycle import Confirmation, Evidence, State, Status, Transition, Verdict
+from worker.cancellation.lifecycle import State, Transition
+from worker.cancellation.proof import Confirmation
+from worker.cancellation.status import Evidence, Status, Verdict
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.claims import ConfirmClaim, Lease, SendClaim
 from worker.ledger.results import AttemptResult, CommitSummary, ConfirmResult

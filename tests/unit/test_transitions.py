@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import worker
-from worker.cancellation.lifecycle import TRANSITIONS, Status, Transition
+from worker.cancellation.lifecycle import Transition
+from worker.cancellation.status import TRANSITIONS, Status
 from worker.ledger import transitions
 from worker.ledger.claims import Lease
 from worker.ledger.transitions import WRITES

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from worker.cancellation.lifecycle import FINAL, Status
+from worker.cancellation.status import FINAL, Status
 from worker.runtime.loop import Loop
 
 if TYPE_CHECKING:

@@ -1,90 +1,35 @@
-"""Every status, every legal transition, and `decide`: the one place that turns a meaning into a transition.
+"""`decide`: the one place that turns the meaning of an answer into a transition.
 
-All rules about state live here, and this file does not know who applies them, where, or when.
-
-    pending ──► in_flight ──► succeeded | rejected | exhausted | expired
-       ▲            │
-       ├────────────┤  given back unsent, or its connection is held
-       │            ▼
-       └──────── waiting   (until run_at)
-
-    expired and withdrawn are also reached from pending and waiting; what is pending beyond the retry horizon (its
-    connection is held) is given up; replay leads from an ended status back to pending.
+What may still be learnt after the end, `proof` knows. Who applies a transition, where, and when, is not known here.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from enum import StrEnum
+from typing import Any
 
 import msgspec
 
 from worker.cancellation.answer import Order
 from worker.cancellation.backoff import backoff
+from worker.cancellation.freshness import Crawls, broken, crawls_since
 from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
 from worker.cancellation.pace import is_long
+from worker.cancellation.policy import Policy
+from worker.cancellation.proof import ENOUGH_CRAWLS, READ_SECONDS, NeedsPerson, prospect
+from worker.cancellation.status import FINAL, TRANSITIONS, Evidence, Status, Verdict
 from worker.inputs.headers import RetryAfter
 
-
-class Status(StrEnum):
-    PENDING = "pending"  # accepted; a dispatcher claims it when its turn comes
-    QUEUED = "queued"  # by a worker of version 0.1, which marked a row before it claimed it
-    IN_FLIGHT = "in_flight"  # claimed by a worker; the record of its answer ends that, or the rescue
-    WAITING = "waiting"  # until run_at; then the housekeeper makes it pending
-    SUCCEEDED = "succeeded"  # Trackstar answered 200, or a read-back proved the cancel
-    REJECTED = "rejected"  # refused for good
-    EXHAUSTED = "exhausted"  # gave up after the retry horizon
-    EXPIRED = "expired"  # send_by passed before it could be sent (again)
-    WITHDRAWN = "withdrawn"  # taken back before it was sent
-
-
-class Verdict(StrEnum):
-    """What we know about the order."""
-
-    CANCELLED = "cancelled"  # proven
-    ACCEPTED = "accepted"  # Trackstar said yes, not yet seen
-    NOT_CANCELLED = "not_cancelled"  # refused or never sent
-    UNKNOWN = "unknown"  # in doubt
-
-
-class Evidence(StrEnum):
-    RESPONSE = "response"
-    REPLAYED_RESPONSE = "replayed_response"
-    READ_BACK = "read_back"
-    REFUSAL = "refusal"
-    NEVER_SENT = "never_sent"
-
-
-class SafeToRefund(StrEnum):
-    YES = "yes"
-    NO = "no"
-    NOT_YET = "not yet"
-
-
 S = Status
-TRANSITIONS: dict[Status, frozenset[Status]] = {
-    S.PENDING: frozenset({S.IN_FLIGHT, S.EXPIRED, S.WITHDRAWN, S.EXHAUSTED, S.REJECTED}),
-    S.QUEUED: frozenset({S.PENDING, S.EXPIRED, S.WITHDRAWN}),
-    S.IN_FLIGHT: frozenset({S.WAITING, S.PENDING, S.SUCCEEDED, S.REJECTED, S.EXHAUSTED, S.EXPIRED}),
-    S.WAITING: frozenset({S.PENDING, S.EXPIRED, S.WITHDRAWN}),
-    # From here on only a person's replay leads back, and never over the verdict `cancelled`.
-    S.SUCCEEDED: frozenset({S.PENDING}),
-    S.REJECTED: frozenset({S.PENDING}),
-    S.EXHAUSTED: frozenset({S.PENDING}),
-    S.EXPIRED: frozenset({S.PENDING}),
-    S.WITHDRAWN: frozenset({S.PENDING}),
-}
-FINAL = frozenset({S.SUCCEEDED, S.REJECTED, S.EXHAUSTED, S.EXPIRED, S.WITHDRAWN})
-UNSENT = frozenset({S.PENDING, S.QUEUED, S.WAITING})  # no request is in flight
 
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings that a decision depends on, in seconds."""
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """When a decision is made, and by which settings."""
 
-    retry_base: float = 1.0
-    retry_cap: float = 900.0
-    retry_horizon: float = 86_400.0
-    read_back: tuple[float, ...] = (120.0, 900.0, 4200.0)  # after the end; the copy is hourly
+    now: datetime  # the ledger's time
+    policy: Policy
+    crawls: Crawls | None = None  # of the connection, as they were when its order was read
+    jitter: float = 0.0  # uniform in [0, 1)
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +37,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
     attempts: int  # spent so far
     first_sent_at: datetime
+    received_at: datetime | None = None
     send_by: datetime | None = None
     verdict: Verdict | None = None
     evidence: Evidence | None = None
@@ -122,8 +68,11 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     message: str | None = None
     verdict: Verdict | None = None
     evidence: Evidence | None = None
+    as_of: datetime | None = None  # the instant of which the verdict is true
     run_at: datetime | None = None
     confirm_at: datetime | None = None
+    known_by: datetime | None = None  # where a crawl is waited for
+    needs_person: NeedsPerson | None = None  # where no crawl settles it
     order: Order | None = None
     unused_fields: str | None = None
     hold_connection: bool = False
@@ -135,93 +84,139 @@ def must_read(state: State, outcome: Outcome) -> bool:
     return outcome.read_first or (outcome.kind is Kind.REFUSED and state.in_doubt)
 
 
-def decide(
-    state: State, outcome: Outcome, read: ReadBack | None, *, now: datetime, jitter: float, policy: Policy
-) -> Transition:
-    """Choose the one legal transition after an attempt.
-
-    `read` is there where `must_read` asked for it; `now` is the ledger's time; `jitter` is uniform in [0, 1).
-    """
+def decide(state: State, outcome: Outcome, read: ReadBack | None, at: Moment) -> Transition:
+    """Choose the one legal transition after an attempt. `read` is there where `must_read` asked for it."""
     if outcome.kind is Kind.ACCEPTED:
-        return _succeed(state, outcome, now, policy)
+        return _succeed(state, outcome, at)
     if outcome.kind is Kind.REFUSED:
-        if read is None:
-            return _reject(state, outcome, now, policy)
-        return _decide_refusal(state, outcome, read, now=now, jitter=jitter, policy=policy)
+        return _decide_refusal(state, outcome, read, at)
     if outcome.kind is Kind.NO_ACCESS:
         return _set_aside(state, outcome)
     if outcome.kind is Kind.SLOW_DOWN and is_long(outcome.retry_after):
         return _pause(state, outcome)
     if read is not None and read.shows is OrderState.CANCELLED:
-        return _proven(state, read)
+        return _proven(state, read, at)
     if read is not None and read.shows is OrderState.SHIPPED:
         # A yes that could not be read, and the goods have left: it was none.
-        return _reject(state, Outcome(kind=Kind.REFUSED, reason=read.reason), now, policy, read)
+        return _reject(state, Outcome(kind=Kind.REFUSED, reason=read.reason), read, at)
     if read is not None and read.retry_after is not None:  # it is tried, and read, again: the longer wish counts
         longest = max(read.retry_after, outcome.retry_after or read.retry_after)
         outcome = msgspec.structs.replace(outcome, retry_after=longest)
-    return _try_again(state, outcome, now=now, jitter=jitter, policy=policy)
+    return _try_again(state, outcome, at)
 
 
-def _succeed(state: State, outcome: Outcome, now: datetime, policy: Policy) -> Transition:
+def _succeed(state: State, outcome: Outcome, at: Moment) -> Transition:
     proven = outcome.order is not None and outcome.order.status == "cancelled"
-    return Transition(
-        status=Status.SUCCEEDED,
+    return _ended(
+        Status.SUCCEEDED,
+        Verdict.CANCELLED if proven else Verdict.ACCEPTED,
+        Evidence.REPLAYED_RESPONSE if outcome.replayed else Evidence.RESPONSE,
+        at,
         attempts=state.attempts + 1,
         reason=outcome.reason,
-        verdict=Verdict.CANCELLED if proven else Verdict.ACCEPTED,
-        evidence=Evidence.REPLAYED_RESPONSE if outcome.replayed else Evidence.RESPONSE,
-        confirm_at=None if proven else next_read_back(now, now, policy),
         order=outcome.order,
         unused_fields=outcome.unused_fields,
     )
 
 
-def _decide_refusal(
-    state: State, outcome: Outcome, read: ReadBack, *, now: datetime, jitter: float, policy: Policy
-) -> Transition:
-    if read.shows is OrderState.CANCELLED:
-        return _proven(state, read)
-    if read.shows is OrderState.NO_ACCESS:
+def _ended(status: Status, verdict: Verdict, evidence: Evidence | None, at: Moment, **facts: Any) -> Transition:
+    """End a cancellation; without proof, with the time by which there is one."""
+    transition = Transition(status=status, verdict=verdict, evidence=evidence, as_of=at.now, **facts)
+    if verdict in {Verdict.CANCELLED, Verdict.NOT_CANCELLED}:
+        return transition
+    then = prospect(at.now, at.now, at.crawls, at.policy)
+    return msgspec.structs.replace(
+        transition, confirm_at=then.confirm_at, known_by=then.known_by, needs_person=then.needs_person
+    )
+
+
+def _decide_refusal(state: State, outcome: Outcome, read: ReadBack | None, at: Moment) -> Transition:
+    shows = read.shows if read else None
+    if read is not None and shows is OrderState.CANCELLED:
+        return _proven(state, read, at)
+    if shows is OrderState.NO_ACCESS:
         return _keep_refusal(state, outcome, status=Status.PENDING, hold_connection=True)
-    if read.shows is OrderState.LATER:
-        return _read_later(state, outcome, read, now=now, jitter=jitter, policy=policy)
-    return _reject(state, outcome, now, policy, read)
+    if read is not None and shows is OrderState.LATER:
+        return _read_later(state, outcome, read, at)
+    if outcome.reason == ORDER_NOT_FOUND and shows in {None, OrderState.ABSENT}:
+        return _wait_for_copy(state, outcome, read, at)
+    return _reject(state, outcome, read, at)
 
 
-def _proven(state: State, read: ReadBack) -> Transition:
-    return Transition(
-        status=Status.SUCCEEDED,
+def _proven(state: State, read: ReadBack, at: Moment) -> Transition:
+    return _ended(
+        Status.SUCCEEDED,
+        Verdict.CANCELLED,
+        Evidence.READ_BACK,
+        at,
         attempts=state.attempts + 1,
         reason=read.reason,
-        verdict=Verdict.CANCELLED,
-        evidence=Evidence.READ_BACK,
         order=read.order,
     )
 
 
-def _reject(state: State, outcome: Outcome, now: datetime, policy: Policy, read: ReadBack | None = None) -> Transition:
-    shipped = read is not None and read.shows is OrderState.SHIPPED
-    doubt = state.in_doubt and not shipped
-    return Transition(
-        status=Status.REJECTED,
+def _reject(state: State, outcome: Outcome, read: ReadBack | None, at: Moment) -> Transition:
+    """End by a refusal. What Trackstar itself refused was never sent on; the warehouse's word alone proves nothing.
+
+    The warehouse also refuses what somebody else has just cancelled, and the copy may be older than that.
+    """
+    if read is not None and read.shows is OrderState.SHIPPED:
+        verdict, evidence = Verdict.NOT_CANCELLED, Evidence.READ_BACK
+    elif state.in_doubt or outcome.read_first:
+        verdict, evidence = Verdict.UNKNOWN, None
+    else:
+        verdict, evidence = Verdict.NOT_CANCELLED, Evidence.REFUSAL
+    return _ended(
+        Status.REJECTED,
+        verdict,
+        evidence,
+        at,
         attempts=state.attempts + 1,
         reason=outcome.reason,
         message=outcome.message,
-        verdict=Verdict.UNKNOWN if doubt else Verdict.NOT_CANCELLED,
-        evidence=Evidence.READ_BACK if shipped else Evidence.REFUSAL,
-        confirm_at=next_read_back(now, now, policy) if doubt else None,
         order=read.order if read else None,
     )
 
 
-def _read_later(
-    state: State, outcome: Outcome, read: ReadBack, *, now: datetime, jitter: float, policy: Policy
-) -> Transition:
+ORDER_NOT_FOUND = "order_not_found"
+NOT_FOUND_YET = "order_not_found_yet"
+_BEFORE_SEND_BY = 5.0  # the last time that it is asked for
+_ASK_FOR_NEW = 60.0  # the first pause before an order is asked for again that may be younger than the copy
+
+
+def _wait_for_copy(state: State, outcome: Outcome, read: ReadBack | None, at: Moment) -> Transition:
+    """Send again after the next crawl: the order may be younger than Trackstar's copy."""
+    came_in = state.received_at or state.first_sent_at
+    last = came_in + timedelta(seconds=at.policy.not_found_grace)
+    if state.send_by is not None:
+        last = min(last, state.send_by - timedelta(seconds=_BEFORE_SEND_BY))
+    if crawls_since(at.crawls, came_in) >= ENOUGH_CRAWLS or at.now >= last:
+        return _reject(state, outcome, read, at)
+    return Transition(
+        status=Status.WAITING,
+        attempts=state.attempts + 1,
+        reason=NOT_FOUND_YET,
+        message=outcome.message,
+        verdict=Verdict.UNKNOWN if state.in_doubt else None,
+        run_at=min(_next_copy(came_in, at), last),
+        known_by=last + timedelta(seconds=READ_SECONDS),
+    )
+
+
+def _next_copy(came_in: datetime, at: Moment) -> datetime:
+    passed = (at.now - came_in).total_seconds()
+    pause = at.now + timedelta(seconds=min(max(passed, _ASK_FOR_NEW), at.policy.retry_cap))
+    if at.crawls is None or not at.crawls.known or broken(at.crawls, at.now):
+        return pause
+    # Whoever sees a crawl end lets it be sent at once; this is for a crawl that nobody sees.
+    return max(pause, at.crawls.next_end(at.now) or pause)
+
+
+def _read_later(state: State, outcome: Outcome, read: ReadBack, at: Moment) -> Transition:
     spent = state.attempts + 1 if read.spends_attempt else state.attempts
-    due = now + _delay(max(spent, 1), read.retry_after, jitter, policy)
-    if due >= _horizon(state, policy):
-        return _reject(state, outcome, now, policy, read)
+    due = at.now + _delay(max(spent, 1), read.retry_after, at)
+    if due >= _horizon(state, at.policy):
+        return _reject(state, outcome, read, at)
     return _keep_refusal(state, outcome, status=Status.WAITING, run_at=due, attempts=spent)
 
 
@@ -240,7 +235,7 @@ def _keep_refusal(
         attempts=state.attempts if attempts is None else attempts,
         reason=outcome.reason,
         message=outcome.message,
-        verdict=Verdict.UNKNOWN if state.in_doubt else Verdict.NOT_CANCELLED,
+        verdict=Verdict.UNKNOWN,
         evidence=Evidence.REFUSAL,
         run_at=run_at,
         hold_connection=hold_connection,
@@ -272,38 +267,37 @@ def _pause(state: State, outcome: Outcome) -> Transition:
     )
 
 
-def expire(state: State, *, now: datetime, policy: Policy) -> Transition:
+def expire(state: State, at: Moment) -> Transition:
     """End an unsent cancellation whose `send_by` has passed, with a truthful verdict."""
-    return _end_unproven(Status.EXPIRED, state, "send_by_passed", now, policy)
+    return _end_unproven(Status.EXPIRED, state, "send_by_passed", at)
 
 
-def give_up(state: State, *, now: datetime, policy: Policy) -> Transition:
+def give_up(state: State, at: Moment) -> Transition:
     """End what has waited past the retry horizon, as while its connection is held: its key has lived its life."""
     if state.awaits_read:
-        rejected = _reject(state, state.remembered_refusal, now, policy)
+        rejected = _reject(state, state.remembered_refusal, None, at)
         return msgspec.structs.replace(rejected, attempts=state.attempts)  # nothing was attempted now
-    return _end_unproven(Status.EXHAUSTED, state, "horizon_passed", now, policy)
+    return _end_unproven(Status.EXHAUSTED, state, "horizon_passed", at)
 
 
-def withdraw(state: State, *, now: datetime, policy: Policy) -> Transition | None:
+def withdraw(state: State, at: Moment) -> Transition | None:
     """Take back what was never sent; None when a request may have reached the warehouse: too late."""
     if state.verdict is not None:
         return None
-    return _end_unproven(Status.WITHDRAWN, state, "withdrawn", now, policy)
+    return _end_unproven(Status.WITHDRAWN, state, "withdrawn", at)
 
 
-def _end_unproven(
-    status: Status, state: State, reason: str, now: datetime, policy: Policy, message: str | None = None
-) -> Transition:
+def _end_unproven(status: Status, state: State, reason: str, at: Moment, message: str | None = None) -> Transition:
     # Nobody refused it and nothing proves it: either it never got through, or it is in doubt.
-    return Transition(
-        status=status,
+    doubt = state.in_doubt
+    return _ended(
+        status,
+        Verdict.UNKNOWN if doubt else Verdict.NOT_CANCELLED,
+        None if doubt else Evidence.NEVER_SENT,
+        at,
         attempts=state.attempts,
         reason=reason,
         message=message,
-        verdict=Verdict.UNKNOWN if state.in_doubt else Verdict.NOT_CANCELLED,
-        evidence=None if state.in_doubt else Evidence.NEVER_SENT,
-        confirm_at=next_read_back(now, now, policy) if state.in_doubt else None,
     )
 
 
@@ -325,15 +319,15 @@ _SPENDS_ATTEMPT = frozenset({Kind.IN_DOUBT, Kind.NOT_SENT})
 _LEAVES_DOUBT = frozenset({Kind.IN_DOUBT, Kind.STILL_RUNNING})
 
 
-def _try_again(state: State, outcome: Outcome, *, now: datetime, jitter: float, policy: Policy) -> Transition:
+def _try_again(state: State, outcome: Outcome, at: Moment) -> Transition:
     doubt = state.in_doubt or outcome.kind in _LEAVES_DOUBT
     if outcome.kind in _SPENDS_ATTEMPT:
         attempts = state.attempts + 1
-        due = now + _delay(attempts, outcome.retry_after, jitter, policy)
+        due = at.now + _delay(attempts, outcome.retry_after, at)
     else:
         attempts = state.attempts
-        due = now + _patience(state, outcome, now, jitter, policy)
-    ended = _out_of_time(state, due, policy)
+        due = at.now + _patience(state, outcome, at)
+    ended = _out_of_time(state, due, at.policy)
     if ended is None:
         return Transition(
             status=Status.WAITING,
@@ -344,7 +338,7 @@ def _try_again(state: State, outcome: Outcome, *, now: datetime, jitter: float, 
             run_at=due,
         )
     known = msgspec.structs.replace(state, attempts=attempts, verdict=Verdict.UNKNOWN if doubt else None)
-    return _end_unproven(ended, known, outcome.reason, now, policy, outcome.message)
+    return _end_unproven(ended, known, outcome.reason, at, outcome.message)
 
 
 def _out_of_time(state: State, due: datetime, policy: Policy) -> Status | None:
@@ -358,87 +352,19 @@ def _horizon(state: State, policy: Policy) -> datetime:
     return state.first_sent_at + timedelta(seconds=policy.retry_horizon)
 
 
-def _delay(attempts: int, retry_after: RetryAfter | None, jitter: float, policy: Policy) -> timedelta:
-    floor = retry_after or 0.0
-    wait = backoff(attempts, base=policy.retry_base, cap=policy.retry_cap, jitter=jitter, floor=floor)
-    return timedelta(seconds=wait)
+def _delay(attempts: int, retry_after: RetryAfter | None, at: Moment) -> timedelta:
+    base, cap = at.policy.retry_base, at.policy.retry_cap
+    return timedelta(seconds=backoff(attempts, base=base, cap=cap, jitter=at.jitter, floor=retry_after or 0.0))
 
 
 # The longest pause between two questions "is it still running?": a key is busy for 15 minutes at most.
 _MAX_PATIENCE = 60.0
 
 
-def _patience(state: State, outcome: Outcome, now: datetime, jitter: float, policy: Policy) -> timedelta:
+def _patience(state: State, outcome: Outcome, at: Moment) -> timedelta:
     # These waits spend no attempt, so the time that has passed stands in for the exponent.
     if outcome.retry_after is not None:
-        return _delay(1, outcome.retry_after, jitter, policy)
-    passed = (now - state.first_sent_at).total_seconds()
-    wait = min(max(passed, policy.retry_base), _MAX_PATIENCE, policy.retry_cap)
-    return timedelta(seconds=wait * (1.0 + jitter) / 2.0)
-
-
-def next_read_back(ended_at: datetime, now: datetime, policy: Policy) -> datetime | None:
-    """Return when an ended cancellation without proof is read back next, or None when all were tried."""
-    for seconds in policy.read_back:
-        due = ended_at + timedelta(seconds=seconds)
-        if due > now:
-            return due
-    return None
-
-
-class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
-    """What a later read-back changes on an ended cancellation. The status stays; the verdict may rise."""
-
-    verdict: Verdict
-    evidence: Evidence | None
-    confirm_at: datetime | None
-    order: Order | None = None
-    contradicted: bool = False  # Trackstar had said yes, and the goods left
-
-
-# A failed read-back is asked again after this long: the copy it asks for changes hourly.
-_READ_AGAIN = 60.0
-# One that was never asked, or was told to slow down, is due still: it waits for room, not for another copy.
-_ASK_SOON = 2.0
-
-
-def confirm(
-    verdict: Verdict,
-    evidence: Evidence | None,
-    ended_at: datetime,
-    read: ReadBack,
-    *,
-    now: datetime,
-    policy: Policy,
-) -> Confirmation:
-    """Raise a verdict by a later read-back, or say when to look again."""
-    if read.shows is OrderState.CANCELLED:
-        return Confirmation(verdict=Verdict.CANCELLED, evidence=Evidence.READ_BACK, confirm_at=None, order=read.order)
-    if read.shows is OrderState.SHIPPED:
-        return Confirmation(
-            verdict=Verdict.NOT_CANCELLED,
-            evidence=Evidence.READ_BACK,
-            confirm_at=None,
-            order=read.order,
-            contradicted=verdict is Verdict.ACCEPTED,
-        )
-    if read.shows in {OrderState.LATER, OrderState.NO_ACCESS}:
-        patience = _READ_AGAIN if read.spends_attempt else _ASK_SOON
-        again = now + timedelta(seconds=max(read.retry_after or 0.0, patience))
-        within = ended_at + timedelta(seconds=policy.retry_horizon)
-        return Confirmation(verdict=verdict, evidence=evidence, confirm_at=again if again < within else None)
-    return Confirmation(
-        verdict=verdict,
-        evidence=evidence,
-        confirm_at=next_read_back(ended_at, now, policy),
-        order=read.order,
-    )
-
-
-def safe_to_refund(status: Status, verdict: Verdict | None) -> SafeToRefund:
-    """Answer the one question of support. Nothing is told before the cancellation has ended."""
-    if status not in FINAL or verdict is None:
-        return SafeToRefund.NOT_YET
-    if verdict is Verdict.CANCELLED:
-        return SafeToRefund.YES
-    return SafeToRefund.NO if verdict is Verdict.NOT_CANCELLED else SafeToRefund.NOT_YET
+        return _delay(1, outcome.retry_after, at)
+    passed = (at.now - state.first_sent_at).total_seconds()
+    wait = min(max(passed, at.policy.retry_base), _MAX_PATIENCE, at.policy.retry_cap)
+    return timedelta(seconds=wait * (1.0 + at.jitter) / 2.0)

@@ -9,7 +9,7 @@ import msgspec
 import typer
 from rich.table import Table
 
-from worker.cancellation.lifecycle import SafeToRefund, Status
+from worker.cancellation.status import SafeToRefund, Status
 from worker.cli.parts import client, console, ledger, moment, overview, refund
 from worker.errors import AlreadyEndedError, LedgerUnavailableError, UnknownCancellationError
 from worker.inputs.text import visible_json

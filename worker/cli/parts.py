@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from worker.cancellation.lifecycle import SafeToRefund
+from worker.cancellation.status import SafeToRefund
 from worker.client import CancelClient
 from worker.environment import from_environment
 from worker.inputs.text import visible

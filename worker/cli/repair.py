@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from worker.cancellation.lifecycle import Status, Verdict, why_not_replay
+from worker.cancellation.lifecycle import why_not_replay
+from worker.cancellation.status import Status, Verdict
 from worker.cli.parts import client, console, ledger, overview
 from worker.errors import UnknownCancellationError
 from worker.ledger import queries, transitions

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
-from worker.cancellation.lifecycle import Evidence, State, Verdict
+from worker.cancellation.lifecycle import State
+from worker.cancellation.proof import NeedsPerson, Unproven
+from worker.cancellation.status import Evidence, Verdict
 from worker.ledger.dialects import built_once_per_dialect, db_now, id_in_chosen, now_plus_parameter
 from worker.ledger.schema import LEASED, cancellations, connections
 
@@ -67,15 +69,26 @@ class RefusalClaim(_Claim, frozen=True, kw_only=True):
 class ConfirmClaim(_Claim, frozen=True, kw_only=True):
     """The right to read back an order whose cancellation has ended without proof."""
 
-    verdict: Verdict
-    evidence: Evidence | None
-    ended_at: datetime
+    known: Unproven
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.known.verdict
 
 
 AttemptClaim = SendClaim | RefusalClaim
 Claim = SendClaim | RefusalClaim | ConfirmClaim
 
-STATE_COLUMNS = (c.attempts, c.first_sent_at, c.send_by, c.verdict, c.evidence, c.outcome_reason, c.outcome_message)
+STATE_COLUMNS = (
+    c.attempts,
+    c.first_sent_at,
+    c.received_at,
+    c.send_by,
+    c.verdict,
+    c.evidence,
+    c.outcome_reason,
+    c.outcome_message,
+)
 
 
 def state_of(row: Any, now: datetime) -> State:
@@ -83,6 +96,7 @@ def state_of(row: Any, now: datetime) -> State:
     return State(
         attempts=row.attempts,
         first_sent_at=row.first_sent_at or now,
+        received_at=row.received_at,
         send_by=row.send_by,
         verdict=Verdict(row.verdict) if row.verdict else None,
         evidence=Evidence(row.evidence) if row.evidence else None,
@@ -102,6 +116,9 @@ CLAIM_COLUMNS = (
     *STATE_COLUMNS,
     c.lease_owner,
     c.ended_at,
+    c.as_of,
+    c.known_by,
+    c.needs_person,
     db_now().label("claimed_at"),
     _token.label("encrypted_token"),
     _hold.label("hold_reason"),
@@ -174,12 +191,17 @@ def _claim_read_backs(dialect: str) -> ReturningUpdate[Any]:
 def claim_read_backs(db: sa.Connection, lease_seconds: float, limit: int) -> list[ConfirmClaim]:
     """Claim ended cancellations whose read-back is due, by moving it past the time that reading takes."""
     values = {"lease_seconds": lease_seconds, "limit": limit}
-    return [
-        ConfirmClaim(
-            **_common(row),
-            verdict=Verdict(row.verdict),
-            evidence=Evidence(row.evidence) if row.evidence else None,
-            ended_at=row.ended_at,
-        )
-        for row in db.execute(_claim_read_backs(db), values)
-    ]
+    return [confirm_claim(row) for row in db.execute(_claim_read_backs(db), values)]
+
+
+def confirm_claim(row: Any) -> ConfirmClaim:
+    """Return the claim of a row with CLAIM_COLUMNS that has ended."""
+    known = Unproven(
+        verdict=Verdict(row.verdict),
+        evidence=Evidence(row.evidence) if row.evidence else None,
+        ended_at=row.ended_at,
+        as_of=row.as_of,
+        known_by=row.known_by,
+        needs_person=NeedsPerson(row.needs_person) if row.needs_person else None,
+    )
+    return ConfirmClaim(**_common(row), known=known)

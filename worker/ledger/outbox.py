@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
-from worker.cancellation.lifecycle import Status, Verdict, safe_to_refund
+from worker.cancellation.status import Status, Verdict, safe_to_refund
 from worker.ledger.dialects import (
     RecordId,
     RowId,
@@ -25,6 +25,7 @@ from worker.ledger.schema import events
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime
 
 # How long a publisher has before another may think it dead and publish again.
 PUBLISH_LEASE_SECONDS = 10
@@ -41,6 +42,7 @@ class Event(msgspec.Struct, frozen=True):
 _EVENT_COLUMNS = (events.c.id, events.c.type, events.c.payload)
 
 
+NEEDS_PERSON = "cancellation.needs_person"
 NewEvent = tuple[str | None, str, dict[str, Any]]  # cancellation id or None, type, payload
 
 
@@ -134,4 +136,18 @@ def ended_payload(row: Any) -> dict[str, Any]:
         "reason": row.reason,
         "attempts": row.attempts,
         "at": row.ended_at.isoformat(),
+        **proof_payload(row),
     }
+
+
+def proof_payload(row: Any) -> dict[str, Any]:
+    """Say of which instant a verdict is true, and where it is none: by when it is known, or why a person must look."""
+    return {
+        "as_of": _instant(row.as_of),
+        "known_by": _instant(row.known_by),
+        "needs_person": row.needs_person,
+    }
+
+
+def _instant(value: datetime | None) -> str | None:
+    return value.isoformat() if value else None

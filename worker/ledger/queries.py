@@ -12,9 +12,9 @@ import msgspec
 import sqlalchemy as sa
 
 from worker.cancellation.fairness import PRIORITY_RANK
-from worker.cancellation.lifecycle import FINAL, SafeToRefund, Status, Verdict, safe_to_refund
 from worker.cancellation.pace import seconds_to_send
 from worker.cancellation.request import is_record_id
+from worker.cancellation.status import FINAL, SafeToRefund, Status, Verdict, safe_to_refund
 from worker.ledger.dialects import (
     RecordId,
     bind_rows,
@@ -53,6 +53,9 @@ class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
     order_status: str | None
     order_snapshot: str | None  # JSON as it came; holds personal data
     unused_fields: str | None
+    as_of: datetime | None  # the instant of which the verdict is true
+    known_by: datetime | None  # where nothing is proven: the instant by which it is known
+    needs_person: str | None  # where nothing is proven, and no crawl will: why a person must settle it
     requested_by: str | None
     reason: str | None
     metadata: dict[str, Any] | None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from worker.cancellation.fairness import PRIORITY_RANK
-from worker.cancellation.lifecycle import FINAL, UNSENT, Evidence, Status, Verdict
+from worker.cancellation.status import FINAL, UNSENT, Evidence, Status, Verdict
 from worker.ledger.dialects import RecordId, RowId, UtcTimestamp, partial_index
 
 metadata = sa.MetaData(
@@ -83,7 +83,11 @@ cancellations = sa.Table(
     sa.Column("order_status", sa.Text),
     sa.Column("order_snapshot", sa.Text),  # the order's JSON as it came, not as we understand it
     sa.Column("unused_fields", sa.Text),
+    sa.Column("as_of", UtcTimestamp),  # the instant of which the verdict is true; null in old rows: when it ended
     sa.Column("confirm_at", UtcTimestamp),  # the next read-back
+    # Where it is not known yet: the instant by which it will be, or why a person must settle it.
+    sa.Column("known_by", UtcTimestamp),
+    sa.Column("needs_person", sa.String(32)),
     sa.Column("warned_at", UtcTimestamp),  # when it was announced that it cannot be sent by its send_by
     sa.CheckConstraint(f"status IN ({_words(Status)})", name="status_known"),
     sa.CheckConstraint(f"verdict IN ({_words(Verdict)})", name="verdict_known"),
@@ -126,9 +130,39 @@ partial_index("ix_cancellations_due", c.run_at, where=WAITING)
 partial_index("ix_cancellations_leased", c.lease_expires_at, where=LEASED)
 partial_index("ix_cancellations_send_by", c.send_by, where=UNSENT_IN_TIME)
 partial_index("ix_cancellations_sent_before", c.first_sent_at, where=SENT_BEFORE)
+# What waits for a crawl, or for a person.
+UNSETTLED = c.known_by.is_not(None) | c.needs_person.is_not(None)
+partial_index("ix_cancellations_unsettled", c.connection_id, c.order_id, where=UNSETTLED)
+# What later crawls can prove or overturn.
+WATCHED = c.verdict.in_([sa.literal_column(f"'{each}'") for each in ("accepted", "cancelled", "unknown")])
+partial_index("ix_cancellations_watched", c.connection_id, c.ended_at, where=WATCHED)
 partial_index("ix_cancellations_confirm", c.confirm_at, where=c.confirm_at.is_not(None))
 sa.Index("ix_cancellations_order", c.order_id)
 sa.Index("ix_cancellations_received_at", c.received_at)
+
+# What Trackstar tells of its copy of each connection's orders, in the ledger's time. A table of its own, because it
+# changes often, and a connection's row is read by each claim.
+freshness = sa.Table(
+    "freshness",
+    metadata,
+    sa.Column("connection_id", sa.String(255), sa.ForeignKey("connections.id"), primary_key=True),
+    sa.Column("trackstar_id", sa.String(255)),  # where it is another than ours
+    sa.Column("began_at", UtcTimestamp),  # of the latest crawl that has ended
+    sa.Column("ended_at", UtcTimestamp),
+    sa.Column("before_began_at", UtcTimestamp),  # of the one before
+    sa.Column("running_since", UtcTimestamp),
+    sa.Column("frequency", sa.Float),  # seconds
+    sa.Column("length", sa.Float),  # seconds
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("seen_at", UtcTimestamp),
+    # How far Trackstar's clock was ahead of the ledger's, in seconds, when these instants were told.
+    sa.Column("ahead", sa.Float, nullable=False, server_default=sa.text("0")),
+    sa.Column("running_ahead", sa.Float, nullable=False, server_default=sa.text("0")),
+    sa.Column("failed", UtcTimestamp),  # Trackstar's own instant at which the last crawl began that failed
+    sa.Column("force_after", UtcTimestamp),  # a crawl is not asked for before
+    sa.Column("look_at", UtcTimestamp),  # when the changes that crawls brought are read next, by whoever claims it
+    sa.Column("looked_to", UtcTimestamp),  # the begin of the crawl up to which they were read
+)
 
 attempts = sa.Table(
     "attempts",

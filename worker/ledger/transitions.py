@@ -1,6 +1,6 @@
 """Every statement that writes a status, each named from → to. There is no other file that does.
 
-Which of these are legal, `cancellation.lifecycle.TRANSITIONS` says: a statement that is not cannot be declared here.
+Which of these are legal, `cancellation.status.TRANSITIONS` says: a statement that is not cannot be declared here.
 Knows guards and columns; how a transition is decided, `cancellation.lifecycle` knows.
 """
 
@@ -14,8 +14,9 @@ from msgspec.structs import asdict
 
 from worker.cancellation import lifecycle
 from worker.cancellation.fairness import turn_key
-from worker.cancellation.lifecycle import FINAL, TRANSITIONS, UNSENT, Status, Verdict, doubt_kept
+from worker.cancellation.lifecycle import Moment, doubt_kept
 from worker.cancellation.request import is_record_id
+from worker.cancellation.status import FINAL, TRANSITIONS, UNSENT, Status, Verdict
 from worker.errors import TooLateError, UnknownCancellationError
 from worker.ledger import selection
 from worker.ledger.claims import (
@@ -44,7 +45,7 @@ from worker.ledger.dialects import (
     now_plus,
     rows_parameter,
 )
-from worker.ledger.outbox import NewEvent, add_events, add_leased_events, ended_payload
+from worker.ledger.outbox import NEEDS_PERSON, NewEvent, add_events, add_leased_events, ended_payload
 from worker.ledger.schema import LEASED, WAITING, attempts, cancellations, connections
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
-    from worker.cancellation.lifecycle import Policy, Transition
+    from worker.cancellation.lifecycle import Transition
+    from worker.cancellation.policy import Policy
     from worker.cancellation.request import CancelRequest
     from worker.ledger.outbox import Event
 
@@ -315,8 +317,11 @@ _TRANSITION = {
     "evidence": sa.Text(),
     "reason": sa.Text(),
     "message": sa.Text(),
+    "as_of": UtcTimestamp(),
     "run_at": UtcTimestamp(),
     "confirm_at": UtcTimestamp(),
+    "known_by": UtcTimestamp(),
+    "needs_person": sa.Text(),
     "order_status": sa.Text(),
     "order_snapshot": sa.Text(),
     "unused_fields": sa.Text(),
@@ -378,8 +383,11 @@ def _applying(dialect: str, source: sa.CTE, guard: sa.ColumnElement[bool]) -> Re
             evidence=source.c.evidence,
             outcome_reason=source.c.reason,
             outcome_message=source.c.message,
+            as_of=source.c.as_of,
             run_at=source.c.run_at,
             confirm_at=source.c.confirm_at,
+            known_by=source.c.known_by,
+            needs_person=source.c.needs_person,
             # An answer without an order does not wipe the last one that was seen.
             order_status=sa.func.coalesce(source.c.order_status, c.order_status),
             order_snapshot=sa.func.coalesce(source.c.order_snapshot, c.order_snapshot),
@@ -399,6 +407,9 @@ def _applying(dialect: str, source: sa.CTE, guard: sa.ColumnElement[bool]) -> Re
             c.outcome_reason.label("reason"),
             c.attempts,
             c.ended_at,
+            c.as_of,
+            c.known_by,
+            c.needs_person,
         )
     )
 
@@ -416,7 +427,8 @@ def _ids(changed: Sequence[sa.Row[Any]]) -> set[str]:
 
 
 def _ends(changed: Sequence[sa.Row[Any]]) -> list[NewEvent]:
-    return [(str(row.id), "cancellation.ended", ended_payload(row)) for row in changed if row.ended_at]
+    ends = [(str(row.id), "cancellation.ended", ended_payload(row)) for row in changed if row.ended_at]
+    return ends + [(each, NEEDS_PERSON, payload) for each, _, payload in ends if payload["needs_person"]]
 
 
 def _transition_row(lease: Lease, transition: Transition) -> dict[str, Any]:
@@ -440,7 +452,7 @@ def withdraw(db: sa.Connection, record_id: str, policy: Policy) -> None:
             f"No cancellation has the id {record_id}. A job that was enqueued a moment ago may still be on the inbox: "
             "ask again in a second."
         )
-    transition = lifecycle.withdraw(state_of(row, row.now), now=row.now, policy=policy)
+    transition = lifecycle.withdraw(state_of(row, row.now), Moment(now=row.now, policy=policy))
     if transition is None or not end_unsent(db, [(record_id, transition)]):
         raise TooLateError(
             f"Cancellation {record_id} cannot be withdrawn: it is {row.status}, so a request may have reached the "
@@ -503,7 +515,10 @@ def replay(db: sa.Connection, ids: Iterable[str], *, send_by: datetime | None = 
             send_by=sa.literal(send_by, UtcTimestamp()),
             first_sent_at=sa.null(),
             ended_at=sa.null(),
+            as_of=sa.null(),
             confirm_at=sa.null(),
+            known_by=sa.null(),
+            needs_person=sa.null(),
             verdict=sa.case((c.verdict.in_(_KEEPS_DOUBT), sa.literal(Verdict.UNKNOWN, sa.Text())), else_=sa.null()),
             evidence=sa.null(),
             outcome_reason=sa.null(),

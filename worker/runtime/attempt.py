@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import msgspec
 import structlog
 
-from worker.cancellation import lifecycle
+from worker.cancellation import proof
 from worker.cancellation.answer import MAX_ITEMS, Answer, NoReply
-from worker.cancellation.lifecycle import Policy, State, Transition, decide, must_read
+from worker.cancellation.freshness import Crawls
+from worker.cancellation.lifecycle import Moment, Transition, decide, must_read
 from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack, classify, classify_read
+from worker.cancellation.policy import Policy
 from worker.inputs.headers import RetryAfter
 from worker.inputs.ids import may_change_form
 from worker.ledger.attempts import WORKER_LOST, AttemptRow
@@ -46,10 +48,14 @@ class AttemptContext(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy
     pace: Pace
     start_within: float  # seconds after the claim; a later start could outlive the lease
+    crawls: Callable[[str], Crawls | None] = lambda _connection_id: None  # what is known of a connection's crawls
     jitter: Callable[[], float] = random.random  # uniform in [0, 1)
 
-    def decide(self, state: State, outcome: Outcome, read: ReadBack | None, now: datetime) -> Transition:
-        return decide(state, outcome, read, now=now, jitter=self.jitter(), policy=self.policy)
+    def decide(self, claim: AttemptClaim, outcome: Outcome, read: ReadBack | None, now: datetime) -> Transition:
+        crawls = self.crawls(claim.connection_id)
+        return decide(
+            claim.state, outcome, read, Moment(now=now, policy=self.policy, crawls=crawls, jitter=self.jitter())
+        )
 
 
 class LedgerClock(msgspec.Struct, frozen=True):
@@ -74,17 +80,13 @@ def attempt(claim: SendClaim, clock: LedgerClock, context: AttemptContext) -> At
         return give_back(claim, clock, context)
     token = _token(claim, context)
     if token is None:
-        return AttemptResult(
-            claim=claim, attempts=(), transition=context.decide(claim.state, _NO_TOKEN, None, clock.now())
-        )
+        return AttemptResult(claim=claim, attempts=(), transition=context.decide(claim, _NO_TOKEN, None, clock.now()))
     outcome, rows = _cancel(claim, token, clock, context)
     read = None
     if must_read(claim.state, outcome):
         ((found, read_rows),) = _read([claim], clock, context)
         read, rows = found or _NOT_READ, rows + read_rows
-    return AttemptResult(
-        claim=claim, attempts=rows, transition=context.decide(claim.state, outcome, read, clock.now())
-    )
+    return AttemptResult(claim=claim, attempts=rows, transition=context.decide(claim, outcome, read, clock.now()))
 
 
 def read_refused(claims: Sequence[RefusalClaim], clock: LedgerClock, context: AttemptContext) -> list[AttemptResult]:
@@ -97,7 +99,7 @@ def read_refused(claims: Sequence[RefusalClaim], clock: LedgerClock, context: At
         AttemptResult(
             claim=claim,
             attempts=rows,
-            transition=context.decide(claim.state, claim.state.remembered_refusal if read else _NO_TOKEN, read, now),
+            transition=context.decide(claim, claim.state.remembered_refusal if read else _NO_TOKEN, read, now),
         )
         for claim, (read, rows) in zip(claims, reads, strict=True)
     ]
@@ -105,19 +107,17 @@ def read_refused(claims: Sequence[RefusalClaim], clock: LedgerClock, context: At
 
 def confirm(claims: Sequence[ConfirmClaim], clock: LedgerClock, context: AttemptContext) -> list[ConfirmResult]:
     """Read back ended cancellations of one connection without proof, in one request, and decide about each."""
+    crawls = context.crawls(
+        claims[0].connection_id
+    )  # before the read: a crawl that ends meanwhile proves nothing of it
     reads = _read(claims, clock, context)
     now = clock.now()
     return [
         ConfirmResult(
             claim=claim,
             attempts=rows,
-            confirmation=lifecycle.confirm(
-                claim.verdict,
-                claim.evidence,
-                claim.ended_at,
-                read or _NO_TOKEN_TO_READ,
-                now=now,
-                policy=context.policy,
+            confirmation=proof.confirm(
+                claim.known, read or _NO_TOKEN_TO_READ, now=now, crawls=crawls, policy=context.policy
             ),
         )
         for claim, (read, rows) in zip(claims, reads, strict=True)
@@ -133,7 +133,7 @@ def rescue(claim: AttemptClaim, context: AttemptContext) -> AttemptResult:
         kind = "cancel"
         outcome, read = Outcome(kind=Kind.IN_DOUBT, reason=WORKER_LOST), None
     row = AttemptRow(kind=kind, started_at=claim.state.first_sent_at, reason=WORKER_LOST)
-    transition = context.decide(claim.state, outcome, read, claim.claimed_at)
+    transition = context.decide(claim, outcome, read, claim.claimed_at)
     return AttemptResult(claim=claim, attempts=(row,), transition=transition)
 
 
@@ -148,7 +148,7 @@ def give_back(claim: AttemptClaim, clock: LedgerClock, context: AttemptContext) 
     if isinstance(claim, RefusalClaim):
         outcome = claim.state.remembered_refusal
         read = ReadBack(shows=OrderState.LATER, reason=_TOO_LATE, spends_attempt=False)
-    return AttemptResult(claim=claim, attempts=(), transition=context.decide(claim.state, outcome, read, clock.now()))
+    return AttemptResult(claim=claim, attempts=(), transition=context.decide(claim, outcome, read, clock.now()))
 
 
 def _cancel(

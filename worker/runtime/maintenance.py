@@ -16,8 +16,10 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.cancellation.lifecycle import Policy, Transition, expire, give_up
+from worker.cancellation.freshness import Crawls
+from worker.cancellation.lifecycle import Moment, Transition, expire, give_up
 from worker.cancellation.pace import seconds_to_send
+from worker.cancellation.policy import Policy
 from worker.ledger import claims, deadlines, holds, migrations, transitions
 from worker.ledger.claims import AttemptClaim, ConfirmClaim
 from worker.ledger.database import read_only
@@ -48,6 +50,7 @@ class Handlers(msgspec.Struct, frozen=True, kw_only=True):
     confirm: Callable[[list[ConfirmClaim]], None]  # ended cancellations to read back
     publish_events: Callable[[], None]
     expired: Callable[[list[tuple[Lapsed, Transition]]], None]  # to be told
+    crawls: Callable[[str], Crawls | None] = lambda _connection_id: None  # what is known of a connection's crawls
 
 
 class Maintenance:
@@ -148,10 +151,13 @@ class Maintenance:
     def _end(self, find: Callable[..., list[Lapsed]], decide: Callable[..., Transition]) -> int:
         with self._ledger.begin() as db:
             found = find(db, limit=MAX_SWEEP)
-            decided = [(row, decide(row.state, now=row.now, policy=self._policy)) for row in found]
+            decided = [(row, decide(row.state, self._moment(row))) for row in found]
             ended = transitions.end_unsent(db, [(row.id, transition) for row, transition in decided])
         self._handlers.expired([(row, transition) for row, transition in decided if row.id in ended])
         return len(ended)
+
+    def _moment(self, row: Lapsed) -> Moment:
+        return Moment(now=row.now, policy=self._policy, crawls=self._handlers.crawls(row.connection_id))
 
     def _reclaim_expired_leases(self) -> int:
         with self._ledger.begin() as db:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from worker.cancellation.lifecycle import Status
 from worker.cancellation.outcome import ALARMING_REASONS
+from worker.cancellation.status import Status
 from worker.ledger.results import AttemptResult, ConfirmResult
 from worker.runtime.loop import NEVER, Loop
 from worker.telemetry.sentry import alert

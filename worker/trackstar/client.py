@@ -16,7 +16,7 @@ from requests.exceptions import InvalidHeader, RequestException
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from worker.cancellation.answer import Answer, NoReply, NoReplyReason, Reply, read_connection, read_reply
-from worker.cancellation.lifecycle import Policy
+from worker.cancellation.policy import Policy
 from worker.inputs.body import TooLargeError, decompressed
 from worker.inputs.headers import read_rate_limit, read_retry_after
 from worker.trackstar.connection import Adapter

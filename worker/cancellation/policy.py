@@ -1,0 +1,16 @@
+"""The settings that a decision depends on, and nothing else."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """How long is tried, waited and read again, in seconds."""
+
+    retry_base: float = 1.0
+    retry_cap: float = 900.0
+    retry_horizon: float = 86_400.0
+    read_back: tuple[float, ...] = (120.0, 900.0, 4200.0)  # after the end; the copy is hourly
+    not_found_grace: float = 4500.0  # an order may be younger than Trackstar's copy; 0: refused at once
+    watch: float = 14 * 86_400.0  # for so long a verdict is compared with what changes

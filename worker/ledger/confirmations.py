@@ -1,0 +1,237 @@
+"""Every statement that changes what is known of an ended cancellation: a read-back, a second look, a crawl, a person.
+
+The status stays. Knows rows and events; what a read proves, `cancellation.proof` knows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from worker.cancellation.proof import PASSING, Confirmation
+from worker.cancellation.status import Status, safe_to_refund
+from worker.ledger.claims import CLAIM_COLUMNS, ConfirmClaim, confirm_claim
+from worker.ledger.dialects import (
+    RecordId,
+    UtcTimestamp,
+    bind_rows,
+    built_once_per_dialect,
+    db_now,
+    id_in_chosen,
+    rows_parameter,
+)
+from worker.ledger.outbox import NEEDS_PERSON, NewEvent, add_events, proof_payload
+from worker.ledger.schema import UNSETTLED, WATCHED, cancellations, events
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from sqlalchemy.sql.dml import ReturningUpdate
+
+    from worker.cancellation.proof import Prospect, Unproven
+
+c = cancellations.c
+
+Found = tuple[ConfirmClaim, Confirmation]
+
+_CONFIRMATION = {
+    "id": RecordId,
+    "token": sa.Integer(),
+    "known": sa.Text(),
+    "verdict": sa.Text(),
+    "evidence": sa.Text(),
+    "as_of": UtcTimestamp(),
+    "confirm_at": UtcTimestamp(),
+    "known_by": UtcTimestamp(),
+    "needs_person": sa.Text(),
+    "order_status": sa.Text(),
+    "order_snapshot": sa.Text(),
+}
+
+
+def apply_confirmations(db: sa.Connection, found: Sequence[Found], **told: str) -> set[str]:
+    """Write what was found of ended cancellations, where they are as they were; tell what changed, once.
+
+    `told` goes into the events: who it was, and why, where a person settles it.
+    """
+    if not found:
+        return set()
+    rows = db.execute(_confirming(db), bind_rows(_row(*each) for each in found)).all()
+    current = {(str(row.id), row.claims): row for row in rows}
+    news = [
+        (each, row)
+        for each in found
+        if (row := current.get((each[0].id, each[0].lease.token))) and _kind_of(*each) is not None
+    ]
+    add_events(db, [_event(*each, row, told) for each, row in _once(db, news)])
+    return {str(row.id) for row in rows}
+
+
+@built_once_per_dialect
+def _confirming(dialect: str) -> ReturningUpdate[Any]:
+    source = rows_parameter(dialect, _CONFIRMATION)
+    return (
+        sa.update(cancellations)
+        .where(
+            c.id == source.c.id,
+            c.claims == source.c.token,
+            c.ended_at.is_not(None),
+            c.verdict == source.c.known,  # written twice, it was told the first time
+        )
+        .values(
+            verdict=source.c.verdict,
+            evidence=source.c.evidence,
+            as_of=sa.func.coalesce(source.c.as_of, c.as_of),
+            confirm_at=source.c.confirm_at,
+            known_by=source.c.known_by,
+            needs_person=source.c.needs_person,
+            order_status=sa.func.coalesce(source.c.order_status, c.order_status),
+            order_snapshot=sa.func.coalesce(source.c.order_snapshot, c.order_snapshot),
+        )
+        .returning(c.id, c.claims, c.status, c.as_of, c.known_by, c.needs_person)
+    )
+
+
+def _row(claim: ConfirmClaim, found: Confirmation) -> dict[str, object]:
+    order = found.order
+    return {
+        **{name: getattr(found, name) for name in _CONFIRMATION if hasattr(found, name)},
+        "id": claim.id,
+        "token": claim.lease.token,
+        "known": claim.verdict,
+        "order_status": order.status if order else None,
+        "order_snapshot": order.document if order else None,
+    }
+
+
+def _kind_of(claim: ConfirmClaim, found: Confirmation) -> str | None:
+    """Return the event that tells of a change; None where nobody need hear of it."""
+    known = claim.known
+    if found.verdict != known.verdict:
+        return "cancellation.contradicted" if found.contradicted else "cancellation.verdict_raised"
+    if found.needs_person and not known.needs_person:
+        return NEEDS_PERSON
+    if found.known_by and known.known_by and found.known_by > known.known_by:
+        return "cancellation.known_by_moved"
+    return None
+
+
+def _once(db: sa.Connection, news: Sequence[tuple[Found, Any]]) -> list[tuple[Found, Any]]:
+    """Leave out what was told before: crawls may fail and come back many times while one order waits for them."""
+    asked = [claim.id for (claim, found), _ in news if _kind_of(claim, found) == NEEDS_PERSON]
+    if not asked:
+        return list(news)
+    told_before = {
+        str(row.cancellation_id)
+        for row in db.execute(
+            sa.select(events.c.cancellation_id).where(
+                events.c.cancellation_id.in_(asked), events.c.type == NEEDS_PERSON
+            )
+        )
+    }
+    return [each for each in news if each[0][0].id not in told_before or _kind_of(*each[0]) != NEEDS_PERSON]
+
+
+def _event(claim: ConfirmClaim, found: Confirmation, row: Any, told: dict[str, str]) -> NewEvent:
+    status = Status(row.status)
+    payload = {
+        "id": claim.id,
+        "connection_id": claim.connection_id,
+        "order_id": claim.order_id,
+        "generation": claim.generation,
+        "status": status,
+        "verdict": found.verdict,
+        "evidence": found.evidence,
+        "safe_to_refund": safe_to_refund(status, found.verdict),
+        **proof_payload(row),
+        **told,
+    }
+    return claim.id, _kind_of(claim, found) or "", payload
+
+
+# ---- what is looked at again
+
+
+_WAITS_FOR_A_CRAWL = UNSETTLED & (
+    c.known_by.is_not(None) | c.needs_person.in_([each.value for each in sorted(PASSING)])
+)
+
+
+def revise(
+    db: sa.Connection, connection_id: str, foresee: Callable[[Unproven], Prospect], limit: int, after: str = ""
+) -> str | None:
+    """Say anew by when, or by whom, what waits for a crawl is known: what is known of the crawls has changed.
+
+    Goes through them by order id, `limit` after `after`; returns where to go on, or None at the end.
+    """
+    rows = db.execute(
+        sa.select(*CLAIM_COLUMNS, c.confirm_at)
+        .where(c.connection_id == connection_id, c.order_id > after, c.ended_at.is_not(None), _WAITS_FOR_A_CRAWL)
+        .order_by(c.order_id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    revised = [_revised(row, foresee) for row in rows]
+    apply_confirmations(db, [each for each in revised if _differs(*each)])
+    return rows[-1].order_id if len(rows) == limit else None
+
+
+def _differs(claim: ConfirmClaim, found: Confirmation) -> bool:
+    return (claim.known.known_by, claim.known.needs_person) != (found.known_by, found.needs_person)
+
+
+def _revised(row: Any, foresee: Callable[[Unproven], Prospect]) -> Found:
+    claim = confirm_claim(row)
+    then = foresee(claim.known)
+    return claim, Confirmation(
+        verdict=claim.verdict,
+        evidence=claim.known.evidence,
+        confirm_at=row.confirm_at or then.confirm_at,
+        known_by=then.known_by,
+        needs_person=then.needs_person,
+    )
+
+
+@built_once_per_dialect
+def _watched_of(dialect: str) -> sa.Select[Any]:
+    asked = rows_parameter(dialect, {"order_id": sa.Text()})
+    return (
+        sa.select(*CLAIM_COLUMNS, c.confirm_at)
+        .where(
+            c.connection_id == sa.bindparam("connection_id", type_=sa.Text()),
+            c.order_id.in_(sa.select(asked.c.order_id)),
+            c.ended_at.is_not(None),
+            WATCHED,
+        )
+        .with_for_update(skip_locked=True)
+    )
+
+
+def watched_orders(db: sa.Connection, connection_id: str, order_ids: Collection[str]) -> list[ConfirmClaim]:
+    """Return, locked, the ended cancellations of these orders whose verdict a later crawl can prove or overturn."""
+    asked = bind_rows({"order_id": each} for each in order_ids)
+    return [confirm_claim(row) for row in db.execute(_watched_of(db), {**asked, "connection_id": connection_id})]
+
+
+def read_soon(db: sa.Connection, connection_id: str, limit: int) -> int:
+    """Let what waits for a crawl of this connection be read now; return how many."""
+    return _bring_forward(db, c.confirm_at, c.ended_at.is_not(None), connection_id, limit)
+
+
+def send_soon(db: sa.Connection, connection_id: str, limit: int) -> int:
+    """Let what waits for its order to appear be sent now; return how many."""
+    return _bring_forward(db, c.run_at, c.status == Status.WAITING, connection_id, limit)
+
+
+def _bring_forward(
+    db: sa.Connection, when: sa.Column[Any], which: sa.ColumnElement[bool], connection_id: str, limit: int
+) -> int:
+    later = when.is_(None) | (when > db_now())
+    chosen = sa.select(c.id).where(c.connection_id == connection_id, which, _WAITS_FOR_A_CRAWL, later).limit(limit)
+    moved = db.execute(
+        sa.update(cancellations)
+        .where(id_in_chosen(db.dialect.name, c.id, chosen.with_for_update(skip_locked=True)))
+        .values({when.name: db_now()})
+    )
+    return moved.rowcount
