@@ -19,7 +19,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker.cancellation.freshness import Crawls
 from worker.cancellation.lifecycle import Moment, Transition, expire, give_up
 from worker.cancellation.pace import seconds_to_send
-from worker.cancellation.policy import Policy
 from worker.ledger import claims, deadlines, holds, migrations, transitions
 from worker.ledger.claims import AttemptClaim, ConfirmClaim
 from worker.ledger.database import read_only
@@ -29,6 +28,7 @@ from worker.runtime.reporting import alert_on_resumed
 from worker.telemetry.sentry import report_bug
 
 if TYPE_CHECKING:
+    from worker.cancellation.policy import Policy
     from worker.ledger.deadlines import NextDeadlines
 
 log = structlog.get_logger()
