@@ -166,15 +166,18 @@ def _orders_schedule(raw: msgspec.Raw) -> Schedule | None:
     fields = next((each for each in schedules if value_of(each.function_name) == ORDERS_CRAWL), None)
     if fields is None:
         return None
+    start, end = (read_instant(value_of(each)) for each in (fields.last_crawl_start, fields.last_crawl_end))
     return Schedule(
-        start=read_instant(value_of(fields.last_crawl_start)),
-        end=read_instant(value_of(fields.last_crawl_end)),
+        start=start,
+        end=end,
         frequency=read_period(value_of(fields.sync_frequency), least=MIN_PERIOD_SECONDS, most=MAX_PERIOD_SECONDS),
-        status=_status(value_of(fields.in_progress), value_of(fields.sync_status)),
+        status=_status(value_of(fields.in_progress), value_of(fields.sync_status), crawled=end is not None),
     )
 
 
-def _status(in_progress: Any, said: Any) -> CrawlStatus:
+def _status(in_progress: Any, said: Any, *, crawled: bool) -> CrawlStatus:
     if in_progress is True:
         return CrawlStatus.IN_PROGRESS
+    if said is None and crawled:
+        return CrawlStatus.ENABLED  # the word is missing, and crawls come
     return _STATUSES.get(said, CrawlStatus.UNKNOWN) if isinstance(said, str) else CrawlStatus.UNKNOWN
