@@ -1,4 +1,4 @@
-"""What a hint may say: look again at this order of a connection, or at the connection. Pure; nothing in it is believed.
+"""What a hint may say: look again at an order of a connection, or at the connection. Pure; nothing in it is believed.
 
 An entry holds the two names as its fields, or as one JSON object in any one field.
 """

@@ -1,6 +1,6 @@
 """Hints from outside: the next read of an order, or of a connection, is moved to now. Nothing is believed from one.
 
-Every worker reads the stream; to follow a hint twice is harmless. Knows the stream; what is moved, `ledger.hints` says.
+Every worker reads the stream; to follow a hint twice is harmless. Knows the stream; what moves, `ledger.hints` says.
 """
 
 from __future__ import annotations

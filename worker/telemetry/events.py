@@ -79,7 +79,7 @@ LOG_EVENTS = {
     "ledger.clock_stepped": _event("warning", "seconds", "The ledger's clock jumped: leases are given time."),
     "freshness.not_told": _event("warning", "http_status", "Trackstar does not say when it renews its copies."),
     "freshness.crawls_changed": _event(
-        "warning", "connection_id problem", "Crawls of its orders fail, or come again."
+        "warning", "connection_id problem", "Its crawls fail, or come again."
     ),
     "freshness.crawl_forced": _event("info", "connection_id http_status", "A crawl was asked for."),
     "hints.ignored": _event("warning", "count", "Entries of the hints stream were no hints."),
