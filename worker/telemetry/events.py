@@ -20,6 +20,8 @@ LOOPS = (
     "flower",
     "known_keys",
     "backlog",
+    "freshness",
+    "hints",
 )  # the threads of a worker, as their events are named
 
 
@@ -76,6 +78,12 @@ LOG_EVENTS = {
     "executor.threads_missing": _event("warning", "wanted started", "The system allows fewer threads than asked for."),
     "executor.crashed": _event("bug", "", "A bug met a request thread, which goes on."),
     "ledger.clock_stepped": _event("warning", "seconds", "The ledger's clock jumped: leases are given time."),
+    "freshness.not_told": _event("warning", "http_status", "Trackstar does not say when it renews its copies."),
+    "freshness.crawls_changed": _event(
+        "warning", "connection_id problem", "Its crawls fail, or come again."
+    ),
+    "freshness.crawl_forced": _event("info", "connection_id http_status", "A crawl was asked for."),
+    "hints.ignored": _event("warning", "count", "Entries of the hints stream were no hints."),
     "log.dropped": _event("warning", "count", "Lines could not be written: the log was full, blocked or gone."),
     "dead_letter.kept": _event(
         "warning", "source reason count kept", "Messages could not be read; most of them are kept."
@@ -98,6 +106,7 @@ ALERTS = {
     "trackstar.resumed": _event("alert", "", "Trackstar answers again."),
     "cancellation.exhausted": _event("alert", f"{_ORDER} reason verdict", "No proof within the retry horizon."),
     "cancellation.contradicted": _event("alert", _ORDER, "Trackstar had said or shown a yes, and the goods left."),
+    "cancellation.needs_person": _event("alert", f"{_ORDER} reason", "No crawl settles it: a person must."),
     "cancellation.key_reused": _event("alert", _ORDER, "A key went out for another request: our bug."),
     "cancellation.not_enabled": _event("alert", _ORDER, "Cancel is disabled for this connection."),
     "cancellation.redirected": _event("alert", _ORDER, "Trackstar redirects: a wrong base URL?"),
