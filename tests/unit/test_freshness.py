@@ -98,6 +98,14 @@ def test_nothing_is_counted_while_a_crawl_is_running() -> None:
     assert at(0) == crawls.running_since
 
 
+def test_nothing_is_counted_while_a_crawl_is_running_though_an_end_is_told() -> None:
+    assert 0 == crawls_since(known((running(0, -1), 30), (running(0, 300), 310)), at(-10_000))
+
+
+def test_a_crawl_that_was_seen_running_and_failed_is_not_counted() -> None:
+    assert 0 == crawls_since(known((running(0, -1), 30), (seen(0, 300, CrawlStatus.ERROR), 310)), at(-1))
+
+
 def test_a_crawl_that_was_seen_running_is_counted_when_it_has_ended() -> None:
     crawls = known((running(0, -3300), 30), (seen(0, 300), 330))
 
