@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import sqlalchemy as sa
+from msgspec import structs
 
 from worker.cancellation.fairness import PRIORITY_RANK
 from worker.cancellation.pace import seconds_to_send
+from worker.cancellation.policy import Policy
+from worker.cancellation.proof import NeedsPerson, known_by_at_the_latest, prospect
 from worker.cancellation.request import is_record_id
 from worker.cancellation.status import FINAL, SafeToRefund, Status, Verdict, safe_to_refund
 from worker.ledger.dialects import (
@@ -21,10 +24,21 @@ from worker.ledger.dialects import (
     built_once_per_dialect,
     db_now,
     id_in_chosen,
+    now_plus,
     rows_parameter,
 )
-from worker.ledger.holds import RATE_LIMITED
-from worker.ledger.schema import PENDING, RANK, attempts, cancellations, connections, events
+from worker.ledger.holds import ALL, RATE_LIMITED
+from worker.ledger.schema import (
+    CONTRADICTED,
+    PENDING,
+    RANK,
+    UNSETTLED,
+    WATCHED,
+    attempts,
+    cancellations,
+    connections,
+    events,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +47,7 @@ if TYPE_CHECKING:
 
 c = cancellations.c
 k = connections.c
+STAND_STILL = [reason for reason in ALL if reason != RATE_LIMITED]  # nobody knows when these holds end
 
 
 class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,9 +68,10 @@ class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
     order_status: str | None
     order_snapshot: str | None  # JSON as it came; holds personal data
     unused_fields: str | None
-    as_of: datetime | None  # the instant of which the verdict is true
-    known_by: datetime | None  # where nothing is proven: the instant by which it is known
-    needs_person: str | None  # where nothing is proven, and no crawl will: why a person must settle it
+    as_of: datetime | None  # the instant of which the verdict is true; None until it has ended
+    # What is not known yet has one of these: the instant by which it is known, or why a person must settle it.
+    known_by: datetime | None
+    needs_person: str | None
     requested_by: str | None
     reason: str | None
     metadata: dict[str, Any] | None
@@ -85,14 +101,17 @@ _COLUMNS = (
     *(c[name] for name in Cancellation.__struct_fields__ if name not in {"hold_reason", "held_until"}),
     _HOLD.label("hold_reason"),
     _HOLD_END.label("held_until"),
+    db_now().label("now"),
 )
+_DEFAULT = Policy()
 
 
-def get(db: sa.Connection, record_id: str) -> Cancellation | None:
+def get(db: sa.Connection, record_id: str, policy: Policy = _DEFAULT) -> Cancellation | None:
+    """Return one cancellation, or None for an unknown id; `policy` says how long a worker tries."""
     if not is_record_id(record_id):
         return None
     row = db.execute(sa.select(*_COLUMNS).where(c.id == record_id)).one_or_none()
-    return _as_cancellation(row) if row else None
+    return _as_cancellation(row, policy) if row else None
 
 
 def find(
@@ -103,7 +122,9 @@ def find(
     status: Sequence[str] = (),
     reason: str | None = None,
     since: datetime | None = None,
+    needs_person: bool = False,
     limit: int = 50,
+    policy: Policy = _DEFAULT,
 ) -> list[Cancellation]:
     """Return the newest cancellations that match all that is given."""
     query = sa.select(*_COLUMNS).order_by(c.received_at.desc(), c.id).limit(limit)
@@ -117,11 +138,57 @@ def find(
         query = query.where(c.outcome_reason == reason)
     if since is not None:
         query = query.where(c.received_at >= since)
-    return [_as_cancellation(row) for row in db.execute(query)]
+    if needs_person:
+        query = query.where(id_in_chosen(db.dialect.name, c.id, _for_a_person()))
+    return [_as_cancellation(row, policy) for row in db.execute(query)]
 
 
-def _as_cancellation(row: sa.Row[Any]) -> Cancellation:
-    return Cancellation(**{**row._mapping, "id": str(row.id)})  # noqa: SLF001 - SQLAlchemy's documented name
+def _for_a_person() -> sa.Select[Any]:
+    """Choose what no crawl settles, and what was never sent and stands still; each by its partial index."""
+    held = sa.select(k.id).where(k.hold_reason.in_(STAND_STILL))
+    never_sent = PENDING & c.first_sent_at.is_(None) & c.send_by.is_(None)
+    chosen = sa.union_all(
+        sa.select(c.id).where(UNSETTLED, c.needs_person.is_not(None)),
+        sa.select(c.id).where(c.connection_id.in_(held), never_sent),
+    ).subquery()
+    return sa.select(chosen.c.id)
+
+
+def _as_cancellation(row: sa.Row[Any], policy: Policy) -> Cancellation:
+    fields = {**row._mapping, "id": str(row.id)}  # noqa: SLF001 - SQLAlchemy's documented name
+    found = Cancellation(**{name: fields[name] for name in Cancellation.__struct_fields__})
+    if not found.ended:
+        known_by = _known_by(found, row.now, policy)
+        return structs.replace(found, known_by=known_by, needs_person=None if known_by else _HELD)
+    if found.safe_to_refund is SafeToRefund.NOT_YET and not (found.known_by or found.needs_person):
+        found = _of_an_old_worker(found, row.now, policy)
+    return structs.replace(found, as_of=found.as_of or found.ended_at)
+
+
+def _of_an_old_worker(found: Cancellation, now: datetime, policy: Policy) -> Cancellation:
+    """Say what the next read will say of what a worker of an earlier version ended; else nobody looks at it."""
+    if found.confirm_at and found.ended_at:
+        return structs.replace(found, known_by=prospect(found.ended_at, now, None, policy).known_by)
+    accepted = found.verdict == Verdict.ACCEPTED
+    why = NeedsPerson.ACCEPTED_BUT_OPEN if accepted else NeedsPerson.UNREADABLE
+    return structs.replace(found, needs_person=why.value)
+
+
+_HELD = NeedsPerson.CONNECTION_HELD.value
+
+
+def _known_by(found: Cancellation, now: datetime, policy: Policy) -> datetime | None:
+    stands_still = found.hold_reason in STAND_STILL
+    if found.known_by and found.known_by > now and not stands_still:
+        return found.known_by
+    return known_by_at_the_latest(
+        received_at=found.received_at,
+        first_sent_at=found.first_sent_at,
+        send_by=found.send_by,
+        stands_still=stands_still,
+        now=now,
+        policy=policy,
+    )
 
 
 def expected_at(db: sa.Connection, record_id: str, default_rate: float) -> datetime | None:
@@ -170,6 +237,18 @@ def next_turn(
     return row.now + timedelta(seconds=seconds_to_send(row[2], row.writes_per_second or default_rate)), None
 
 
+def false_verdicts(db: sa.Connection, seconds: float) -> tuple[int, int]:
+    """Return how many verdicts were contradicted in the last seconds, and how many were `cancelled` in that time."""
+    since = now_plus(sa.literal(-seconds, sa.Float()))
+    contradicted = sa.select(sa.func.count()).where(CONTRADICTED, events.c.created_at > since)
+    # Connection by connection, as the index is ordered: what ended before is not read.
+    each = sa.select(sa.func.count()).where(
+        c.connection_id == k.id, WATCHED, c.verdict == Verdict.CANCELLED, c.ended_at > since
+    )
+    verdicts = sa.select(sa.func.coalesce(sa.func.sum(each.scalar_subquery()), 0)).select_from(connections)
+    return db.execute(contradicted).scalar_one(), int(db.execute(verdicts).scalar_one())
+
+
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     """One cancellation with everything that happened to it, in order."""
 
@@ -178,8 +257,8 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     events: list[dict[str, Any]]
 
 
-def timeline(db: sa.Connection, record_id: str) -> Timeline | None:
-    found = get(db, record_id)
+def timeline(db: sa.Connection, record_id: str, policy: Policy = _DEFAULT) -> Timeline | None:
+    found = get(db, record_id, policy)
     if found is None:
         return None
     tried = db.execute(
