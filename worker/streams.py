@@ -1,4 +1,4 @@
-"""What other systems touch in Redis: the two streams and the Celery list. Names, fields, limits; no rules.
+"""What other systems touch in Redis: the streams and the Celery list. Names, fields, limits; no rules.
 
 And how Redis is reached: `redis_options` says it for every part, also for Celery and Flower.
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 INBOX = "cancellations:inbox"
 EVENTS = "cancellations:events"
 DEAD_LETTERS = "cancellations:dead-letters"  # events about them: a flood of bad messages pushes no outcome off
+HINTS = "cancellations:hints"  # look again at this order, or at this connection, now
 INBOX_AHEAD = f"{INBOX}:ahead"  # an inbox whose ids were ahead of the clock, until it is read to its end
 JOB_FIELD = b"job"
 GROUP = "ledger"

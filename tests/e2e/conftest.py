@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Unpack
 
-    from worker.dev.sandbox.server import WorldOptions
+    from worker.dev.sandbox.options import WorldOptions
     from worker.ledger.vault import TokenVault
 
 MARKER = (

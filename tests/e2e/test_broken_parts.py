@@ -40,7 +40,7 @@ from worker.streams import GROUP, INBOX
 if TYPE_CHECKING:
     from sqlalchemy import Column
 
-    from worker.dev.sandbox.world import OrderOptions
+    from worker.dev.sandbox.options import OrderOptions
     from worker.ledger.vault import TokenVault
 
 OUTAGE_SECONDS = float(os.environ.get("CHAOS_OUTAGE_SECONDS", "5"))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from worker.dev.embedded import EmbeddedRedis
     from worker.dev.sandbox import World
-    from worker.dev.sandbox.server import WorldOptions
+    from worker.dev.sandbox.options import WorldOptions
     from worker.ledger.queries import Cancellation, Timeline
     from worker.ledger.vault import TokenVault
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -36,6 +37,7 @@ class RawServer:
 
     def __init__(self, *plays: Play, tls: ssl.SSLContext | None = None) -> None:
         self.heads: list[bytes] = []
+        self.bodies: list[bytes] = []  # of those requests that have one
         self.accepted = 0
         self._plays = list(plays)
         self._tls = tls
@@ -84,15 +86,20 @@ class RawServer:
             if b"Connection: close" in play:
                 return
 
-    @staticmethod
-    def _read_head(sock: socket.socket) -> bytes:
+    def _read_head(self, sock: socket.socket) -> bytes:
         head = b""
-        while not head.endswith(b"\r\n\r\n"):
+        while b"\r\n\r\n" not in head:
             chunk = sock.recv(65536)
             if not chunk:
                 return b""
             head += chunk
-        return head
+        head, _, body = head.partition(b"\r\n\r\n")
+        length = int((re.findall(rb"\r\nContent-Length: ([0-9]+)", head) or [0])[0])
+        while len(body) < length and (chunk := sock.recv(65536)):
+            body += chunk
+        if body:
+            self.bodies.append(body)
+        return head + b"\r\n\r\n"
 
 
 @contextmanager

@@ -1,32 +1,26 @@
 """The sandbox's rules without a socket: what Trackstar promises, the fault script, and the truth that is kept."""
 
-import json
 import threading
 from typing import Any
 
 import pytest
+from unit.sandbox_requests import (
+    CALLER,
+    HOUR,
+    ORDER,
+    SHOP,
+    Clock,
+    body_of,
+    cancel,
+    control,
+    end,
+    read,
+    refusal,
+    status_read,
+)
 
 from worker.dev.sandbox import World, parse
 from worker.dev.sandbox.contract import Caller, Contract
-from worker.dev.sandbox.control import handle
-from worker.dev.sandbox.replies import Reply
-from worker.dev.sandbox.world import Exchange
-
-SHOP = "shop-1"
-ORDER = "order-1"
-CALLER = Caller("k", "t1")
-HOUR = 3600
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.time = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-    def forward(self, seconds: float) -> None:
-        self.time += seconds
 
 
 @pytest.fixture
@@ -44,32 +38,6 @@ def world(clock: Clock) -> World:
 @pytest.fixture
 def contract(world: World) -> Contract:
     return Contract(world)
-
-
-def end(contract: Contract, exchange: Exchange) -> Reply:
-    reply = contract.answer(exchange)
-    contract.finish(exchange, "answered", reply.status)
-    return reply
-
-
-def cancel(contract: Contract, key: str | None = None, order_id: str = ORDER, body: bytes = b"") -> Reply:
-    return end(contract, contract.cancel(CALLER, order_id, key, body))
-
-
-def read(contract: Contract, order_id: str = ORDER) -> Reply:
-    return end(contract, contract.read(CALLER, order_id))
-
-
-def status_read(contract: Contract) -> str:
-    return str(body_of(read(contract))["data"]["status"])
-
-
-def body_of(reply: Reply) -> Any:
-    return json.loads(reply.body)
-
-
-def refusal(reply: Reply) -> tuple[int, str]:
-    return reply.status, body_of(reply)["origin"]
 
 
 # -- a cancel
@@ -612,7 +580,8 @@ def test_while_an_applied_pause_lasts_the_key_is_in_use_and_the_copy_old(world: 
 
 
 def test_a_connection_is_described_to_the_api_key_alone(world: World, contract: Contract) -> None:
-    world.connect(SHOP, integration_name="shiphero", available_actions=["get_orders"], errors=["broken"])
+    about = {"integration_name": "shiphero", "available_actions": ["get_orders"], "errors": ["broken"]}
+    world.connect(SHOP, sync_schedules=False, **about)
     assert {
         "data": {
             "id": SHOP,
@@ -639,11 +608,6 @@ def test_the_sandbox_of_trackstar_is_made_once_and_emptied_after(world: World, c
     assert body_of(contract.generate("k")) == made
     assert "open" == world.order(made["connection_id"], "sandbox-order-1").truth.status
     assert 401 == contract.generate("x").status
-
-
-def control(world: World, verb: str, path: str, wish: Any = None, **query: str) -> Reply:
-    body = b"" if wish is None else json.dumps(wish).encode()
-    return handle(world, verb, tuple(path.split("/")) if path else (), query, body)
 
 
 def test_control_makes_and_alters_orders_and_tells_the_truth(world: World, contract: Contract) -> None:

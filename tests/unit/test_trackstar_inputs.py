@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.fakes import refusal_claim
 
-from worker.cancellation.answer import MAX_ITEMS, read_connection, read_reply
+from worker.cancellation.answer import MAX_ITEMS, read_reply
+from worker.cancellation.listing import read_connection
 from worker.environment import SettingsError
 from worker.inputs.body import TooLargeError, decompressed, text_of
 from worker.inputs.ids import may_change_form, same_order

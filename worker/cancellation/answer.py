@@ -5,12 +5,24 @@ Every field of Trackstar's documents may be missing, null or of another type; no
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from datetime import datetime
+from typing import Literal, TypedDict, Unpack, cast
 
 import msgspec
 
-from worker.inputs.body import text_of, without_halves
+from worker.cancellation.freshness import Schedule
+from worker.inputs.body import text_of
 from worker.inputs.headers import LimitProblem, RateLimit, RetryAfter
+from worker.inputs.raw_json import (
+    NOTHING,
+    document_of,
+    first_items,
+    identifier,
+    is_list,
+    is_object,
+    json_text,
+    value_of,
+)
 from worker.inputs.text import printable
 
 Origin = Literal["trackstar", "integration", "other", "absent"]
@@ -42,6 +54,15 @@ class ConnectionFacts(msgspec.Struct, frozen=True):
     integration_name: str | None
     can_cancel: bool | None  # `cancel_order` among its available actions
     errors: tuple[str, ...]
+    id: str | None = None
+    schedule: Schedule | None = None  # in Trackstar's time; None where no crawl of orders is named
+
+
+class ListedConnection(msgspec.Struct, frozen=True):
+    """What is looked at of one connection in the list of all."""
+
+    id: str
+    schedule: Schedule | None  # in Trackstar's time; None where no crawl of orders is named
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,14 +74,18 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     id: str | None = None  # the document's own top-level `id`
     orders: tuple[Order, ...] = ()  # `data`: one for a cancel or a single read, up to 100 for a list
     listed: bool = False  # `data` was a list
-    more: bool = False  # it was longer than any list that is asked for, so what is missing here may stand behind it
+    more: bool = False  # it was longer than what is asked for, or its next page cannot be: more may stand behind it
     unused_fields: str | None = None  # JSON text as it came
     message: str | None = None  # `error` of an error document, bounded
     request_id: str | None = None
     replayed: bool = False
     retry_after: RetryAfter | None = None
     rate_limit: RateLimit | LimitProblem | None = None  # that the server allows this token
+    date: datetime | None = None  # Trackstar's clock when it answered, to the second
     connection: ConnectionFacts | None = None  # where a connection was asked for
+    connections: tuple[ListedConnection, ...] = ()  # where the list of all was asked for
+    next_token: str | None = None  # of the next page, where pages were asked for
+    syncing: bool | None = None  # where a crawl was asked for: whether it runs
 
 
 class NoReply(msgspec.Struct, frozen=True):
@@ -74,36 +99,38 @@ class NoReply(msgspec.Struct, frozen=True):
 
 Answer = Reply | NoReply
 
-# Everything is kept unparsed at first: one number out of range may not spoil the rest of the document.
-_NOTHING = msgspec.Raw()
+
+class Kept(TypedDict, total=False):
+    """What a reply keeps of an answer's head."""
+
+    request_id: str | None
+    replayed: bool
+    retry_after: RetryAfter | None
+    rate_limit: RateLimit | LimitProblem | None
+    date: datetime | None
+
+
+MAX_ITEMS = 100  # orders that are asked for at once; and shipments of one order
 
 
 class _Envelope(msgspec.Struct):
-    data: msgspec.Raw = _NOTHING
-    id: msgspec.Raw = _NOTHING
-    unused_fields: msgspec.Raw = _NOTHING
-    error: msgspec.Raw = _NOTHING
-    origin: msgspec.Raw = _NOTHING
+    data: msgspec.Raw = NOTHING
+    id: msgspec.Raw = NOTHING
+    unused_fields: msgspec.Raw = NOTHING
+    error: msgspec.Raw = NOTHING
+    origin: msgspec.Raw = NOTHING
 
 
 class _OrderFields(msgspec.Struct):
-    id: msgspec.Raw = _NOTHING
-    status: msgspec.Raw = _NOTHING
-    shipments: msgspec.Raw = _NOTHING
+    id: msgspec.Raw = NOTHING
+    status: msgspec.Raw = NOTHING
+    shipments: msgspec.Raw = NOTHING
 
 
 class _ShipmentFields(msgspec.Struct):
-    status: msgspec.Raw = _NOTHING
+    status: msgspec.Raw = NOTHING
 
 
-# What stands behind these is skipped and never made into objects: millions of them fit into one answer.
-MAX_ITEMS = 100  # orders that are asked for at once; and shipments of one order
-_FirstItems = msgspec.defstruct(
-    "_FirstItems", [(f"item_{number}", msgspec.Raw, _NOTHING) for number in range(MAX_ITEMS + 1)], array_like=True
-)
-
-_raw = msgspec.json.Decoder(msgspec.Raw)
-_first_items = msgspec.json.Decoder(_FirstItems)
 _envelope = msgspec.json.Decoder(_Envelope)
 _order = msgspec.json.Decoder(_OrderFields)
 _shipment = msgspec.json.Decoder(_ShipmentFields)
@@ -111,141 +138,72 @@ _shipment = msgspec.json.Decoder(_ShipmentFields)
 _SHIPPED_STATUSES = {"fulfilled", "partially_fulfilled"}
 
 
-def read_reply(
-    status: int,
-    content: bytes,
-    *,
-    request_id: str | None = None,
-    replayed: bool = False,
-    retry_after: RetryAfter | None = None,
-    rate_limit: RateLimit | LimitProblem | None = None,
-) -> Reply:
-    """Read an answer's body as far as it can be read."""
-    kept = {"request_id": request_id, "replayed": replayed, "retry_after": retry_after, "rate_limit": rate_limit}
+def read_reply(status: int, content: bytes, *, most: int = MAX_ITEMS, **kept: Unpack[Kept]) -> Reply:
+    """Read an answer's body as far as it can be read, and up to `most` orders of a list."""
     try:
         # Decoding all of it first refuses bad text inside the parts that are kept unparsed.
         text = text_of(content)
         if not text or text.isspace():
-            return Reply(status=status, body="empty", **kept)  # type: ignore[arg-type]
-        return _read_document(status, text, kept)
+            return Reply(status=status, body="empty", **kept)
+        return _read_document(status, document_of(text), most, kept)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         # What is nested too deep differs: of a whole that can be skipped, a part may be too deep to be read.
-        return Reply(status=status, body="not_json", **kept)  # type: ignore[arg-type]
+        return Reply(status=status, body="not_json", **kept)
 
 
-def _read_document(status: int, text: str, kept: dict[str, Any]) -> Reply:
-    envelope = _read_envelope(text)
-    if envelope is None:
+def _read_document(status: int, document: msgspec.Raw, most: int, kept: Kept) -> Reply:
+    if not is_object(document):
         return Reply(status=status, body="other_json", **kept)
-    listed = _opens_with(envelope.data, b"[")
-    items = _items(envelope.data) if listed else [envelope.data]
+    envelope = _envelope.decode(document)
+    listed = is_list(envelope.data)
+    items = first_items(envelope.data, most) if listed else [envelope.data]
     return Reply(
         status=status,
         body="object",
         origin=_origin(envelope.origin),
-        id=_identifier(envelope.id),
-        orders=tuple(_read_order(item) for item in items[:MAX_ITEMS] if _opens_with(item, b"{")),
+        id=identifier(envelope.id),
+        orders=tuple(_read_order(item) for item in items[:most] if is_object(item)),
         listed=listed,
-        more=len(items) > MAX_ITEMS,
-        unused_fields=_text(envelope.unused_fields),
+        more=listed and len(items) > most,
+        unused_fields=json_text(envelope.unused_fields),
         message=_message(envelope.error),
         **kept,
     )
 
 
-def _read_envelope(text: str) -> _Envelope | None:
-    try:
-        document = _raw.decode(text)
-    except msgspec.DecodeError:
-        document = _raw.decode(without_halves(text))
-    return _envelope.decode(document) if _opens_with(document, b"{") else None
-
-
-def _items(raw: msgspec.Raw) -> list[msgspec.Raw]:
-    """Return the first items of a list, one more than are looked at where there are more."""
-    return [item for item in msgspec.structs.astuple(_first_items.decode(raw)) if item is not _NOTHING]
-
-
 def _read_order(raw: msgspec.Raw) -> Order:
     fields = _order.decode(raw)
-    status = _value(fields.status)
+    status = value_of(fields.status)
     status = status if isinstance(status, str) else None
     return Order(
-        id=_identifier(fields.id),
+        id=identifier(fields.id),
         status=printable(status) if status else None,
         shipped=status in _SHIPPED_STATUSES or _any_shipped(fields.shipments),
-        document=_text(raw) or "",
+        document=json_text(raw) or "",
     )
 
 
 def _any_shipped(shipments: msgspec.Raw) -> bool:
-    return _opens_with(shipments, b"[") and any(
-        _value(_shipment.decode(item).status) == "shipped"
-        for item in _items(shipments)[:MAX_ITEMS]
-        if _opens_with(item, b"{")
+    return is_list(shipments) and any(
+        value_of(_shipment.decode(item).status) == "shipped"
+        for item in first_items(shipments, MAX_ITEMS)[:MAX_ITEMS]
+        if is_object(item)
     )
-
-
-def read_connection(status: int, content: bytes, **kept: Any) -> Reply:
-    """Read an answer to `GET /connections/{id}`: its `data` is an object in one guide, a list of one in another."""
-    reply = read_reply(status, content, **kept)
-    if reply.body != "object":
-        return reply
-    try:
-        data = msgspec.json.decode(text_of(content)).get("data")
-    except (msgspec.DecodeError, RecursionError):
-        return reply  # a number out of range, or nested beyond reason
-    if isinstance(data, list) and len(data) == 1:
-        (data,) = data
-    return msgspec.structs.replace(reply, connection=_facts(data)) if isinstance(data, dict) else reply
-
-
-def _facts(data: dict[str, Any]) -> ConnectionFacts:
-    name, actions, errors = (data.get(key) for key in ("integration_name", "available_actions", "errors"))
-    return ConnectionFacts(
-        integration_name=name if isinstance(name, str) else None,
-        can_cancel="cancel_order" in actions if isinstance(actions, list) else None,
-        errors=tuple(printable(str(error)) for error in errors[:MAX_ITEMS]) if isinstance(errors, list) else (),
-    )
-
-
-def _identifier(raw: msgspec.Raw) -> str | None:
-    value = _value(raw)
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
 def _origin(raw: msgspec.Raw) -> Origin:
-    value = _value(raw)
+    value = value_of(raw)
     if value in {"trackstar", "integration"}:
         return cast("Origin", value)
-    return "absent" if _text(raw) is None else "other"
+    return "absent" if json_text(raw) is None else "other"
 
 
 _NO_ERROR = {"false", '""', "{}", "[]", "0"}  # how some say that there is none
 
 
 def _message(error: msgspec.Raw) -> str | None:
-    text = _text(error)
+    text = json_text(error)
     if text is None or text in _NO_ERROR:
         return None
-    value = _value(error)
+    value = value_of(error)
     return printable(value if isinstance(value, str) else text)
-
-
-def _opens_with(raw: msgspec.Raw, bracket: bytes) -> bool:
-    return memoryview(raw)[:1] == bracket
-
-
-def _value(raw: msgspec.Raw) -> Any:
-    """Return a text, a number or a truth value; a list or an object, however large, is not looked into."""
-    if bytes(memoryview(raw)[:1]) in {b"", b"[", b"{"}:
-        return None
-    try:
-        return msgspec.json.decode(raw)
-    except msgspec.DecodeError:
-        return None  # a number out of range
-
-
-def _text(raw: msgspec.Raw) -> str | None:
-    text = bytes(raw).decode()
-    return None if text in {"", "null"} else text

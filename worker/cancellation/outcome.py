@@ -197,6 +197,11 @@ def _seen(reply: Reply, order_id: str) -> ReadBack:
         if reply.more or (reply.message is not None and not reply.orders):
             return ReadBack(shows=OrderState.LATER, reason="unexpected_list" if reply.more else "error_in_answer")
         return ReadBack(shows=OrderState.ABSENT, reason="order_not_found")
+    return judge_order(order)
+
+
+def judge_order(order: Order) -> ReadBack:
+    """Say what an order shows that was read."""
     if order.status == "cancelled":
         return ReadBack(shows=OrderState.CANCELLED, reason="read_cancelled", order=order)
     if order.shipped:

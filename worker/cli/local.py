@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -37,9 +37,20 @@ def sandbox(
     script: Annotated[
         list[str] | None, typer.Option(help="ORDER=STEP,STEP... for example A-1=503,applied_then:500; repeatable.")
     ] = None,
-    sync_seconds: Annotated[float, typer.Option(min=0, help="How often reads see the warehouse's truth.")] = 3600.0,
+    sync_seconds: Annotated[
+        float, typer.Option(min=0, help="How often a crawl renews what reads show; 0: they show the truth.")
+    ] = 3600.0,
+    crawl_length: Annotated[float, typer.Option(min=0, help="How many seconds a crawl takes.")] = 0.0,
+    crawl_state: Annotated[
+        Literal["enabled", "disabled", "stuck", "error"],
+        typer.Option(help="Whether crawls come at all: none begin, one never ends, each fails."),
+    ] = "enabled",
 ) -> None:
-    """Run a local Trackstar: the documented contract, scripted faults. Any order id springs into being as open."""
+    """Run a local Trackstar: the documented contract, scripted faults. Any order id springs into being as open.
+
+    While it runs, JSON posted to /_sandbox/connections changes its crawls ({"id": "default", "crawl_state": "stuck"}),
+    to /_sandbox/sync ends one at once; /_sandbox/orders/cancel, .../edit and .../ship are other people.
+    """
     from worker.dev.sandbox import serve  # noqa: PLC0415
 
     scripts = dict(_script(text) for text in script or ())
@@ -52,7 +63,16 @@ def sandbox(
             console.print(f"export TRACKSTAR_{name}={value}", soft_wrap=True)
 
     try:
-        serve(host, port, api_key=api_key, sync_seconds=sync_seconds, unknown_orders="open", ready=prepare)
+        serve(
+            host,
+            port,
+            api_key=api_key,
+            ready=prepare,
+            unknown_orders="open",
+            sync_seconds=sync_seconds,
+            crawl_length=crawl_length,
+            crawl_state=crawl_state,
+        )
     except OSError as error:
         raise ValueError(
             f"The sandbox cannot listen on {host}:{port} ({error.strerror}): choose another --port."

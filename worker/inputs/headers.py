@@ -71,6 +71,11 @@ def read_rate_limit(header: str | bytes | None) -> RateLimit | LimitProblem | No
     return RateLimit(rate) if rate <= MAX_RATE else LimitProblem.TOO_HIGH
 
 
+def read_date(header: str | bytes | None) -> datetime | None:
+    """Read a date as HTTP has it, in UTC; None for everything else."""
+    return _date(_text(header))
+
+
 def _text(header: str | bytes | None) -> str:
     text = header.decode("latin-1") if isinstance(header, bytes) else header or ""
     return text.strip(" \t")

@@ -196,20 +196,16 @@ def _revised(row: Any, foresee: Callable[[Unproven], Prospect]) -> Found:
 @built_once_per_dialect
 def _watched_of(dialect: str) -> sa.Select[Any]:
     asked = rows_parameter(dialect, {"order_id": sa.Text()})
-    return (
-        sa.select(*CLAIM_COLUMNS, c.confirm_at)
-        .where(
-            c.connection_id == sa.bindparam("connection_id", type_=sa.Text()),
-            c.order_id.in_(sa.select(asked.c.order_id)),
-            c.ended_at.is_not(None),
-            WATCHED,
-        )
-        .with_for_update(skip_locked=True)
+    return sa.select(*CLAIM_COLUMNS).where(
+        c.connection_id == sa.bindparam("connection_id", type_=sa.Text()),
+        c.order_id.in_(sa.select(asked.c.order_id)),
+        c.ended_at.is_not(None),
+        WATCHED,
     )
 
 
 def watched_orders(db: sa.Connection, connection_id: str, order_ids: Collection[str]) -> list[ConfirmClaim]:
-    """Return, locked, the ended cancellations of these orders whose verdict a later crawl can prove or overturn."""
+    """Return the ended cancellations of these orders whose verdict a later crawl can prove or overturn."""
     asked = bind_rows({"order_id": each} for each in order_ids)
     return [confirm_claim(row) for row in db.execute(_watched_of(db), {**asked, "connection_id": connection_id})]
 

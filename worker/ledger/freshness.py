@@ -12,6 +12,7 @@ import msgspec
 import sqlalchemy as sa
 
 from worker.cancellation.freshness import Crawls, CrawlStatus
+from worker.cancellation.proof import PASSING
 from worker.ledger.claims import STILL_READ
 from worker.ledger.dialects import db_now, insert, now_plus
 from worker.ledger.schema import UNSETTLED, WATCHED, cancellations, connections, freshness
@@ -31,7 +32,9 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     trackstar_id: str
     encrypted_token: str
     hold_reason: str | None
+    writes_per_second: float | None
     crawls: Crawls | None
+    asked: bool  # whether Trackstar was asked about it already
     force_after: datetime | None
     look_at: datetime | None
     looked_to: datetime | None
@@ -55,7 +58,7 @@ def _some(*conditions: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
 def watched(db: sa.Connection, watch_seconds: float) -> list[Watch]:
     """Return the connections that have a token and something that waits for proof or is watched."""
     next_known_by = sa.select(sa.func.min(c.known_by)).where(c.connection_id == k.id, UNSETTLED).scalar_subquery()
-    with_person = _some(UNSETTLED, c.needs_person.is_not(None))
+    with_person = _some(UNSETTLED, c.needs_person.in_(sorted(PASSING)))
     recent = _some(WATCHED, c.ended_at > now_plus(sa.literal(-watch_seconds, sa.Float())))
     rows = db.execute(
         sa.select(
@@ -63,6 +66,8 @@ def watched(db: sa.Connection, watch_seconds: float) -> list[Watch]:
             sa.func.coalesce(f.trackstar_id, k.id).label("trackstar_id"),
             k.access_token.label("encrypted_token"),
             k.hold_reason,
+            k.writes_per_second,
+            f.connection_id.is_not(None).label("asked"),
             f.force_after,
             f.look_at,
             f.looked_to,
@@ -96,10 +101,10 @@ def crawls_of_all(db: sa.Connection) -> dict[str, Crawls]:
     return {row.connection_id: crawls for row in rows if (crawls := _crawls(row))}
 
 
-def keep(db: sa.Connection, seen: Mapping[str, Crawls]) -> None:
-    """Keep what was seen of these connections' crawls."""
+def keep(db: sa.Connection, seen: Mapping[str, Crawls | None]) -> None:
+    """Keep what was seen of these connections' crawls; None: Trackstar was asked, and says nothing of them."""
     for connection_id, crawls in sorted(seen.items()):
-        _upsert(db, connection_id, msgspec.structs.asdict(crawls))
+        _upsert(db, connection_id, msgspec.structs.asdict(crawls) if crawls else {"status": CrawlStatus.UNKNOWN})
 
 
 def set_trackstar_id(db: sa.Connection, connection_id: str, trackstar_id: str) -> None:

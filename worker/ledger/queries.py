@@ -291,6 +291,9 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     outcome_reason: str | None
     attempts: int
     ended_at: datetime | None
+    as_of: datetime | None
+    known_by: datetime | None
+    needs_person: str | None
 
 
 @built_once_per_dialect

@@ -114,6 +114,10 @@ def _log_attempts(result: Result, *, applied: bool) -> None:
 def _alert(result: Result) -> None:
     claim = result.claim
     who = {"id": claim.id, "connection_id": claim.connection_id, "order_id": claim.order_id}
+    found = result.confirmation if isinstance(result, ConfirmResult) else result.transition
+    known = result.claim.known if isinstance(result, ConfirmResult) else None
+    if found.needs_person and not (known and known.needs_person):
+        alert("cancellation.needs_person", reason=found.needs_person, **who)
     if isinstance(result, ConfirmResult):
         if result.confirmation.contradicted:
             alert("cancellation.contradicted", **who)

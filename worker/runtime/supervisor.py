@@ -22,12 +22,16 @@ from worker.runtime.backlog import Backlog
 from worker.runtime.celery_inbox import CeleryInbox
 from worker.runtime.dispatcher import Dispatcher
 from worker.runtime.executor import Executor
+from worker.runtime.freshness import Freshness
+from worker.runtime.hints import Hints
 from worker.runtime.intake import Intake
+from worker.runtime.known_crawls import KnownCrawls
 from worker.runtime.maintenance import Handlers, Maintenance
 from worker.runtime.outages import Outages
 from worker.runtime.recorder import Recorder
 from worker.runtime.relay import Relay
 from worker.runtime.reporting import Reporter, alert_on_holds, log_expired
+from worker.runtime.second_look import SecondLook
 from worker.streams import connect_redis
 from worker.telemetry.health import Vitals
 from worker.telemetry.health_server import HealthServer
@@ -79,7 +83,9 @@ class Supervisor:
         redis = connect_redis(settings.redis_url)
         pace = Pace(redis, settings.writes_per_second, settings.reads_per_second)
         self._recorder = Recorder(self._open_ledger(), self._on_committed, self._on_refused)
-        self.executor = Executor(settings.concurrency, self._context(pace), self._recorder.put, subscriber)
+        self._crawls = KnownCrawls()
+        context = self._context(pace)
+        self.executor = Executor(settings.concurrency, context, self._recorder.put, subscriber)
         vitals = Vitals(self.executor.unconsumed_seconds)
         self._relay = Relay(redis, self._open_ledger(), vitals)
         self._reporter = Reporter()
@@ -89,13 +95,18 @@ class Supervisor:
         self._intake = Intake(redis, self._open_ledger(), owner, self._dispatcher.arrived, vitals)
         self._celery_inbox = CeleryInbox(redis, vitals)
         self._receiving = [self._intake.loop, self._celery_inbox.loop, self._dispatcher.loop]
+        self._freshness = self._make_freshness(redis, context)
+        self._hints = Hints(redis, self._open_ledger(), self._maintenance.loop.wake)
         self._telling = [self._outages.loop, self._reporter.loop, self._relay.loop, subscriber.loop]
         self._loops = [*self._telling, self._recorder.loop, self._maintenance.loop, *self._receiving]
         self._backlog = self._make_backlog(redis, pace, vitals)
-        self._loops.append(self._backlog.loop)
+        self._loops += [self._backlog.loop, self._freshness.loop, self._hints.loop]
         # Not what only a page for people would miss.
-        vitals.watch(loop for loop in self._loops if loop is not subscriber.loop)
+        vitals.watch(loop for loop in self._loops if loop not in self._of_no_cancel(subscriber))
         self._health = _health_server(settings, self._loops, vitals)
+
+    def _of_no_cancel(self, subscriber: LoopingSubscriber) -> tuple[Loop, ...]:
+        return subscriber.loop, self._freshness.loop, self._hints.loop
 
     def _context(self, pace: Pace) -> AttemptContext:
         settings = self._settings
@@ -116,6 +127,20 @@ class Supervisor:
             policy=settings.policy,
             pace=pace,
             start_within=settings.start_within_seconds,
+            crawls=self._crawls.of,
+        )
+
+    def _make_freshness(self, redis: Redis, context: AttemptContext) -> Freshness:
+        ledger = self._open_ledger()
+        return Freshness(
+            redis,
+            ledger,
+            context,
+            self._crawls,
+            SecondLook(ledger, context, self._recorder.put),
+            rate=self._settings.writes_per_second,
+            force=self._settings.force_sync,
+            on_changed=self._on_crawled,
         )
 
     def _make_dispatcher(self, pace: Pace, publish: Callable[[Sequence[str]], None], vitals: Vitals) -> Dispatcher:
@@ -157,6 +182,7 @@ class Supervisor:
                 confirm=self.executor.confirm,
                 publish_events=self._relay.wake,
                 expired=self._on_expired,
+                crawls=self._crawls.of,
             ),
         )
 
@@ -190,7 +216,8 @@ class Supervisor:
         self._celery_inbox.stop()
         self._dispatcher.stop()
         self._maintenance.loop.stop(10)
-        self._backlog.loop.stop(LAST_WORD_SECONDS)
+        for loop in (self._backlog.loop, self._freshness.loop, self._hints.loop):
+            loop.stop(LAST_WORD_SECONDS)
         self.executor.drain()
         if not self._recorder.stop(max(self._settings.lease_margin_seconds, MIN_GRACE_SECONDS)):
             log.warning("worker.answers_not_recorded")  # their claims end by themselves; the rescue goes on
@@ -225,6 +252,10 @@ class Supervisor:
             if result.claim.id in summary.applied:
                 runtime = sum(row.duration_ms or 0 for row in result.attempts) / 1000
                 self._subscriber.decided(result.claim.id, result.transition, runtime=runtime)
+
+    def _on_crawled(self) -> None:
+        self._maintenance.loop.wake()  # reads and retries are due now
+        self._relay.wake()
 
     def _on_refused(self, result: Result) -> None:
         self.executor.forget([result.claim.lease])

@@ -20,6 +20,8 @@ LOOPS = (
     "flower",
     "known_keys",
     "backlog",
+    "freshness",
+    "hints",
 )  # the threads of a worker, as their events are named
 
 
@@ -29,10 +31,11 @@ class Event(msgspec.Struct, frozen=True):
     level: str  # info | warning | error | alert | bug; stream for an entry of `cancellations:events`
     fields: tuple[str, ...]
     meaning: str
+    optional: tuple[str, ...] = ()  # fields that are there only where they say something
 
 
-def _event(level: str, fields: str, meaning: str) -> Event:
-    return Event(level, tuple(fields.split()), meaning)
+def _event(level: str, fields: str, meaning: str, optional: str = "") -> Event:
+    return Event(level, tuple(fields.split()), meaning, tuple(optional.split()))
 
 
 _ORDER = "id connection_id order_id"
@@ -75,6 +78,12 @@ LOG_EVENTS = {
     "executor.threads_missing": _event("warning", "wanted started", "The system allows fewer threads than asked for."),
     "executor.crashed": _event("bug", "", "A bug met a request thread, which goes on."),
     "ledger.clock_stepped": _event("warning", "seconds", "The ledger's clock jumped: leases are given time."),
+    "freshness.not_told": _event("warning", "http_status", "Trackstar does not say when it renews its copies."),
+    "freshness.crawls_changed": _event(
+        "warning", "connection_id problem", "Its crawls fail, or come again."
+    ),
+    "freshness.crawl_forced": _event("info", "connection_id http_status", "A crawl was asked for."),
+    "hints.ignored": _event("warning", "count", "Entries of the hints stream were no hints."),
     "log.dropped": _event("warning", "count", "Lines could not be written: the log was full, blocked or gone."),
     "dead_letter.kept": _event(
         "warning", "source reason count kept", "Messages could not be read; most of them are kept."
@@ -96,19 +105,29 @@ ALERTS = {
     "trackstar.held": _event("alert", "connections", "Nearly everything fails: all connections are held."),
     "trackstar.resumed": _event("alert", "", "Trackstar answers again."),
     "cancellation.exhausted": _event("alert", f"{_ORDER} reason verdict", "No proof within the retry horizon."),
-    "cancellation.contradicted": _event("alert", _ORDER, "Trackstar had said yes, and the goods left."),
+    "cancellation.contradicted": _event("alert", _ORDER, "Trackstar had said or shown a yes, and the goods left."),
+    "cancellation.needs_person": _event("alert", f"{_ORDER} reason", "No crawl settles it: a person must."),
     "cancellation.key_reused": _event("alert", _ORDER, "A key went out for another request: our bug."),
     "cancellation.not_enabled": _event("alert", _ORDER, "Cancel is disabled for this connection."),
     "cancellation.redirected": _event("alert", _ORDER, "Trackstar redirects: a wrong base URL?"),
     "cancellation.tls_failed": _event("alert", _ORDER, "Trackstar's certificate is not trusted: a CA_BUNDLE missing?"),
 }
 
-_OUTCOME = f"{_ORDER} generation status verdict evidence safe_to_refund"
+_OUTCOME = f"{_ORDER} generation status verdict evidence safe_to_refund as_of known_by needs_person"
 
 STREAM_EVENTS = {
     "cancellation.ended": _event("stream", f"{_OUTCOME} reason attempts at", "A cancellation has ended."),
-    "cancellation.verdict_raised": _event("stream", _OUTCOME, "A read-back proved what was not known."),
-    "cancellation.contradicted": _event("stream", _OUTCOME, "Accepted, and the goods left."),
+    "cancellation.verdict_raised": _event(
+        "stream",
+        _OUTCOME,
+        "A read proved what was not known, or a person settled it: then `by` says who, and `note` why.",
+        optional="by note",
+    ),
+    "cancellation.contradicted": _event("stream", _OUTCOME, "Accepted or cancelled, and the goods left."),
+    "cancellation.needs_person": _event(
+        "stream", _OUTCOME, "No crawl settles it: `needs_person` says why. Told once for each generation."
+    ),
+    "cancellation.known_by_moved": _event("stream", _OUTCOME, "It is known later than it was told."),
     "cancellation.replayed": _event("stream", f"{_ORDER} generation", "A person runs it again."),
     "cancellation.wont_make_it": _event(
         "stream", f"{_ORDER} send_by expected_at", "It is expected after its send_by."

@@ -15,10 +15,18 @@ import requests
 from requests.exceptions import InvalidHeader, RequestException
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from worker.cancellation.answer import Answer, NoReply, NoReplyReason, Reply, read_connection, read_reply
+from worker.cancellation.answer import Answer, NoReply, NoReplyReason, Reply, read_reply
+from worker.cancellation.listing import (
+    MAX_ORDERS,
+    ORDERS_CRAWL,
+    read_connection,
+    read_connections,
+    read_crawl_request,
+    read_orders_page,
+)
 from worker.cancellation.policy import Policy
 from worker.inputs.body import TooLargeError, decompressed
-from worker.inputs.headers import read_rate_limit, read_retry_after
+from worker.inputs.headers import read_date, read_rate_limit, read_retry_after
 from worker.trackstar.connection import Adapter
 from worker.trackstar.tls import certificate_problem
 from worker.trackstar.watchdog import Call, Watchdog
@@ -28,6 +36,8 @@ if TYPE_CHECKING:
 
 DEFAULT_RETRY_CAP = Policy().retry_cap  # seconds of a `retry-after`
 _CHUNK = 64 * 1024
+_PAGE_TIMES = 4  # of what another answer may hold: a thousand connections with all that is told of them
+_FORCED = b'{"functions_to_sync": ["%s"]}' % ORDERS_CRAWL.encode()
 
 
 class TrackstarClient:
@@ -82,25 +92,69 @@ class TrackstarClient:
         """`GET /connections/{id}`, with the API key alone."""
         return self._send("GET", f"/connections/{_segment(connection_id)}", {}, read_connection)
 
+    def read_connections(self, page_token: str | None = None) -> Answer:
+        """`GET /connections`, with the API key alone: a page of all connections, with their crawls of orders.
+
+        A reply has `connections`, `next_token`, `more` where a page holds more than is looked at, and `date`.
+        """
+        path = "/connections" + _query(page_token=page_token)
+        return self._send("GET", path, {}, read_connections, most=_PAGE_TIMES)
+
+    def read_changed_orders(
+        self, since: datetime, *, access_token: str, page_token: str | None = None, limit: int = MAX_ORDERS
+    ) -> Answer:
+        """`GET /wms/orders?updated_date[gte]=…`: a page of the orders that changed since an instant of Trackstar's.
+
+        `limit` is at most 1,000. A reply has `orders` and `next_token`.
+        """
+        # To the whole second before: what changed within it is read twice, and not missed.
+        instant = since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        query = _query(updated_date_gte=instant, limit=str(max(1, min(limit, MAX_ORDERS))), page_token=page_token)
+        headers = {"x-trackstar-access-token": access_token}
+        return self._send("GET", "/wms/orders" + query, headers, read_orders_page, most=_PAGE_TIMES)
+
+    def force_crawl(self, *, access_token: str) -> Answer:
+        """`POST /connections/sync` for orders: Trackstar renews its copy now, which takes minutes. Counts as a write.
+
+        A reply has `id`, Trackstar's own of the connection, and `syncing`.
+        """
+        headers = {"x-trackstar-access-token": access_token, "Content-Type": "application/json"}
+        return self._send("POST", "/connections/sync", headers, read_crawl_request, body=_FORCED)
+
     def _send(
-        self, method: str, path: str, headers: dict[str, str], read: Callable[..., Reply] = read_reply
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        read: Callable[..., Reply] = read_reply,
+        *,
+        body: bytes | None = None,
+        most: int = 1,
     ) -> Answer:
         with self._watchdog.limit(self._request_timeout) as call:
             try:
-                return self._exchange(self._prepared(method, path, headers), call, read)
+                prepared = self._prepared(method, path, headers, body)
+                return self._exchange(prepared, call, read, most * self._max_response_bytes)
             except (RequestException, HTTPError, OSError) as error:
                 # Its kind, or OpenSSL's own words: its text may hold a header.
                 detail = certificate_problem(error) or type(error).__name__
                 return NoReply(_why(error, call), call.sent, detail, call.status)
 
-    def _prepared(self, method: str, path: str, headers: dict[str, str]) -> requests.PreparedRequest:
+    def _prepared(
+        self, method: str, path: str, headers: dict[str, str], body: bytes | None
+    ) -> requests.PreparedRequest:
         # By hand: preparing would tidy the percent-encoding, and an id must stay one segment.
         prepared = requests.PreparedRequest()
         prepared.method, prepared.url = method, self._base_url + path
-        prepared.headers = self._headers | headers  # type: ignore[assignment] # nobody looks one up
+        if body is not None:
+            headers = headers | {"Content-Length": str(len(body))}  # without it a body is sent in chunks
+            prepared.body = body
+        prepared.headers = self._headers | headers  # type: ignore[assignment] # looked up as it is written here
         return prepared
 
-    def _exchange(self, prepared: requests.PreparedRequest, call: Call, read: Callable[..., Reply]) -> Answer:
+    def _exchange(
+        self, prepared: requests.PreparedRequest, call: Call, read: Callable[..., Reply], max_bytes: int
+    ) -> Answer:
         timeout = (self._connect_timeout, self._request_timeout)
         try:
             response: Any = self._adapter.send(prepared, stream=True, timeout=timeout)  # urllib3's own
@@ -110,9 +164,7 @@ class TrackstarClient:
         with response:
             headers = response.headers
             try:
-                content = decompressed(
-                    self._read_body(response), headers.get("Content-Encoding"), self._max_response_bytes
-                )
+                content = decompressed(_read_body(response, max_bytes), headers.get("Content-Encoding"), max_bytes)
             except TooLargeError:
                 return NoReply("body_too_large", sent=True, status=call.status)
             if call.expired:
@@ -126,21 +178,29 @@ class TrackstarClient:
                     headers.get("Retry-After"), date=headers.get("Date"), now=datetime.now(UTC), cap=self._retry_cap
                 ),
                 rate_limit=read_rate_limit(headers.get("x-ratelimit-limit")),
+                date=read_date(headers.get("Date")),
             )
 
-    def _read_body(self, response: Any) -> bytes:
-        parts: list[bytes] = []
-        size = 0
-        while response.length_remaining != 0 and (chunk := response.read(_CHUNK)):
-            size += len(chunk)
-            if size > self._max_response_bytes:
-                raise TooLargeError  # what is left is not worth reading, so the connection is not worth keeping
-            parts.append(chunk)
-        return b"".join(parts)
+
+def _read_body(response: Any, max_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while response.length_remaining != 0 and (chunk := response.read(_CHUNK)):
+        size += len(chunk)
+        if size > max_bytes:
+            raise TooLargeError  # what is left is not worth reading, so the connection is not worth keeping
+        parts.append(chunk)
+    return b"".join(parts)
 
 
 def _segment(order_id: str) -> str:
     return quote(order_id, safe="")
+
+
+def _query(**given: str | None) -> str:
+    names = {"updated_date_gte": "updated_date[gte]"}
+    parts = [f"{names.get(name, name)}={quote(value, safe='')}" for name, value in given.items() if value]
+    return "?" + "&".join(parts) if parts else ""
 
 
 def _why(error: Exception, call: Call) -> NoReplyReason:

@@ -7,16 +7,18 @@ An exchange goes `cancel` or `read` (arrival), `act` (the order changes), `answe
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from worker.dev.sandbox import replies
+from worker.dev.sandbox import directory, replies, views
+from worker.dev.sandbox.connections import Connection
+from worker.dev.sandbox.directory import UNAUTHORISED, Directory
+from worker.dev.sandbox.exchange import Exchange
 from worker.dev.sandbox.keys import MAX_LENGTH
-from worker.dev.sandbox.orders import Order, Request, State
+from worker.dev.sandbox.orders import Order, Request
 from worker.dev.sandbox.replies import Reply
-from worker.dev.sandbox.script import OK, VIEWS, Step
-from worker.dev.sandbox.world import Connection, Exchange, World
+from worker.dev.sandbox.script import OK
+from worker.dev.sandbox.views import READ_AT_ONCE
 
-READ_AT_ONCE = 100
+WRITES = ("cancel", "sync")
 REPLAYED = (("Idempotent-Replayed", "true"),)
-UNAUTHORISED = replies.error(401, "The API key or the access token is missing or not valid.")
 NOT_FOUND = replies.error(404, "There is no such order for this connection.")
 
 
@@ -25,10 +27,7 @@ class Caller(NamedTuple):
     access_token: str | None
 
 
-class Contract:
-    def __init__(self, world: World) -> None:
-        self.world = world
-
+class Contract(Directory):
     # -- arrival
 
     def cancel(self, caller: Caller, order_id: str, key: str | None = None, body: bytes = b"") -> Exchange:
@@ -51,6 +50,21 @@ class Contract:
             order_ids = [order.order_id for order in self.world.orders(connection.id)][:READ_AT_ONCE]
         return self._read("read_many", caller, tuple(dict.fromkeys(order_ids)))
 
+    def read_changed(self, caller: Caller, since: str, limit: str = "", page_token: str = "") -> Exchange:
+        """Read the orders of the copy whose update time there is at or after an ISO instant, a page at a time."""
+        exchange = self._read("read_changed", caller, ())
+        try:
+            exchange.page = views.page_of(since, limit, page_token)
+        except (ValueError, OverflowError) as refusal:
+            exchange.reply = exchange.reply or replies.error(422, str(refusal))
+        return exchange
+
+    def force_crawl(self, caller: Caller, body: bytes = b"") -> Exchange:
+        """Begin a crawl of the connection's orders; it costs a write."""
+        exchange = self._read("sync", caller, ())
+        exchange.body = body
+        return exchange
+
     def _read(self, kind: str, caller: Caller, order_ids: tuple[str, ...]) -> Exchange:
         with self.world.changed:
             exchange = self._arrive(kind, caller, order_ids, None)
@@ -62,7 +76,7 @@ class Contract:
             return exchange
 
     def _arrive(self, kind: str, caller: Caller, order_ids: tuple[str, ...], key: str | None) -> Exchange:
-        now = self.world.calendar.now()
+        now = self.world.now()
         exchange = Exchange(Request(self.world.next_request_id(), kind, now, key), order_ids=order_ids)
         exchange.connection = connection = self._connection(caller)
         if connection is None:
@@ -73,7 +87,7 @@ class Contract:
         for order in exchange.orders:
             if order is not None:
                 order.entered(exchange.request)
-        budget = connection.writes if kind == "cancel" else connection.reads
+        budget = connection.writes if kind in WRITES else connection.reads
         if not budget.take(now):
             exchange.reply = replies.error(429, "Too many requests.", retry_after=budget.retry_after(now))
         exchange.headers = budget.headers(now)
@@ -93,9 +107,10 @@ class Contract:
     def _take_step(self, exchange: Exchange) -> None:
         reads = exchange.request.kind != "cancel"
         fault = exchange.connection.fault if exchange.connection else None
-        exchange.steps = tuple(fault or _next_step(order, reads=reads) for order in exchange.orders) or (fault or OK,)
+        steps = tuple(fault or views.next_step(order, reads=reads) for order in exchange.orders)
+        exchange.steps = steps or (fault or OK,)
         # In a read of many orders the first fault of any of them is the fault of the whole answer.
-        exchange.step = next((step for step in exchange.steps if not _is_view(step)), exchange.steps[0])
+        exchange.step = next((step for step in exchange.steps if not views.is_view(step)), exchange.steps[0])
         exchange.request.step = exchange.step.text
         if exchange.step.pause:
             self.world.pausing.append(exchange)
@@ -106,7 +121,7 @@ class Contract:
         """Refuse the request, or find the success that is replayed, or note that the key is in use from now on."""
         if exchange.connection is None:
             return
-        now = self.world.calendar.now()
+        now = self.world.now()
         use = exchange.connection.keys.find(key, now)
         if not 0 < len(key) <= MAX_LENGTH:
             exchange.reply = replies.error(400, f"An Idempotency-Key has 1 to {MAX_LENGTH} characters.")
@@ -128,12 +143,18 @@ class Contract:
                 return exchange.reply
             step, reply = exchange.step, replies.scripted(exchange.step)
             if reply is None or step.effect != "none":
-                work = self._act_cancel if exchange.request.kind == "cancel" else self._act_read
-                promised = work(exchange)
+                promised = self._promised(exchange)
                 reply = reply or promised
             exchange.reply = replies.dressed(reply, step)
             self.world.changed.notify_all()
             return exchange.reply
+
+    def _promised(self, exchange: Exchange) -> Reply:
+        if exchange.connection is not None and exchange.request.kind == "sync":
+            return directory.force(exchange.connection, exchange.body)
+        if exchange.connection is not None and exchange.page is not None:
+            return views.changed(exchange.connection, exchange.page)
+        return self._act_cancel(exchange) if exchange.request.kind == "cancel" else self._act_read(exchange)
 
     def _act_cancel(self, exchange: Exchange) -> Reply:
         step, order = exchange.step, exchange.order
@@ -149,7 +170,7 @@ class Contract:
         if order.real.has_left:
             return replies.error(400, "The order has already shipped.", "integration")
         if step.effect == "accepted":
-            order.pending = (step.target, self.world.calendar.now() + step.seconds)
+            order.accept(step.target, step.seconds, touches=step.touches)
         else:
             order.cancel()
         exchange.done = None if step.effect == "applied" else order.real
@@ -157,7 +178,7 @@ class Contract:
 
     def _act_read(self, exchange: Exchange) -> Reply:
         pairs = zip(exchange.order_ids, exchange.orders, exchange.steps, strict=False)
-        found = [(_seen_id(order_id, step), _view(order, step)) for order_id, order, step in pairs]
+        found = [(views.seen_id(order_id, step), views.view(order, step)) for order_id, order, step in pairs]
         documents = [replies.document(order_id, state) for order_id, state in found if state is not None]
         if exchange.request.kind == "read_many":
             return replies.of({"data": documents})
@@ -203,65 +224,8 @@ class Contract:
     def _end(self, exchange: Exchange, end: str, status: int | None) -> None:
         request = exchange.request
         if request.ended is None:
-            request.ended, request.end, request.status = self.world.calendar.now(), end, status
+            request.ended, request.end, request.status = self.world.now(), end, status
             for order in exchange.orders:
                 if order is not None:
                     order.left(request)
         self.world.changed.notify_all()
-
-    # -- the API key alone
-
-    def connection(self, api_key: str | None, connection_id: str) -> Reply:
-        with self.world.changed:
-            if api_key != self.world.api_key:
-                return UNAUTHORISED
-            found = next((each for each in self.world.connections() if each.id == connection_id), None)
-            if found is None:
-                return replies.error(404, "There is no such connection.")
-            data = {
-                "id": found.id,
-                "integration_name": found.integration_name,
-                "available_actions": found.available_actions,
-                "errors": found.errors,
-            }
-            return replies.of({"data": [data] if self.world.connections_as_list else data})
-
-    def generate(self, api_key: str | None) -> Reply:
-        """Make the organisation's sandbox connection, or empty it; three open orders wait in it."""
-        with self.world.changed:
-            if api_key != self.world.api_key:
-                return UNAUTHORISED
-            made = self.world.connect("sandbox")
-            self.world.remove_orders(made.id)
-            for number in (1, 2, 3):
-                self.world.add_order(made.id, f"sandbox-order-{number}")
-            return replies.of({"access_token": made.access_token, "connection_id": made.id})
-
-
-def _is_view(step: Step) -> bool:
-    return step.answer in VIEWS and not step.slow and not step.pause
-
-
-def _next_step(order: Order | None, *, reads: bool) -> Step:
-    if order is None:
-        return OK
-    script = order.reads if reads else order.script
-    return script.pop(0) if script else OK
-
-
-def _seen_id(order_id: str, step: Step) -> str:
-    return replies.another(order_id) if step.answer == "wrong_id" else order_id
-
-
-def _view(order: Order | None, step: Step) -> State | None:
-    """Choose the state that a read serves; None when the order is not in Trackstar's copy."""
-    if order is None or step.answer == "missing":
-        return None
-    order.refresh()
-    if step.answer == "fresh":
-        return order.real
-    if step.answer != "stale" or order.copy is None:
-        return order.copy
-    if step.target:
-        return State(step.target, order.copy.updated, order.copy.document)
-    return order.old_copy or order.copy

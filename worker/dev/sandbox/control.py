@@ -8,9 +8,11 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from worker.dev.sandbox import replies
+from worker.dev.sandbox.connections import Connection
+from worker.dev.sandbox.options import ConnectionOptions, CrawlState, OrderOptions
 from worker.dev.sandbox.orders import Order
 from worker.dev.sandbox.replies import Reply
-from worker.dev.sandbox.world import Connection, ConnectionOptions, OrderOptions, World
+from worker.dev.sandbox.world import World
 
 Input = TypeVar("Input")
 
@@ -24,6 +26,15 @@ class ConnectionInput(Struct, forbid_unknown_fields=True):
     writes_per_second: int | UnsetType | None = UNSET
     reads_per_second: int | UnsetType | None = UNSET
     fault: str | UnsetType | None = UNSET
+    trackstar_id: str | UnsetType = UNSET
+    sync_seconds: float | UnsetType = UNSET
+    crawl_length: float | UnsetType = UNSET
+    crawl_offset: float | UnsetType = UNSET
+    crawl_state: CrawlState | UnsetType = UNSET
+    touches_updates: bool | UnsetType = UNSET
+    sync_schedules: Any = UNSET
+    schedule: dict[str, Any] | UnsetType = UNSET
+    refuse_sync: int | UnsetType | None = UNSET
 
 
 class OrderName(Struct, forbid_unknown_fields=True):
@@ -41,6 +52,16 @@ class OrderInput(OrderName):
 
 class ShipInput(OrderName):
     status: str | None = "fulfilled"
+    touches: bool | None = None
+
+
+class CancelInput(OrderName):
+    touches: bool | None = None
+
+
+class EditInput(CancelInput):
+    document: dict[str, Any] | None = None
+    status: str | None = None
 
 
 class SyncInput(Struct, forbid_unknown_fields=True):
@@ -89,7 +110,19 @@ def _put_order(world: World, _query: dict[str, str], body: bytes) -> Any:
 
 def _ship(world: World, _query: dict[str, str], body: bytes) -> Any:
     wish = _decode(body, ShipInput)
-    world.ship(wish.connection_id, wish.order_id, wish.status)
+    world.ship(wish.connection_id, wish.order_id, wish.status, touches=wish.touches)
+    return _order_shape(world.order(wish.connection_id, wish.order_id))
+
+
+def _cancel(world: World, _query: dict[str, str], body: bytes) -> Any:
+    wish = _decode(body, CancelInput)
+    world.cancel_by_somebody(wish.connection_id, wish.order_id, touches=wish.touches)
+    return _order_shape(world.order(wish.connection_id, wish.order_id))
+
+
+def _edit(world: World, _query: dict[str, str], body: bytes) -> Any:
+    wish = _decode(body, EditInput)
+    world.edit(wish.connection_id, wish.order_id, wish.document, status=wish.status, touches=wish.touches)
     return _order_shape(world.order(wish.connection_id, wish.order_id))
 
 
@@ -117,6 +150,8 @@ ENDPOINTS: dict[tuple[str, ...], Callable[[World, dict[str, str], bytes], Any]] 
     ("GET", "orders"): _orders,
     ("POST", "orders"): _put_order,
     ("POST", "orders", "ship"): _ship,
+    ("POST", "orders", "cancel"): _cancel,
+    ("POST", "orders", "edit"): _edit,
     ("POST", "orders", "settle"): _settle,
     ("POST", "orders", "release"): _release,
     ("POST", "sync"): _sync,
@@ -141,6 +176,12 @@ def _connection_shape(connection: Connection) -> dict[str, Any]:
         "writes_per_second": connection.writes.limit,
         "reads_per_second": connection.reads.limit,
         "fault": str(connection.fault) if connection.fault else None,
+        "trackstar_id": connection.trackstar_id,
+        "sync_seconds": connection.crawls.frequency,
+        "crawl_length": connection.crawls.length,
+        "crawl_state": connection.crawls.state,
+        "touches_updates": connection.crawls.touches,
+        "refuse_sync": connection.refuse_sync,
         "traffic": asdict(connection.traffic),
     }
 

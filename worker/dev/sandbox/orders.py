@@ -3,12 +3,12 @@
 Knows nothing of tokens, scripts' meaning or HTTP. Every change goes through `Order`; the caller holds the lock.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from threading import Condition
-from typing import Any
+from typing import Any, NamedTuple
 
+from worker.dev.sandbox.crawls import Crawls
 from worker.dev.sandbox.script import Step
 
 LEFT = frozenset({"fulfilled", "partially_fulfilled"})
@@ -68,37 +68,32 @@ class Truth:
         return tuple(request for request in self.requests if request.kind != "cancel")
 
 
-@dataclass(frozen=True, slots=True)
-class Calendar:
-    """The clock, and the moments at which Trackstar renews its copies."""
+class Pending(NamedTuple):
+    """What the warehouse has accepted and not yet done: the status to come, when, and whether it touches its time."""
 
-    now: Callable[[], float]
-    start: float
-    sync_seconds: float
-
-    def last_sync(self, at: float) -> float:
-        if not self.sync_seconds:
-            return at
-        return self.start + math.floor((at - self.start) / self.sync_seconds) * self.sync_seconds
+    status: str
+    at: float
+    touches: bool | None
 
 
 @dataclass(slots=True, eq=False)
 class Order:
+    """`number` is the world's and orders those that changed at the same instant."""
+
+    number: int
     connection_id: str
     order_id: str
     real: State
-    copy: State | None
-    calendar: Calendar = field(repr=False)
+    crawls: Crawls = field(repr=False)
     lock: Condition = field(repr=False)
+    copy: State | None = None
     old_copy: State | None = None
-    copied_at: float = 0.0
     script: list[Step] = field(default_factory=list)
     reads: list[Step] = field(default_factory=list)
     effective_cancels: int = 0
     in_flight: int = 0
     max_in_flight: int = 0
-    # What the warehouse has accepted and not yet done: the status to come, and when.
-    pending: tuple[str, float] | None = None
+    pending: Pending | None = None
     requests: list[Request] = field(default_factory=list)
 
     @property
@@ -118,10 +113,7 @@ class Order:
 
     def refresh(self) -> None:
         """Let everything happen that was due by now; each change and each look begins with it."""
-        now = self.calendar.now()
-        if self.pending is not None and self.pending[1] <= now:
-            self._do_accepted(max(self.pending[1], self.real.updated))
-        self._catch_up(now)
+        self.crawls.catch_up()
 
     def cancellable(self) -> bool:
         return self.real.status != "cancelled" and not self.real.has_left
@@ -131,27 +123,44 @@ class Order:
         self.change("cancelled")
         self.effective_cancels += 1
 
-    def change(self, status: str | None = None, document: Mapping[str, Any] | None = None) -> None:
-        """Change the order in the warehouse; Trackstar's copy does not know it yet."""
+    def accept(self, status: str, seconds: float, *, touches: bool | None = None) -> None:
+        """Let the warehouse do this so many seconds from now, unless something else has become of the order."""
+        self.pending = Pending(status, self.crawls.now() + seconds, touches)
+        self.crawls.will_change(self, self.pending.at)
+
+    def change(
+        self,
+        status: str | None = None,
+        document: Mapping[str, Any] | None = None,
+        *,
+        touches: bool | None = None,
+    ) -> None:
+        """Change the order in the warehouse, which touches its update time or not (None: as its connection does)."""
         self.refresh()
-        self._set(self.calendar.now(), status, document)
+        self._set(self.crawls.now(), status, document, touches)
         if status is not None:
             self.pending = None
 
-    def ship(self, status: str | None) -> None:
-        self.change(status, {"shipments": [SHIPMENT]})
+    def ship(self, status: str | None, *, touches: bool | None = None) -> None:
+        self.change(status, {"shipments": [SHIPMENT]}, touches=touches)
 
     def settle(self) -> None:
         """Make the warehouse do now what it has accepted."""
         self.refresh()
         if self.pending is not None:
-            self._do_accepted(self.calendar.now())
+            self._do(self.pending, self.crawls.now())
+
+    def apply_due(self, at: float) -> None:
+        """Make the warehouse do what it has accepted for this instant."""
+        if self.pending is not None and self.pending.at <= at:
+            self._do(self.pending, at)
 
     def show(self, state: State) -> None:
         """Trackstar's copy becomes this state."""
+        self.crawls.overtaken(self)
         if self.copy != state:
+            self.crawls.move(self, self.copy, state)
             self.old_copy, self.copy = self.copy, state
-        self.copied_at = self.calendar.now()
 
     def entered(self, request: Request) -> None:
         self.requests.append(request)
@@ -163,27 +172,17 @@ class Order:
         if request.kind == "cancel":
             self.in_flight -= 1
 
-    def _do_accepted(self, at: float) -> None:
-        assert self.pending is not None  # noqa: S101 - both callers have looked
-        status, _ = self.pending
+    def _do(self, accepted: Pending, at: float) -> None:
         self.pending = None
-        self._catch_up(at)
         if not self.cancellable():
             return
-        if status == "cancelled":
-            self.effective_cancels += 1
-            self._set(at, status, None)
-        else:
-            self._set(at, status, {"shipments": [SHIPMENT]})
+        cancelled = accepted.status == "cancelled"
+        self.effective_cancels += cancelled
+        self._set(at, accepted.status, None if cancelled else {"shipments": [SHIPMENT]}, accepted.touches)
 
-    def _catch_up(self, at: float) -> None:
-        # Nothing changes without catching up first, so the real state is still what it was at the last sync.
-        last = self.calendar.last_sync(at)
-        if self.copied_at < last:
-            if self.copy != self.real:
-                self.old_copy, self.copy = self.copy, self.real
-            self.copied_at = last
-
-    def _set(self, at: float, status: str | None, document: Mapping[str, Any] | None) -> None:
+    def _set(self, at: float, status: str | None, document: Mapping[str, Any] | None, touches: bool | None) -> None:
+        touched = self.crawls.touches if touches is None else touches
         merged = {**self.real.document, **document} if document else self.real.document
-        self.real = State(status or self.real.status, at, merged)
+        self.real = State(status or self.real.status, at if touched else self.real.updated, merged)
+        if touched:
+            self.crawls.touched.add(self)

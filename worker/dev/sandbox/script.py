@@ -16,7 +16,8 @@ class Step:
     """How one request is answered; `str(step)` is the text that made it.
 
     `effect` is what happens to the order first: `rules` what the contract says; `none` nothing; `applied` the
-    warehouse cancels, and Trackstar never learns of it; `accepted` the warehouse will act later.
+    warehouse cancels, and Trackstar never learns of it; `accepted` the warehouse will act later, and `touches` its
+    update time then, or does not (None: as it always does).
     """
 
     text: str
@@ -28,6 +29,7 @@ class Step:
     seconds: float = 0.0
     size: int = 0
     target: str = ""
+    touches: bool | None = None
     slow: float = 0.0
     pause: Literal["", "before", "after"] = ""
 
@@ -131,16 +133,18 @@ def _redirect(word: str, argument: str, text: str) -> dict[str, Any]:
 
 
 def _open(word: str, argument: str, text: str) -> dict[str, Any]:
-    outcome, _, after = argument.partition(":") if argument.startswith("ship") else ("", "", argument)
-    if outcome not in ("", "ship"):
-        raise ValueError(f"{text!r} is no step: after open comes a number of seconds, ship, or ship and seconds.")
-    never = not outcome and not after
-    due = float("inf") if never else _seconds(after or "0", text)
+    words = argument.split(":") if argument else []
+    untouched = words[-1:] == ["untouched"] and bool(words.pop())
+    ships = words[:1] == ["ship"] and bool(words.pop(0))
+    if len(words) > 1:
+        raise ValueError(f"{text!r} is no step: after open comes ship, a number of seconds, untouched, in this order.")
+    due = _seconds(words[0], text) if words else 0.0 if ships else float("inf")
     return {
         "answer": word,
         "effect": "accepted",
         "seconds": due,
-        "target": "fulfilled" if outcome else "cancelled",
+        "target": "fulfilled" if ships else "cancelled",
+        "touches": False if untouched else None,
     }
 
 

@@ -1,6 +1,7 @@
 """The sandbox as an HTTP server in a thread of its own.
 
-It knows paths, headers and waiting; what is right is for `contract` to say, and how bytes are lost for `wire`.
+It knows headers and waiting; where a path leads is for `routes` to say, what is right for `contract`, and how bytes
+are lost for `wire`.
 """
 
 import asyncio
@@ -10,11 +11,10 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
+from email.utils import formatdate
 from functools import partial
-from http import HTTPStatus
 from types import TracebackType
-from typing import Literal, Self, TypedDict, Unpack, cast
-from urllib.parse import parse_qs, unquote
+from typing import Self, Unpack, cast
 
 from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
@@ -28,26 +28,18 @@ from tornado.httputil import (
 )
 from tornado.iostream import IOStream, StreamClosedError
 
-from worker.dev.sandbox import control, replies, wire
+from worker.dev.sandbox import wire
 from worker.dev.sandbox.contract import Caller, Contract
-from worker.dev.sandbox.replies import Reply
-from worker.dev.sandbox.world import Exchange, World
+from worker.dev.sandbox.exchange import Exchange
+from worker.dev.sandbox.options import WorldOptions
+from worker.dev.sandbox.replies import Headers, Reply
+from worker.dev.sandbox.routes import Asked, route
+from worker.dev.sandbox.world import World
 
 IDLE_SECONDS = 7 * 24 * 3600
 BACKLOG = 1024
 START_SECONDS = 10
 STOP_SECONDS = 10
-NO_ENDPOINT = replies.error(HTTPStatus.NOT_FOUND, "There is no such endpoint.")
-
-
-class WorldOptions(TypedDict, total=False):
-    clock: Callable[[], float] | None
-    writes_per_second: int | None
-    reads_per_second: int | None
-    sync_seconds: float
-    unknown_orders: Literal["404", "open"]
-    idempotency: bool
-    connections_as_list: bool
 
 
 class Front(HTTPServerConnectionDelegate):
@@ -65,13 +57,14 @@ class Front(HTTPServerConnectionDelegate):
 
     def take(self, connection: HTTP1Connection, message: "Message") -> None:
         self._notice_gone(message.target)
-        exchange = self._route(message)
+        exchange = route(self.contract, message.asked)
         if isinstance(exchange, Reply):
-            wire.send(connection, exchange, self.world.next_request_id(), lambda *_end: None)
+            reply = exchange.having(self._date())
+            wire.send(connection, reply, self.world.next_request_id(), lambda *_end: None)
             return
         step = exchange.step
         if not (step.slow or step.pause or step.answer in wire.BROKEN | wire.NOISY):
-            reply = self.contract.answer(exchange)
+            reply = self.contract.answer(exchange).having(self._date())
             wire.send(connection, reply, exchange.request.id, partial(self.contract.finish, exchange))
             return
         self._waiting[message.target].add((connection.stream, exchange))
@@ -84,27 +77,9 @@ class Front(HTTPServerConnectionDelegate):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _route(self, message: "Message") -> Exchange | Reply:
-        # The path is split before it is unquoted, so that a slash within an id stays within it.
-        path, _, query = message.target.partition("?")
-        words = [unquote(word) for word in path.split("/")[1:]]
-        match (message.method, *words):
-            case ("PUT", "wms", "orders", order_id, "cancel") if order_id:
-                key = message.headers.get("Idempotency-Key")
-                return self.contract.cancel(message.caller, order_id, key, bytes(message.body))
-            case ("GET", "wms", "orders"):
-                asked = ",".join(parse_qs(query).get("ids[in]", ()))
-                return self.contract.read_many(message.caller, [each for each in asked.split(",") if each])
-            case ("GET", "wms", "orders", order_id) if order_id:
-                return self.contract.read(message.caller, order_id)
-            case ("GET", "connections", connection_id):
-                return self.contract.connection(message.caller.api_key, connection_id)
-            case ("POST", "sandbox", "generate-sandbox", "wms"):
-                return self.contract.generate(message.caller.api_key)
-            case (method, "_sandbox", *rest):
-                fields = {name: values[-1] for name, values in parse_qs(query).items()}
-                return control.handle(self.world, method, tuple(filter(None, rest)), fields, bytes(message.body))
-        return NO_ENDPOINT
+    def _date(self) -> Headers:
+        now = self.world.now() + self.world.clock_skew
+        return (("Date", formatdate(now, usegmt=True)),) if self.world.date_header else ()
 
     def _notice_gone(self, target: str) -> None:
         # Who hangs up and asks again at once makes no overlap, but the event loop may hear of the new request first.
@@ -118,7 +93,7 @@ class Front(HTTPServerConnectionDelegate):
         connection.set_close_callback(gone)
         self._notice_gone(target)
         try:
-            reply = await self._reply(exchange)
+            reply = (await self._reply(exchange)).having(self._date())
             if exchange.step.answer in wire.BROKEN:
                 await wire.send_broken(connection, exchange.step, reply, exchange.request.id, ended=ended, gone=gone)
             else:
@@ -157,8 +132,9 @@ class Message(HTTPMessageDelegate):
         self.body = bytearray()
 
     @property
-    def caller(self) -> Caller:
-        return Caller(self.headers.get("x-trackstar-api-key"), self.headers.get("x-trackstar-access-token"))
+    def asked(self) -> Asked:
+        caller = Caller(self.headers.get("x-trackstar-api-key"), self.headers.get("x-trackstar-access-token"))
+        return Asked(self.method, self.target, caller, self.headers.get("Idempotency-Key"), bytes(self.body))
 
     def headers_received(self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders) -> None:
         line = cast("RequestStartLine", start_line)
