@@ -10,30 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import sqlalchemy as sa
-from msgspec import structs
 
 from worker.cancellation.fairness import PRIORITY_RANK
 from worker.cancellation.pace import seconds_to_send
 from worker.cancellation.policy import Policy
-from worker.cancellation.proof import NeedsPerson, known_by_at_the_latest, prospect
 from worker.cancellation.request import is_record_id
 from worker.cancellation.status import FINAL, SafeToRefund, Status, Verdict, safe_to_refund
+from worker.ledger import outlook
 from worker.ledger.dialects import (
     RecordId,
     bind_rows,
     built_once_per_dialect,
     db_now,
     id_in_chosen,
-    now_plus,
     rows_parameter,
 )
-from worker.ledger.holds import ALL, RATE_LIMITED
+from worker.ledger.holds import RATE_LIMITED
 from worker.ledger.schema import (
-    CONTRADICTED,
     PENDING,
     RANK,
-    UNSETTLED,
-    WATCHED,
     attempts,
     cancellations,
     connections,
@@ -47,7 +42,6 @@ if TYPE_CHECKING:
 
 c = cancellations.c
 k = connections.c
-STAND_STILL = [reason for reason in ALL if reason != RATE_LIMITED]  # nobody knows when these holds end
 
 
 class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,56 +133,19 @@ def find(
     if since is not None:
         query = query.where(c.received_at >= since)
     if needs_person:
-        query = query.where(id_in_chosen(db.dialect.name, c.id, _for_a_person()))
+        query = query.where(id_in_chosen(db.dialect.name, c.id, outlook.for_a_person()))
     return [_as_cancellation(row, policy) for row in db.execute(query)]
-
-
-def _for_a_person() -> sa.Select[Any]:
-    """Choose what no crawl settles, and what was never sent and stands still; each by its partial index."""
-    held = sa.select(k.id).where(k.hold_reason.in_(STAND_STILL))
-    never_sent = PENDING & c.first_sent_at.is_(None) & c.send_by.is_(None)
-    chosen = sa.union_all(
-        sa.select(c.id).where(UNSETTLED, c.needs_person.is_not(None)),
-        sa.select(c.id).where(c.connection_id.in_(held), never_sent),
-    ).subquery()
-    return sa.select(chosen.c.id)
 
 
 def _as_cancellation(row: sa.Row[Any], policy: Policy) -> Cancellation:
     fields = {**row._mapping, "id": str(row.id)}  # noqa: SLF001 - SQLAlchemy's documented name
     found = Cancellation(**{name: fields[name] for name in Cancellation.__struct_fields__})
-    if not found.ended:
-        known_by = _known_by(found, row.now, policy)
-        return structs.replace(found, known_by=known_by, needs_person=None if known_by else _HELD)
-    if found.safe_to_refund is SafeToRefund.NOT_YET and not (found.known_by or found.needs_person):
-        found = _of_an_old_worker(found, row.now, policy)
-    return structs.replace(found, as_of=found.as_of or found.ended_at)
+    return outlook.with_outlook(found, row.now, policy)
 
 
-def _of_an_old_worker(found: Cancellation, now: datetime, policy: Policy) -> Cancellation:
-    """Say what the next read will say of what a worker of an earlier version ended; else nobody looks at it."""
-    if found.confirm_at and found.ended_at:
-        return structs.replace(found, known_by=prospect(found.ended_at, now, None, policy).known_by)
-    accepted = found.verdict == Verdict.ACCEPTED
-    why = NeedsPerson.ACCEPTED_BUT_OPEN if accepted else NeedsPerson.UNREADABLE
-    return structs.replace(found, needs_person=why.value)
-
-
-_HELD = NeedsPerson.CONNECTION_HELD.value
-
-
-def _known_by(found: Cancellation, now: datetime, policy: Policy) -> datetime | None:
-    stands_still = found.hold_reason in STAND_STILL
-    if found.known_by and found.known_by > now and not stands_still:
-        return found.known_by
-    return known_by_at_the_latest(
-        received_at=found.received_at,
-        first_sent_at=found.first_sent_at,
-        send_by=found.send_by,
-        stands_still=stands_still,
-        now=now,
-        policy=policy,
-    )
+def now(db: sa.Connection) -> datetime:
+    """Return the ledger's time, which all its instants are of."""
+    return db.execute(sa.select(db_now())).scalar_one()
 
 
 def expected_at(db: sa.Connection, record_id: str, default_rate: float) -> datetime | None:
@@ -235,18 +192,6 @@ def next_turn(
     if row is None or row.hold_reason:
         return None, row.hold_reason if row else None
     return row.now + timedelta(seconds=seconds_to_send(row[2], row.writes_per_second or default_rate)), None
-
-
-def false_verdicts(db: sa.Connection, seconds: float) -> tuple[int, int]:
-    """Return how many verdicts were contradicted in the last seconds, and how many were `cancelled` in that time."""
-    since = now_plus(sa.literal(-seconds, sa.Float()))
-    contradicted = sa.select(sa.func.count()).where(CONTRADICTED, events.c.created_at > since)
-    # Connection by connection, as the index is ordered: what ended before is not read.
-    each = sa.select(sa.func.count()).where(
-        c.connection_id == k.id, WATCHED, c.verdict == Verdict.CANCELLED, c.ended_at > since
-    )
-    verdicts = sa.select(sa.func.coalesce(sa.func.sum(each.scalar_subquery()), 0)).select_from(connections)
-    return db.execute(contradicted).scalar_one(), int(db.execute(verdicts).scalar_one())
 
 
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):
