@@ -11,7 +11,10 @@ import msgspec
 import sqlalchemy as sa
 
 from worker.cancellation.proof import PASSING, Confirmation
-from worker.cancellation.status import Status, safe_to_refund
+from worker.cancellation.request import is_record_id
+from worker.cancellation.status import Evidence, Status, Verdict, safe_to_refund
+from worker.errors import UnknownCancellationError
+from worker.inputs.text import printable
 from worker.ledger.claims import CLAIM_COLUMNS, ConfirmClaim, confirm_claim
 from worker.ledger.dialects import (
     RecordId,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 c = cancellations.c
 
+UNPROVEN = (Verdict.ACCEPTED, Verdict.UNKNOWN)
 Found = tuple[ConfirmClaim, Confirmation]
 
 _CONFIRMATION = {
@@ -151,6 +155,37 @@ def _event(claim: ConfirmClaim, found: Confirmation, row: Any, told: dict[str, s
         **told,
     }
     return claim.id, _kind_of(claim, found) or "", payload
+
+
+# ---- a person settles it
+
+
+class NotResolvableError(ValueError):
+    """A person cannot settle this cancellation; the text says why, and what to do instead."""
+
+
+def resolve(db: sa.Connection, record_id: str, verdict: Verdict, *, by: str, note: str) -> None:
+    """Settle a cancellation that has ended without proof, because a person looked; `by` and `note` say who and why.
+
+    Raises UnknownCancellationError, or NotResolvableError where it has not ended, or is proven.
+    """
+    row = db.execute(
+        sa.select(*CLAIM_COLUMNS, c.status)
+        .where(c.id == record_id if is_record_id(record_id) else sa.false())
+        .with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise UnknownCancellationError(f"Nothing in the ledger has the id {record_id}: see `cancel-worker list`.")
+    if row.ended_at is None:
+        raise NotResolvableError(
+            f"Cancellation {record_id} has not ended: it is {row.status}. Withdraw it, or wait: `cancel-worker show`."
+        )
+    if row.verdict not in UNPROVEN:
+        raise NotResolvableError(
+            f"Cancellation {record_id} is proven: {row.verdict}, by {row.evidence}. Nothing was changed."
+        )
+    settled = Confirmation(verdict=verdict, evidence=Evidence.PERSON, as_of=row.claimed_at)
+    apply_confirmations(db, [(confirm_claim(row), settled)], by=printable(by), note=printable(note))
 
 
 # ---- what is looked at again
