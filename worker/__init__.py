@@ -25,6 +25,7 @@ from worker.errors import (
 
 if TYPE_CHECKING:
     from worker.broker.app import app
+    from worker.cancellation.refund import RefundAnswer
     from worker.cancellation.request import InvalidRequest
     from worker.client import CancelClient
     from worker.ledger.queries import Cancellation
@@ -40,6 +41,7 @@ __all__ = [
     "InvalidRequest",
     "KeyConflictError",
     "LedgerUnavailableError",
+    "RefundAnswer",
     "TooLateError",
     "UnknownCancellationError",
     "__version__",
@@ -53,6 +55,7 @@ _HOMES = {
     "CancelClient": "worker.client",
     "Cancellation": "worker.ledger.queries",
     "InvalidRequest": "worker.cancellation.request",
+    "RefundAnswer": "worker.cancellation.refund",
 }
 
 

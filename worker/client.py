@@ -17,14 +17,20 @@ from redis.retry import Retry
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from worker.cancellation.pace import DOCUMENTED_WRITES_PER_SECOND
+from worker import shared_settings
 from worker.cancellation.policy import Policy
+from worker.cancellation.refund import RefundAnswer
 from worker.cancellation.request import CancelRequest, Priority, make_request
 from worker.cancellation.status import SafeToRefund
-from worker.environment import SettingsError, from_environment
-from worker.errors import AlreadyEndedError, InboxUnavailableError, KeyConflictError, LedgerUnavailableError
-from worker.inputs.values import problem_of_number
-from worker.ledger import queries, transitions
+from worker.environment import from_environment
+from worker.errors import (
+    AlreadyEndedError,
+    InboxUnavailableError,
+    KeyConflictError,
+    LedgerUnavailableError,
+    UnknownCancellationError,
+)
+from worker.ledger import hints, queries, transitions
 from worker.ledger.database import open_ledger, read_only
 from worker.ledger.problems import ledger_problem
 from worker.ledger.queries import Cancellation, Standing
@@ -52,7 +58,8 @@ class CancelClient:
         self._redis_url = redis_url or from_environment("REDIS_URL") or "redis://localhost:6379/0"
         self._database_url = database_url or from_environment("DATABASE_URL")
         self._replicas, self._replicas_asked_at = 0, -REPLICAS_ASKED_EVERY_SECONDS
-        self._writes_per_second = _writes_per_second()
+        self._writes_per_second = shared_settings.writes_per_second()
+        self._policy = shared_settings.policy()
 
     @cached_property
     def _redis(self) -> Any:
@@ -119,7 +126,7 @@ class CancelClient:
 
     def get(self, cancellation_id: str) -> Cancellation | None:
         """Return the cancellation as it stands, or None while the ledger does not know it."""
-        return self._ask(queries.get, cancellation_id)
+        return self._ask(queries.get, cancellation_id, self._policy)
 
     def wait(self, cancellation_id: str, timeout: float | None = None) -> Cancellation:
         """Wait until the cancellation has ended, for `timeout` seconds at most (None: for ever).
@@ -154,10 +161,24 @@ class CancelClient:
         with _ledger_errors(), self._ledger.begin() as db:
             transitions.withdraw(db, cancellation_id, Policy())
 
-    def safe_to_refund(self, cancellation_id: str) -> SafeToRefund:
-        """Answer the one question of support: yes, no, or not yet."""
+    def safe_to_refund(self, cancellation_id: str) -> RefundAnswer:
+        """Answer the one question of support: yes, no, or not yet, and by when, or by whom, it is known."""
         found = self.get(cancellation_id)
-        return found.safe_to_refund if found else SafeToRefund.NOT_YET
+        if found is None:
+            return RefundAnswer(SafeToRefund.NOT_YET)
+        return RefundAnswer(found.safe_to_refund, found.as_of, found.known_by, found.needs_person)
+
+    def look_again(self, cancellation_id: str) -> bool:
+        """Let the order be read now, because somebody has heard that it changed; what was heard is not believed.
+
+        Return whether it is read: not where no later read can change what is known, nor while it is being read.
+        Raises UnknownCancellationError.
+        """
+        found = self.get(cancellation_id)
+        if found is None:
+            raise UnknownCancellationError(f"No cancellation has the id {cancellation_id}.")
+        with _ledger_errors(), self._ledger.begin() as db:
+            return hints.look_again(db, found.connection_id, found.order_id) > 0
 
     def close(self) -> None:
         """Close every connection that was opened."""
@@ -215,13 +236,6 @@ class CancelClient:
         except LedgerUnavailableError:
             return {}  # a ledger that is away does not stop anyone from enqueuing
         return _ended_of(requests, known)
-
-
-def _writes_per_second() -> float:
-    given = from_environment("WRITES_PER_SECOND")
-    if given and ((problem := problem_of_number(given)) or float(given) <= 0):
-        raise SettingsError(f"WRITES_PER_SECOND: {problem or 'must be above 0'}.")
-    return float(given or DOCUMENTED_WRITES_PER_SECOND)
 
 
 @contextmanager

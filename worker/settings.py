@@ -30,11 +30,11 @@ from worker.inputs.addresses import check_base_url, check_sentry_dsn, parse_redi
 from worker.inputs.proxy import is_proxy_url
 from worker.inputs.values import problem_of_header, problem_of_number
 from worker.ledger.vault import CredentialsError, TokenVault
+from worker.shared_settings import MAX_SECONDS
 
 # What a lease holds on top of its requests: a late start, a recording that waits, a slow scheduler.
 LEASE_MARGIN = 0.2  # of the longest attempt
 LEASE_MARGIN_SECONDS = 2.0  # and this
-MAX_SECONDS = 30 * 86_400.0  # of any setting
 KEY_LIFE_SECONDS = 86_400  # Trackstar keeps an Idempotency-Key for 24 h from the first request
 
 

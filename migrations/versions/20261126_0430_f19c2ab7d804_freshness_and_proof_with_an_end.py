@@ -22,6 +22,8 @@ RANK = sa.text("(CASE priority WHEN 'urgent' THEN 0 WHEN 'normal' THEN 1 WHEN 'b
 PENDING = sa.text("status = 'pending'")
 IS_UNSETTLED = sa.text("known_by IS NOT NULL OR needs_person IS NOT NULL")
 IS_WATCHED = sa.text("verdict IN ('accepted', 'cancelled', 'unknown')")
+CONTRADICTED = "ix_events_contradicted"
+IS_ONE = sa.text("type = 'cancellation.contradicted'")
 CHECK = "ck_cancellations_evidence_known"
 OLD = "evidence IN ('never_sent', 'read_back', 'refusal', 'replayed_response', 'response')"
 NEW = (
@@ -57,11 +59,13 @@ def upgrade() -> None:
     op.add_column(TABLE, sa.Column("needs_person", sa.String(32)))
     _change_check(NEW)
     _index(UNSETTLED, ["connection_id", "order_id"], IS_UNSETTLED)
-    _index(WATCHED, ["connection_id", "ended_at"], IS_WATCHED)
+    _index(WATCHED, ["connection_id", "ended_at", "verdict"], IS_WATCHED)
+    op.create_index(CONTRADICTED, "events", ["created_at"], postgresql_where=IS_ONE, sqlite_where=IS_ONE)
     op.execute(f"UPDATE {TABLE} SET confirm_at = ended_at WHERE {UNPROVEN}")  # noqa: S608 - of constants
 
 
 def downgrade() -> None:
+    op.drop_index(CONTRADICTED, table_name="events")
     op.drop_index(WATCHED, table_name=TABLE)
     op.drop_index(UNSETTLED, table_name=TABLE)
     op.execute(

@@ -15,7 +15,6 @@ from harness.parts import PgBouncer, PostgresServer, open_folder
 from harness.settings import SHORT
 from harness.truth import untruths, wait_for_ends
 
-from worker.cancellation.status import SafeToRefund
 from worker.dev.embedded import embedded_redis
 from worker.dev.sandbox import Sandbox
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from worker.ledger.vault import TokenVault
 
 ORDERS = 40
-SAFE = {SafeToRefund.YES}
+SAFE = {"yes"}
 POOLERS: list[tuple[str, ...]] = [(), ("ignore_startup_parameters = options", "default_pool_size = 3")]
 
 

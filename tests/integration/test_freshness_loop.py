@@ -94,7 +94,7 @@ class Follower:
     def crawl(self) -> None:
         """Let Trackstar renew its copy now: a whole crawl, begun after all that was before."""
         self._clock.ahead += 3
-        self.world.sync(SHOP)
+        self.world.sync()
 
     def _commit(self, results: list[Any]) -> None:
         with self.ledger.begin() as db:
@@ -115,8 +115,8 @@ class Follower:
         values = {"run_at": now + timedelta(minutes=15), "known_by": now + timedelta(hours=1), "claims": 1}
         return self._add(order_id, status="waiting", outcome_reason="order_not_found_yet", **values)
 
-    def _add(self, order_id: str, **columns: Any) -> str:
-        request = CancelRequest(connection_id=SHOP, order_id=order_id)
+    def _add(self, order_id: str, *, connection_id: str = SHOP, **columns: Any) -> str:
+        request = CancelRequest(connection_id=connection_id, order_id=order_id)
         with self.ledger.begin() as db:
             transitions.accept(db, [request])
             db.execute(update(cancellations).where(c.id == request.record_id).values(**columns))
@@ -171,6 +171,18 @@ def test_an_order_that_reads_open_after_two_crawls_was_not_cancelled(worker: Fol
     assert found.ended_at < found.as_of < datetime.now(UTC)
     assert (None, None, None) == (found.known_by, found.needs_person, found.confirm_at)
     assert ["cancellation.verdict_raised"] == [each for each in worker.told(record_id) if "moved" not in each]
+
+
+def test_crawls_that_began_while_our_request_ran_prove_nothing(worker: Follower) -> None:
+    worker.world.add_order(SHOP, "o-1")
+    began = datetime.now(UTC) - timedelta(hours=1)
+    for _ in range(2):
+        worker.crawl()
+    record_id = worker.ended("o-1", "unknown", ago=timedelta(0), first_sent_at=began)
+    worker.tick()
+    worker.tick()
+
+    assert "unknown" == worker.record(record_id).verdict
 
 
 def test_a_no_of_the_warehouse_is_overturned_by_the_crawl_that_shows_who_cancelled(worker: Follower) -> None:
@@ -297,6 +309,22 @@ def test_a_cancelled_order_that_has_shipped_is_found_by_the_next_crawl(worker: F
     found = worker.record(record_id)
     assert ("not_cancelled", "read_back", "succeeded") == (found.verdict, found.evidence, found.status)
     assert ["cancellation.contradicted"] == worker.told(record_id)
+
+
+def test_an_order_of_the_same_name_elsewhere_contradicts_nothing(worker: Follower, vault: TokenVault) -> None:
+    worker.world.connect("shop-2", "token-2")
+    with worker.ledger.begin() as db:
+        connections.add(db, "shop-2", vault.encrypt("token-2"))
+    for name in (SHOP, "shop-2"):
+        worker.world.add_order(name, "o-1")
+    mine = worker.ended("o-1", "cancelled", status="succeeded", evidence="response")
+    theirs = worker.ended("o-1", "cancelled", status="succeeded", evidence="response", connection_id="shop-2")
+    worker.tick()
+    worker.world.ship("shop-2", "o-1")
+    worker.crawl()
+    worker.tick()
+
+    assert ("cancelled", "not_cancelled") == (worker.record(mine).verdict, worker.record(theirs).verdict)
 
 
 def test_an_older_copy_contradicts_nothing(worker: Follower) -> None:

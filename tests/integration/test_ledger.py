@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, func, select, text, update
 
 from worker.cancellation.answer import Answer, NoReply, Reply, read_reply
-from worker.cancellation.lifecycle import confirm, decide, expire
+from worker.cancellation.lifecycle import Moment, confirm, decide, expire
 from worker.cancellation.outcome import ReadBack, classify, classify_read
 from worker.cancellation.policy import Policy
 from worker.cancellation.request import CancelRequest
@@ -98,7 +98,7 @@ def accepted_and_claimed(ledger: Engine, *, lease: float = LEASE, **fields: Any)
 def answered(claimed: AttemptClaim, answer: Answer, seen: ReadBack | None = None) -> AttemptResult:
     """Judge an answer as an attempt does."""
     outcome = classify(answer, claimed.order_id)
-    transition = decide(claimed.state, outcome, seen, now=claimed.claimed_at, jitter=0.5, policy=POLICY)
+    transition = decide(claimed.state, outcome, seen, Moment(now=claimed.claimed_at, jitter=0.5, policy=POLICY))
     row = AttemptRow(
         kind="cancel",
         started_at=claimed.claimed_at,
@@ -136,7 +136,7 @@ def yes(status: str = "cancelled", order_id: str = "o-1") -> Reply:
 def expire_overdue(ledger: Engine) -> set[str]:
     with ledger.begin() as db:
         found = deadlines.past_send_by(db, 100)
-        return end_unsent(db, [(row.id, expire(row.state, now=row.now, policy=POLICY)) for row in found])
+        return end_unsent(db, [(row.id, expire(row.state, Moment(now=row.now, policy=POLICY))) for row in found])
 
 
 def make_due(ledger: Engine, record_id: str, column: str = "run_at") -> None:

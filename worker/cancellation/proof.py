@@ -70,11 +70,11 @@ class Prospect(msgspec.Struct, frozen=True):
 def prospect(ended_at: datetime, now: datetime, crawls: Crawls | None, policy: Policy) -> Prospect:
     """Say by when an end without proof is known."""
     step = next_read_back(ended_at, now, policy)
-    if crawls is not None and crawls.status is not CrawlStatus.UNKNOWN and (problem := broken(crawls, now)):
+    if problem := _problem(crawls, now):
         return Prospect(step, needs_person=NeedsPerson(problem))
     if crawls is None or not crawls.known:
-        last = max(now, ended_at + timedelta(seconds=policy.read_back[-1]))
-        return Prospect(step or now + _A_READ, last + _A_READ)
+        last = max(now, _last_step(ended_at, crawls, policy))
+        return Prospect(step or last, last + _A_READ)
     known_by = _enough_crawls_by(ended_at, now, crawls) + _A_READ
     return Prospect(min(step or known_by, known_by), known_by)
 
@@ -84,6 +84,17 @@ def foresee(known: Unproven, now: datetime, crawls: Crawls | None, policy: Polic
     if held and (known.known_by is None or known.known_by <= now):
         return Prospect(None, needs_person=NeedsPerson.NO_ACCESS)
     return prospect(known.ended_at, now, crawls, policy)
+
+
+def _problem(crawls: Crawls | None, now: datetime) -> str | None:
+    """Return why no crawl is to be expected, where Trackstar tells how its crawls are."""
+    return None if crawls is None or crawls.status is CrawlStatus.UNKNOWN else broken(crawls, now)
+
+
+def _last_step(ended_at: datetime, crawls: Crawls | None, policy: Policy) -> datetime:
+    """Return when a copy is young enough of whose crawls nobody tells: beyond a crawl, hourly or known."""
+    longer = max(0.0, (crawls.frequency if crawls and crawls.frequency else 0.0) - COPY_SECONDS)
+    return ended_at + timedelta(seconds=policy.read_back[-1] + longer)
 
 
 def _enough_crawls_by(ended_at: datetime, now: datetime, crawls: Crawls) -> datetime:
@@ -109,9 +120,9 @@ def is_fresh(ended_at: datetime, now: datetime, crawls: Crawls | None, policy: P
     `crawls` is what was known when the read began. Without it the last of the times to read back decides, which is
     beyond the hourly crawl.
     """
-    if crawls is not None and crawls.known:
+    if crawls is not None and (crawls.known or _problem(crawls, now)):
         return crawls_since(crawls, ended_at) >= ENOUGH_CRAWLS
-    return now >= ended_at + timedelta(seconds=policy.read_back[-1])
+    return now >= _last_step(ended_at, crawls, policy)
 
 
 class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,7 +164,6 @@ def confirm(known: Unproven, read: ReadBack, *, now: datetime, crawls: Crawls | 
 
 _WHY_A_PERSON = {
     OrderState.OPEN: NeedsPerson.ACCEPTED_BUT_OPEN,
-    OrderState.SHIPPED: NeedsPerson.ACCEPTED_BUT_OPEN,
     OrderState.ABSENT: NeedsPerson.ORDER_NOT_IN_COPY,
     OrderState.UNREADABLE: NeedsPerson.UNREADABLE,
 }
@@ -196,7 +206,8 @@ def _not_read(known: Unproven, read: ReadBack, now: datetime, crawls: Crawls | N
         why = NeedsPerson.NO_ACCESS if read.shows is OrderState.NO_ACCESS else NeedsPerson.UNREADABLE
         return _unchanged(known, Prospect(None, needs_person=why), known.as_of)
     then = prospect(known.ended_at, now, crawls, policy)
-    return _unchanged(known, msgspec.structs.replace(then, confirm_at=again), known.as_of)
+    known_by = then.known_by and max(then.known_by, again + _A_READ)  # it is not known before it is asked
+    return _unchanged(known, msgspec.structs.replace(then, confirm_at=again, known_by=known_by), known.as_of)
 
 
 def known_by_at_the_latest(

@@ -26,6 +26,7 @@ from worker.errors import (
     UnknownCancellationError,
 )
 from worker.inputs.faults import remedy_of
+from worker.ledger.confirmations import NotResolvableError
 from worker.ledger.dead_letters import UnknownDeadLetterError
 from worker.ledger.migrations import SchemaError
 from worker.ledger.problems import ledger_problem
@@ -53,6 +54,7 @@ for command in (
     orders.list_,
     repair.replay,
     repair.withdraw,
+    repair.resolve,
 ):
     app.command(name=command.__name__.rstrip("_"))(command)
 
@@ -71,7 +73,7 @@ def main() -> None:
     """Run the command line and turn every error into a sentence and an exit code."""
     try:
         app()
-    except (AlreadyEndedError, TooLateError, TimeoutError) as error:
+    except (AlreadyEndedError, TooLateError, NotResolvableError, TimeoutError) as error:
         _fail(1, str(error))
     except WRONG_INPUT as error:
         _fail(2, str(error))

@@ -10,8 +10,9 @@ from redis import RedisError
 from rich.table import Table
 
 from worker.cli.parts import console, ledger, moment
+from worker.cli.words import in_few_words
 from worker.inputs.text import visible
-from worker.ledger import connections, holds
+from worker.ledger import connections, freshness, holds, queries
 from worker.ledger.database import read_only
 from worker.ledger.vault import TokenVault, fingerprint
 from worker.runtime.known_keys import workers_without
@@ -23,8 +24,15 @@ if TYPE_CHECKING:
 
     from worker.settings import Settings
 
+MAX_ID_LENGTH = 255
+TrackstarId = Annotated[
+    str | None, typer.Option(help="Its id at Trackstar, where that is not ours: whose crawls are looked at.")
+]
+WritesPerSecond = Annotated[float | None, typer.Option(min=0.1, help="Where its limit is not the usual.")]
+
 app = typer.Typer(
-    help="Add, list, hold, rotate connections: one customer's warehouse, one access token each.", no_args_is_help=True
+    help="Add, list, change, hold, rotate connections: one customer's warehouse, one access token each.",
+    no_args_is_help=True,
 )
 
 
@@ -33,11 +41,13 @@ def add(
     connection_id: Annotated[str, typer.Argument(metavar="ID")],
     name: Annotated[str | None, typer.Option(help="For people.")] = None,
     integration: Annotated[str | None, typer.Option(help="The warehouse system's name.")] = None,
-    writes_per_second: Annotated[float | None, typer.Option(min=0.1, help="Where its limit is not the usual.")] = None,
+    writes_per_second: WritesPerSecond = None,
+    trackstar_id: TrackstarId = None,
 ) -> None:
     """Add a connection, or give a known one a new token. Jobs that waited for it go on."""
     vault = TokenVault(load_settings().keys)
     vault.encrypt("")  # says how to make a key before anybody types a secret
+    _check_trackstar_id(trackstar_id)
     token = _read_token(connection_id)
     with ledger() as opened, opened.begin() as db:
         connections.add(
@@ -48,7 +58,28 @@ def add(
             integration_name=integration,
             writes_per_second=writes_per_second,
         )
+        if trackstar_id is not None:
+            freshness.set_trackstar_id(db, connection_id, trackstar_id)
     console.print(f"Connection {connection_id} is ready.")
+
+
+@app.command(name="set")
+def set_(
+    connection_id: Annotated[str, typer.Argument(metavar="ID")],
+    name: Annotated[str | None, typer.Option(help="For people.")] = None,
+    writes_per_second: WritesPerSecond = None,
+    trackstar_id: TrackstarId = None,
+) -> None:
+    """Change what is stated of a known connection; its token and its hold stay."""
+    if name is None and writes_per_second is None and trackstar_id is None:
+        raise typer.BadParameter("say what: --name, --writes-per-second or --trackstar-id")
+    _check_trackstar_id(trackstar_id)
+    with ledger() as opened, opened.begin() as db:
+        _known(db, connection_id)
+        connections.change(db, connection_id, name=name, writes_per_second=writes_per_second)
+        if trackstar_id is not None:
+            freshness.set_trackstar_id(db, connection_id, trackstar_id)
+    console.print(f"Connection {connection_id} is changed.")
 
 
 @app.command(name="list")
@@ -59,8 +90,9 @@ def list_(
     with ledger() as opened, read_only(opened) as db:
         rows = connections.list_all(db, unknown=None if everything else connections.SHOWN_UNKNOWN)
         more = 0 if everything else connections.count_unknown(db) - connections.SHOWN_UNKNOWN
+        crawls, now = freshness.crawls_of_all(db), queries.now(db)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("id", "name", "integration", "held", "since", "token", "not ended"):
+    for column in ("id", "name", "integration", "held", "since", "token", "not ended", "copy of its orders"):
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(
@@ -71,6 +103,7 @@ def list_(
             moment(row.held_at),
             "yes" if row.has_token else "no",
             str(row.waiting),
+            in_few_words(crawls.get(row.id), now),
         )
     console.print(table)
     if more > 0:
@@ -164,6 +197,13 @@ def _refuse_while_unknown(settings: Settings) -> None:
         raise ValueError(
             f"{', '.join(lacking)} would read no token any more: give each running worker the new CREDENTIAL_KEYS and "
             "restart it (one that was killed is forgotten after a minute), or say --force."
+        )
+
+
+def _check_trackstar_id(trackstar_id: str | None) -> None:
+    if trackstar_id is not None and not (0 < len(trackstar_id) <= MAX_ID_LENGTH and trackstar_id.strip()):
+        raise typer.BadParameter(
+            f"an id of Trackstar has 1 to {MAX_ID_LENGTH} characters", param_hint="--trackstar-id"
         )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import sqlalchemy as sa
 import typer
 from redis import Redis, RedisError, ResponseError
@@ -16,7 +15,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.answer import NoReply, Reply
 from worker.cancellation.standstill import STANDSTILL_SECONDS
+from worker.cli.findings import Finding
 from worker.cli.parts import console
+from worker.cli.proof import proof_findings
 from worker.inputs.faults import fault
 from worker.ledger import backlog, migrations
 from worker.ledger.database import open_ledger, read_only
@@ -73,25 +74,28 @@ _COMMANDS: tuple[tuple[str, ...], ...] = (
 )
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at. `remedy` is what to do; empty where all is well."""
-
-    part: str
-    said: str
-    remedy: str = ""
-
-
 def doctor() -> None:
     """Check settings, Redis, the ledger, Trackstar and every connection; exits 1 where something needs a person."""
     settings = load_settings()
     table = Table(box=None, show_header=False, pad_edge=False)
-    findings = [*_redis(settings), *_ledger(settings), *_workers(settings), *_connections(settings)]
+    findings = [
+        *_redis(settings),
+        *_ledger(settings),
+        *_workers(settings),
+        *_connections(settings),
+        *proof_findings(settings),
+    ]
     for each in findings:
-        mark = Text("✗", "red") if each.remedy else Text("✓", "green")
-        table.add_row(mark, each.part, each.said, each.remedy)
+        table.add_row(_mark(each), each.part, each.said, each.remedy)
     console.print(table)
     if any(each.remedy for each in findings):
         raise typer.Exit(1)
+
+
+def _mark(found: Finding) -> Text:
+    if found.passing:
+        return Text("!", "yellow")
+    return Text("✗", "red") if found.remedy else Text("✓", "green")
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:

@@ -9,8 +9,11 @@ import msgspec
 import typer
 from rich.table import Table
 
+from worker import shared_settings
+from worker.cancellation.lifecycle import NOT_FOUND_YET
 from worker.cancellation.status import SafeToRefund, Status
 from worker.cli.parts import client, console, ledger, moment, overview, refund
+from worker.cli.words import why_a_person
 from worker.errors import AlreadyEndedError, LedgerUnavailableError, UnknownCancellationError
 from worker.inputs.text import visible_json
 from worker.ledger import queries
@@ -89,12 +92,13 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="For programs; holds personal data of the order.")] = False,
 ) -> None:
     """Tell what happened to one order's cancel, and whether it is safe to refund."""
+    policy = shared_settings.policy()
     with ledger() as opened, read_only(opened) as db:
         of_order = queries.find(db, order_id=name, connection_id=connection)
         timelines = [
             found
             for record_id in (name, *(each.id for each in of_order))
-            if (found := queries.timeline(db, record_id))
+            if (found := queries.timeline(db, record_id, policy))
         ]
     if not timelines:
         raise UnknownCancellationError(
@@ -113,6 +117,9 @@ def list_(
     status: Annotated[list[Status] | None, typer.Option(help="Only these; may be given more than once.")] = None,
     connection: Annotated[str | None, typer.Option("--connection", "-c", help="Of this connection only.")] = None,
     since: Annotated[datetime | None, typer.Option(help="Received since then (UTC).")] = None,
+    needs_person: Annotated[
+        bool, typer.Option("--needs-person", help="Only what no crawl settles: a person must look.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
@@ -123,7 +130,9 @@ def list_(
             status=status or (),
             connection_id=connection,
             since=since.replace(tzinfo=UTC) if since else None,
+            needs_person=needs_person,
             limit=limit,
+            policy=shared_settings.policy(),
         )
     if as_json:
         for row in found:
@@ -153,13 +162,6 @@ def _as_json(found: Timeline) -> dict[str, Any]:
     }
 
 
-_ANSWERS = {
-    SafeToRefund.YES: "Safe to refund: yes. The order is cancelled.",
-    SafeToRefund.NO: "Safe to refund: no. The order was not cancelled.",
-    SafeToRefund.NOT_YET: "Safe to refund: not yet.",
-}
-
-
 _ENDS = {
     Status.SUCCEEDED: "The cancel succeeded",
     Status.REJECTED: "The cancel was refused for good",
@@ -172,7 +174,7 @@ _ENDS = {
 def _print_timeline(found: Timeline, expected: datetime | None) -> None:
     row = found.cancellation
     console.print(f"Order {row.order_id} of connection {row.connection_id}", style="bold")
-    console.print(_ANSWERS[row.safe_to_refund], style=refund(row).style)
+    console.print(f"Safe to refund: {_answer(row)}", style=refund(row).style)
     console.print(_in_words(row))
     if expected is not None and not row.ended:
         late = ", which is after its send_by" if row.send_by and expected >= row.send_by else ""
@@ -184,10 +186,25 @@ def _print_timeline(found: Timeline, expected: datetime | None) -> None:
     console.print(f"id {row.id}, priority {row.priority}, attempts {row.attempts}", style="dim")
 
 
+def _answer(row: Cancellation) -> str:
+    answer = row.safe_to_refund
+    why, remedy = why_a_person(row)
+    if why:
+        return f"{answer}: needs a person, for {why}. {remedy}"
+    if row.known_by and answer is SafeToRefund.NOT_YET:
+        late = " That time has passed: see `cancel-worker doctor`." if row.known_by < datetime.now(UTC) else ""
+        return f"{answer}, known by {moment(row.known_by)}.{late}"
+    was = "is" if answer is SafeToRefund.YES else "was not"
+    return f"{answer}, as of {moment(row.as_of)}. The order {was} cancelled."
+
+
 def _in_words(row: Cancellation) -> str:
     if row.hold_reason and not row.ended:
         until = f" until {moment(row.held_until)}" if row.held_until else ""
         return f"It waits: its connection is held ({row.hold_reason}){until}."
+    if row.outcome_reason == NOT_FOUND_YET:
+        when = f" It is tried again at {moment(row.run_at)}, or when a crawl has ended." if row.run_at else ""
+        return f"Trackstar does not know the order yet: it may be younger than Trackstar's copy.{when}"
     if row.run_at:
         return f"It is tried again at {moment(row.run_at)}; the last answer was {row.outcome_reason}."
     if not row.ended:
@@ -209,5 +226,16 @@ def _lines(found: Timeline) -> list[tuple[datetime, str]]:
         verb = "cancel sent" if tried["kind"] == "cancel" else "order read back"
         again = f" (generation {tried['generation']})" if tried["generation"] > 1 else ""
         lines.append((tried["started_at"], f"{verb}{again}, {answer}, {tried['reason']}{error}{request}"))
-    lines += [(told["created_at"], told["type"].replace(".", " ").replace("_", " ")) for told in found.events]
+    lines += [(told["created_at"], _told(told["type"], told["payload"])) for told in found.events]
     return lines
+
+
+def _told(kind: str, payload: dict[str, Any]) -> str:
+    said = kind.replace(".", " ").replace("_", " ")
+    if kind == "cancellation.known_by_moved":
+        return f"{said} to {payload.get('known_by')}"
+    if kind == "cancellation.needs_person":
+        return f"{said} ({payload.get('needs_person')})"
+    if payload.get("by"):
+        return f"{said}: {payload.get('verdict')}, says {payload['by']}: {payload.get('note')}"
+    return f"{said}: {payload['verdict']}" if payload.get("verdict") else said

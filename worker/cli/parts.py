@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.cancellation.status import SafeToRefund
+from worker.cli.words import refund_in_words
 from worker.client import CancelClient
 from worker.environment import from_environment
 from worker.inputs.text import visible
@@ -64,7 +65,8 @@ _COLOURS = {SafeToRefund.YES: "green", SafeToRefund.NO: "red", SafeToRefund.NOT_
 
 
 def refund(found: Cancellation) -> Text:
-    return Text(found.safe_to_refund, style=_COLOURS[found.safe_to_refund])
+    """Answer the one question of support for a table, with its time."""
+    return Text(refund_in_words(found), style=_COLOURS[found.safe_to_refund])
 
 
 def moment(when: datetime | None) -> str:
@@ -74,7 +76,7 @@ def moment(when: datetime | None) -> str:
 def overview(found: Iterable[Cancellation]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("connection", "order", "status", "verdict", "evidence", "tries", "refund", "reason", "id"):
-        table.add_column(name, overflow="fold", no_wrap=name in {"status", "verdict", "refund"})
+        table.add_column(name, overflow="fold", no_wrap=name in {"status", "verdict"})
     for row in found:
         table.add_row(
             row.connection_id,

@@ -1,8 +1,11 @@
-"""Commands that change what stands in the ledger: replay what has ended, withdraw what was not sent."""
+"""Commands that change what stands in the ledger: replay, withdraw what was not sent, resolve what is not proven."""
 
 from __future__ import annotations
 
+import getpass
+import socket
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -10,8 +13,9 @@ import typer
 from worker.cancellation.lifecycle import why_not_replay
 from worker.cancellation.status import Status, Verdict
 from worker.cli.parts import client, console, ledger, overview
+from worker.environment import from_environment
 from worker.errors import UnknownCancellationError
-from worker.ledger import queries, transitions
+from worker.ledger import confirmations, queries, transitions
 from worker.ledger.database import read_only
 from worker.ledger.queries import Cancellation
 
@@ -26,6 +30,29 @@ def withdraw(ids: Annotated[list[str], typer.Argument(help="Ids of cancellations
     for record_id in ids:
         producer.withdraw(record_id)
         console.print(f"{record_id}  withdrawn")
+
+
+class Seen(StrEnum):
+    """What a person saw in the warehouse."""
+
+    CANCELLED = "cancelled"
+    NOT_CANCELLED = "not_cancelled"
+
+
+def resolve(
+    record_id: Annotated[str, typer.Argument(metavar="ID", help="Its id, as in `list --needs-person`.")],
+    seen: Annotated[Seen, typer.Argument(metavar="cancelled|not_cancelled", help="What the warehouse shows.")],
+    reason: Annotated[str, typer.Option(help="What you saw, and where; it stays in the timeline.")],
+    who: Annotated[str | None, typer.Option("--as", help="Your name; default: CANCEL_ACTOR, else user@host.")] = None,
+) -> None:
+    """Settle what has ended without proof, because you looked into the warehouse."""
+    if not reason.strip():
+        raise typer.BadParameter("say what you saw", param_hint="--reason")
+    by = (who or from_environment("CANCEL_ACTOR") or "").strip() or f"{getpass.getuser()}@{socket.gethostname()}"
+    with ledger() as opened, opened.begin() as db:
+        confirmations.resolve(db, record_id, Verdict(seen.value), by=by, note=reason.strip())
+    refund = "yes" if seen is Seen.CANCELLED else "no"
+    console.print(f"{record_id}  {seen.value}, says {by}. Safe to refund: {refund}.", soft_wrap=True)
 
 
 def replay(

@@ -75,6 +75,15 @@ def add(
         add_events(db, [(None, "connection.resumed", {"connection_id": connection_id})])
 
 
+def change(
+    db: sa.Connection, connection_id: str, *, name: str | None = None, writes_per_second: float | None = None
+) -> None:
+    """Change what is stated of a known connection; its token and its hold stay."""
+    stated = {key: value for key, value in (("name", name), ("writes_per_second", writes_per_second)) if value}
+    if stated:
+        db.execute(sa.update(connections).where(k.id == connection_id).values(updated_at=db_now(), **stated))
+
+
 def ensure_default(db: sa.Connection, encrypted_token: str, decrypt: Callable[[str], str], token: str) -> None:
     """Keep the connection `default` at the token of the settings; an unchanged one is not touched.
 

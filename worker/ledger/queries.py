@@ -13,8 +13,10 @@ import sqlalchemy as sa
 
 from worker.cancellation.fairness import PRIORITY_RANK
 from worker.cancellation.pace import seconds_to_send
+from worker.cancellation.policy import Policy
 from worker.cancellation.request import is_record_id
 from worker.cancellation.status import FINAL, SafeToRefund, Status, Verdict, safe_to_refund
+from worker.ledger import outlook
 from worker.ledger.dialects import (
     RecordId,
     bind_rows,
@@ -24,7 +26,14 @@ from worker.ledger.dialects import (
     rows_parameter,
 )
 from worker.ledger.holds import RATE_LIMITED
-from worker.ledger.schema import PENDING, RANK, attempts, cancellations, connections, events
+from worker.ledger.schema import (
+    PENDING,
+    RANK,
+    attempts,
+    cancellations,
+    connections,
+    events,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,9 +62,10 @@ class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
     order_status: str | None
     order_snapshot: str | None  # JSON as it came; holds personal data
     unused_fields: str | None
-    as_of: datetime | None  # the instant of which the verdict is true
-    known_by: datetime | None  # where nothing is proven: the instant by which it is known
-    needs_person: str | None  # where nothing is proven, and no crawl will: why a person must settle it
+    as_of: datetime | None  # the instant of which the verdict is true; None until it has ended
+    # What is not known yet has one of these: the instant by which it is known, or why a person must settle it.
+    known_by: datetime | None
+    needs_person: str | None
     requested_by: str | None
     reason: str | None
     metadata: dict[str, Any] | None
@@ -85,14 +95,17 @@ _COLUMNS = (
     *(c[name] for name in Cancellation.__struct_fields__ if name not in {"hold_reason", "held_until"}),
     _HOLD.label("hold_reason"),
     _HOLD_END.label("held_until"),
+    db_now().label("now"),
 )
+_DEFAULT = Policy()
 
 
-def get(db: sa.Connection, record_id: str) -> Cancellation | None:
+def get(db: sa.Connection, record_id: str, policy: Policy = _DEFAULT) -> Cancellation | None:
+    """Return one cancellation, or None for an unknown id; `policy` says how long a worker tries."""
     if not is_record_id(record_id):
         return None
     row = db.execute(sa.select(*_COLUMNS).where(c.id == record_id)).one_or_none()
-    return _as_cancellation(row) if row else None
+    return _as_cancellation(row, policy) if row else None
 
 
 def find(
@@ -103,7 +116,9 @@ def find(
     status: Sequence[str] = (),
     reason: str | None = None,
     since: datetime | None = None,
+    needs_person: bool = False,
     limit: int = 50,
+    policy: Policy = _DEFAULT,
 ) -> list[Cancellation]:
     """Return the newest cancellations that match all that is given."""
     query = sa.select(*_COLUMNS).order_by(c.received_at.desc(), c.id).limit(limit)
@@ -117,11 +132,20 @@ def find(
         query = query.where(c.outcome_reason == reason)
     if since is not None:
         query = query.where(c.received_at >= since)
-    return [_as_cancellation(row) for row in db.execute(query)]
+    if needs_person:
+        query = query.where(id_in_chosen(db.dialect.name, c.id, outlook.for_a_person()))
+    return [_as_cancellation(row, policy) for row in db.execute(query)]
 
 
-def _as_cancellation(row: sa.Row[Any]) -> Cancellation:
-    return Cancellation(**{**row._mapping, "id": str(row.id)})  # noqa: SLF001 - SQLAlchemy's documented name
+def _as_cancellation(row: sa.Row[Any], policy: Policy) -> Cancellation:
+    fields = {**row._mapping, "id": str(row.id)}  # noqa: SLF001 - SQLAlchemy's documented name
+    found = Cancellation(**{name: fields[name] for name in Cancellation.__struct_fields__})
+    return outlook.with_outlook(found, row.now, policy)
+
+
+def now(db: sa.Connection) -> datetime:
+    """Return the ledger's time, which all its instants are of."""
+    return db.execute(sa.select(db_now())).scalar_one()
 
 
 def expected_at(db: sa.Connection, record_id: str, default_rate: float) -> datetime | None:
@@ -178,8 +202,8 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     events: list[dict[str, Any]]
 
 
-def timeline(db: sa.Connection, record_id: str) -> Timeline | None:
-    found = get(db, record_id)
+def timeline(db: sa.Connection, record_id: str, policy: Policy = _DEFAULT) -> Timeline | None:
+    found = get(db, record_id, policy)
     if found is None:
         return None
     tried = db.execute(

@@ -135,7 +135,7 @@ UNSETTLED = c.known_by.is_not(None) | c.needs_person.is_not(None)
 partial_index("ix_cancellations_unsettled", c.connection_id, c.order_id, where=UNSETTLED)
 # What later crawls can prove or overturn.
 WATCHED = c.verdict.in_([sa.literal_column(f"'{each}'") for each in ("accepted", "cancelled", "unknown")])
-partial_index("ix_cancellations_watched", c.connection_id, c.ended_at, where=WATCHED)
+partial_index("ix_cancellations_watched", c.connection_id, c.ended_at, c.verdict, where=WATCHED)
 partial_index("ix_cancellations_confirm", c.confirm_at, where=c.confirm_at.is_not(None))
 sa.Index("ix_cancellations_order", c.order_id)
 sa.Index("ix_cancellations_received_at", c.received_at)
@@ -195,6 +195,8 @@ events = sa.Table(
 )
 partial_index("ix_events_unpublished", events.c.publish_at, where=events.c.publish_at.is_not(None))
 sa.Index("ix_events_cancellation_id", events.c.cancellation_id)
+CONTRADICTED = events.c.type == sa.literal_column("'cancellation.contradicted'")
+partial_index("ix_events_contradicted", events.c.created_at, where=CONTRADICTED)
 
 dead_letters = sa.Table(
     "dead_letters",

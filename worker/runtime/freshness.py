@@ -78,13 +78,13 @@ class Freshness:
         self.loop = Loop("freshness", self._tick, expected=(RedisError, SQLAlchemyError, OSError))
 
     def _tick(self) -> float:
-        asked_at = time.monotonic()
         with read_only(self._ledger) as db:
             watched = freshness.watched(db, self._context.policy.watch)
             self._known.replace(freshness.crawls_of_all(db))
         if not watched:
             return self._ask_seconds
-        clock = LedgerClock(watched[0].now, asked_at)
+        # Never ahead of the ledger's own clock: no crawl may seem to have begun later than it did.
+        clock = LedgerClock(watched[0].now, time.monotonic())
         if self._may_ask():
             watched = self._ask(watched, clock)
         self._second_look.run(watched, clock, lambda: self.loop.running)

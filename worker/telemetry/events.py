@@ -79,9 +79,7 @@ LOG_EVENTS = {
     "executor.crashed": _event("bug", "", "A bug met a request thread, which goes on."),
     "ledger.clock_stepped": _event("warning", "seconds", "The ledger's clock jumped: leases are given time."),
     "freshness.not_told": _event("warning", "http_status", "Trackstar does not say when it renews its copies."),
-    "freshness.crawls_changed": _event(
-        "warning", "connection_id problem", "Its crawls fail, or come again."
-    ),
+    "freshness.crawls_changed": _event("warning", "connection_id problem", "Its crawls fail, or come again."),
     "freshness.crawl_forced": _event("info", "connection_id http_status", "A crawl was asked for."),
     "hints.ignored": _event("warning", "count", "Entries of the hints stream were no hints."),
     "log.dropped": _event("warning", "count", "Lines could not be written: the log was full, blocked or gone."),

@@ -1,0 +1,61 @@
+"""What `doctor` says of proof: how fresh the copies are, what waits for a person, how often a verdict was wrong.
+
+Knows what the ledger keeps; asks Trackstar nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.cancellation.freshness import broken
+from worker.cli.findings import Finding
+from worker.cli.words import in_few_words
+from worker.ledger import freshness, outlook, queries
+from worker.ledger.database import open_ledger, read_only
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
+
+    from worker.cancellation.freshness import Crawls
+    from worker.settings import Settings
+
+MAX_TOLD = 50  # connections
+_REMEDIES = {
+    "crawls_disabled": "Ask Trackstar to enable its crawls of orders; until then a person looks into the warehouse.",
+    "crawls_failing": "See what Trackstar reports of the connection above, and correct it there.",
+    "crawls_overdue": "Ask Trackstar why no crawl has ended for two periods.",
+}
+
+
+def proof_findings(settings: Settings) -> Iterator[Finding]:
+    """Say of each connection whose crawls do not come what to do, and how many verdicts were contradicted."""
+    ledger = open_ledger(settings.database_url, pool_size=1)
+    try:
+        with read_only(ledger) as db:
+            crawls, now = freshness.crawls_of_all(db), queries.now(db)
+            waiting = outlook.count_for_a_person(db)
+            wrong, verdicts = outlook.false_verdicts(db, settings.policy.watch)
+    except SQLAlchemyError:
+        return  # told of the ledger
+    finally:
+        ledger.dispose()
+    yield from _crawls(crawls, now)
+    if waiting:
+        yield Finding("Proof", f"{waiting} need a person", "See `cancel-worker list --needs-person`.", passing=True)
+    rate = f" ({wrong / verdicts:.4%})" if verdicts else ""
+    said = f"{wrong} contradicted of {verdicts} cancelled in {settings.watch_days:g} days{rate}"
+    yield Finding("Proof", said, passing=wrong > 0)
+
+
+def _crawls(crawls: Mapping[str, Crawls], now: datetime) -> Iterator[Finding]:
+    told = [(name, problem) for name, each in sorted(crawls.items()) if (problem := broken(each, now))]
+    for name, problem in told[:MAX_TOLD]:
+        yield Finding(f"Connection {name}", in_few_words(crawls[name], now), _REMEDIES[problem], passing=True)
+    if len(told) > MAX_TOLD:
+        yield Finding("Connections", f"{len(told) - MAX_TOLD} more whose crawls do not come", passing=True)
+    unknown = sum(not each.known and not broken(each, now) for each in crawls.values())
+    if unknown:
+        yield Finding("Connections", f"of {unknown} Trackstar does not tell its crawls: READ_BACK_SECONDS decide")

@@ -1,0 +1,92 @@
+"""What a person is told of proof and crawls, in plain words. Knows no command, no console and no ledger."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from worker.cancellation.freshness import broken
+from worker.cancellation.proof import NeedsPerson
+from worker.cancellation.status import SafeToRefund
+
+if TYPE_CHECKING:
+    from worker.cancellation.freshness import Crawls
+    from worker.ledger.queries import Cancellation
+
+_LOOK = "Look at the order in the warehouse, then say what you saw: `cancel-worker resolve {id} cancelled` or "
+_LOOK += "`... not_cancelled`, with --reason."
+# Of each reason: what is wrong, and what to do.
+_PERSON = {
+    NeedsPerson.CRAWLS_DISABLED: (
+        "Trackstar's crawls of this connection are disabled",
+        "Let Trackstar enable them, and it is known by itself. " + _LOOK,
+    ),
+    NeedsPerson.CRAWLS_FAILING: (
+        "Trackstar's crawls of this connection fail",
+        "See what Trackstar says of the connection: `cancel-worker doctor`. " + _LOOK,
+    ),
+    NeedsPerson.CRAWLS_OVERDUE: (
+        "Trackstar's crawls of this connection do not come",
+        "Ask Trackstar; when they come, it is known by itself. " + _LOOK,
+    ),
+    NeedsPerson.ORDER_NOT_IN_COPY: ("Trackstar's copy does not hold the order", _LOOK),
+    NeedsPerson.ACCEPTED_BUT_OPEN: (
+        "the warehouse accepted the cancel, and two crawls later the order is still not cancelled",
+        "A warehouse may apply it late. " + _LOOK,
+    ),
+    NeedsPerson.UNREADABLE: ("the order could not be read", _LOOK),
+    NeedsPerson.NO_ACCESS: (
+        "Trackstar does not let us read the order",
+        "Give the connection a new token: `cancel-worker connections rotate`. " + _LOOK,
+    ),
+    NeedsPerson.CONNECTION_HELD: (
+        "it was never sent, and its connection is held",
+        "Open the connection: `cancel-worker doctor` says how. Or take it back: `cancel-worker withdraw {id}`.",
+    ),
+}
+
+
+def refund_in_words(found: Cancellation) -> str:
+    """Answer whether it is safe to refund, with the time of the answer, in few words."""
+    answer = found.safe_to_refund
+    if answer is not SafeToRefund.NOT_YET:
+        return f"{answer}, as of {clock(found.as_of)}" if found.as_of else answer
+    if found.known_by:
+        return f"{answer}, known by {clock(_up(found.known_by))}"
+    return f"{answer}: needs a person ({found.needs_person})"
+
+
+def why_a_person(found: Cancellation) -> tuple[str, str]:
+    """Return why no crawl settles it, and what to do; both empty where no person is needed."""
+    if found.known_by or not found.needs_person or found.safe_to_refund is not SafeToRefund.NOT_YET:
+        return "", ""
+    why, remedy = _PERSON[NeedsPerson(found.needs_person)]
+    return why, remedy.replace("{id}", found.id)
+
+
+def in_few_words(crawls: Crawls | None, now: datetime) -> str:
+    """Say how old Trackstar's copy of a connection's orders is, and by when the next crawl has ended."""
+    if crawls is None or not crawls.known:
+        return "unknown"
+    problem = broken(crawls, now)
+    copy = f"copy of {clock(crawls.began_at)}" if crawls.began_at else "no copy yet"
+    if problem:
+        return f"{problem.replace('_', ' ')}, {copy}"
+    due = crawls.next_end(crawls.began_at) if crawls.began_at else None
+    if due is None:
+        return copy
+    if due > now:
+        return f"{copy}, next crawl by {clock(_up(due))}"
+    late = f"next crawl late since {clock(due)}"
+    return f"{copy}, {late}" if crawls.seen_at > due else f"{copy} or newer, asked at {clock(crawls.seen_at)}"
+
+
+def clock(when: datetime) -> str:
+    """Write an instant as people say it, in UTC, to the minute; with its day where that is not today."""
+    today = when.astimezone(UTC).date() == datetime.now(UTC).date()
+    return f"{when.astimezone(UTC):%H:%M}" if today else f"{when.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def _up(when: datetime) -> datetime:
+    """Return the next full minute: what is known by then is known by the minute that is shown."""
+    return when + timedelta(seconds=59) if when.second or when.microsecond else when

@@ -1,0 +1,35 @@
+"""The few settings of the worker that whoever asks the ledger needs too, each from the environment or its default.
+
+Knows their names; what else they may be, `settings` checks where a worker starts. Loads neither it nor pydantic.
+"""
+
+from __future__ import annotations
+
+from worker.cancellation.pace import DOCUMENTED_WRITES_PER_SECOND
+from worker.cancellation.policy import Policy
+from worker.environment import SettingsError, from_environment
+from worker.inputs.values import problem_of_number
+
+MAX_SECONDS = 30 * 86_400.0  # of any setting
+
+
+def writes_per_second() -> float:
+    """Return WRITES_PER_SECOND. Raises SettingsError."""
+    return _numbers("WRITES_PER_SECOND", (DOCUMENTED_WRITES_PER_SECOND,))[0]
+
+
+def policy() -> Policy:
+    """Return what says by when a cancellation is known. Raises SettingsError."""
+    default = Policy()
+    return Policy(
+        retry_horizon=_numbers("RETRY_HORIZON_SECONDS", (default.retry_horizon,))[0],
+        read_back=_numbers("READ_BACK_SECONDS", default.read_back),
+    )
+
+
+def _numbers(name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    given = [part.strip() for part in (from_environment(name) or "").split(",") if part.strip()]
+    for each in given:
+        if (problem := problem_of_number(each)) or not 0 < float(each) <= MAX_SECONDS:
+            raise SettingsError(f"{name}: {problem or f'must be above 0 and at most {MAX_SECONDS:.0f}'}.")
+    return tuple(map(float, given)) or default
