@@ -169,14 +169,15 @@ def test_what_was_due_long_ago_was_done_at_its_time(world: World, contract: Cont
     assert "cancelled" == order.truth.copy_status
 
 
+@pytest.mark.parametrize("status", ["fulfilled", None])
 def test_what_somebody_did_first_stands_against_what_was_accepted(
-    world: World, contract: Contract, clock: Clock
+    world: World, contract: Contract, clock: Clock, status: str | None
 ) -> None:
     order = world.add_order(SHOP, ORDER, script=["open:90"])
     cancel(contract)
-    world.ship(SHOP, ORDER)
+    world.ship(SHOP, ORDER, status)
     clock.forward(MONTH)
-    assert ("fulfilled", 0) == (order.truth.status, order.truth.effective_cancels)
+    assert (status or "open", 0) == (order.truth.status, order.truth.effective_cancels)
 
 
 # -- what the schedule says
@@ -256,6 +257,18 @@ def test_crawls_longer_than_their_period_leave_instants_out(world: World, contra
         assert (began, ended) == tuple(
             (seconds(told[name]) - start) / HOUR for name in ("last_crawl_start", "last_crawl_end")
         )
+
+
+def test_a_crawl_that_runs_ends_as_it_began_whatever_is_arranged(
+    world: World, contract: Contract, clock: Clock
+) -> None:
+    start = clock.time
+    world.connect(SHOP, crawl_length=1.5 * HOUR)
+    clock.time = start + 1.5 * HOUR
+    world.connect(SHOP, crawl_length=60)
+    clock.time = start + 2.6 * HOUR
+    told = schedule_of(contract)
+    assert (start + HOUR, start + 2.5 * HOUR) == (seconds(told["last_crawl_start"]), seconds(told["last_crawl_end"]))
 
 
 def test_a_connection_has_crawls_of_its_own(world: World, contract: Contract, clock: Clock) -> None:
@@ -440,6 +453,9 @@ def test_what_changed_comes_in_pages_that_lose_nothing(world: World, contract: C
     assert [60, 60, 60, 60, 11] == [len(page) for page in pages]
     assert [*names, names[10]] == [name for page in pages for name in page]
     assert 100 == len(changed(contract, start)["data"])
+    assert [None, None] == [
+        changed(contract, since, limit)["next_token"] for since, limit in ((start, "250"), (0, "1000"))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -452,12 +468,13 @@ def test_a_list_that_is_asked_for_wrongly_is_422(contract: Contract, since: str,
 
 
 def test_an_emptied_connection_lists_nothing(world: World, contract: Contract, clock: Clock) -> None:
-    world.add_order(SHOP, ORDER)
+    world.add_order(SHOP, ORDER, script=["open:90"])
+    cancel(contract)
     world.edit(SHOP, ORDER)
     world.remove_orders(SHOP)
     world.add_order(SHOP, ORDER)
     clock.forward(MONTH)
-    assert 1 == len(changed(contract, 0)["data"])
+    assert ["open"] == [each["status"] for each in changed(contract, 0)["data"]]
 
 
 # -- looking changes nothing
