@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 from worker.cancellation.answer import read_reply
-from worker.cancellation.lifecycle import State, decide, must_read
+from worker.cancellation.lifecycle import Moment, State, decide, must_read
 from worker.cancellation.outcome import Kind, OrderState, ReadBack, classify, classify_read
 from worker.cancellation.policy import Policy
 from worker.cancellation.status import safe_to_refund
@@ -65,7 +65,7 @@ def test_any_body_is_read_and_none_but_a_cancelled_order_makes_a_refund_safe(sta
     outcome, state = classify(reply, "o-1"), State(attempts=0, first_sent_at=NOW)
     read = classify_read(reply, "o-1")
     found = read if must_read(state, outcome) else None
-    transition = decide(state, outcome, found, now=NOW, jitter=0.5, policy=Policy())
+    transition = decide(state, outcome, found, Moment(now=NOW, jitter=0.5, policy=Policy()))
     shown = [order.status for order in reply.orders]
 
     if safe_to_refund(transition.status, transition.verdict) == "yes":

@@ -15,9 +15,10 @@ import pytest
 from sqlalchemy import Connection, Engine, event, func, select, text, update
 
 from worker.cancellation.answer import Answer, NoReply, Reply, read_reply
-from worker.cancellation.lifecycle import confirm, decide, expire
+from worker.cancellation.lifecycle import Moment, decide, expire
 from worker.cancellation.outcome import ReadBack, classify, classify_read
 from worker.cancellation.policy import Policy
+from worker.cancellation.proof import confirm
 from worker.cancellation.request import CancelRequest
 from worker.cancellation.status import SafeToRefund
 from worker.ledger import claims, connections, deadlines, holds, outbox, queries, results, selection, transitions
@@ -98,7 +99,7 @@ def accepted_and_claimed(ledger: Engine, *, lease: float = LEASE, **fields: Any)
 def answered(claimed: AttemptClaim, answer: Answer, seen: ReadBack | None = None) -> AttemptResult:
     """Judge an answer as an attempt does."""
     outcome = classify(answer, claimed.order_id)
-    transition = decide(claimed.state, outcome, seen, now=claimed.claimed_at, jitter=0.5, policy=POLICY)
+    transition = decide(claimed.state, outcome, seen, Moment(now=claimed.claimed_at, jitter=0.5, policy=POLICY))
     row = AttemptRow(
         kind="cancel",
         started_at=claimed.claimed_at,
@@ -136,7 +137,7 @@ def yes(status: str = "cancelled", order_id: str = "o-1") -> Reply:
 def expire_overdue(ledger: Engine) -> set[str]:
     with ledger.begin() as db:
         found = deadlines.past_send_by(db, 100)
-        return end_unsent(db, [(row.id, expire(row.state, now=row.now, policy=POLICY)) for row in found])
+        return end_unsent(db, [(row.id, expire(row.state, Moment(now=row.now, policy=POLICY))) for row in found])
 
 
 def make_due(ledger: Engine, record_id: str, column: str = "run_at") -> None:
@@ -660,6 +661,9 @@ def test_a_proven_cancel_is_recorded_with_its_evidence_and_its_event(ledger: Eng
         "reason": "accepted",
         "attempts": 1,
         "at": found.ended_at.isoformat() if found.ended_at else None,
+        "as_of": claimed.claimed_at.isoformat(),
+        "known_by": None,
+        "needs_person": None,
     } == event
 
 
@@ -877,14 +881,7 @@ def unconfirmed(ledger: Engine, shop: str) -> str:
 def read_again(ledger: Engine, seen: Reply) -> ConfirmResult:
     with ledger.begin() as db:
         (due,) = claims.claim_read_backs(db, LEASE, 10)
-    found = confirm(
-        due.verdict,
-        due.evidence,
-        due.ended_at,
-        classify_read(seen, due.order_id),
-        now=due.claimed_at,
-        policy=POLICY,
-    )
+    found = confirm(due.known, classify_read(seen, due.order_id), now=due.claimed_at, crawls=None, policy=POLICY)
     row = AttemptRow(kind="read", started_at=due.claimed_at, reason="read", status=seen.status)
     return ConfirmResult(claim=due, attempts=(row,), confirmation=found)
 

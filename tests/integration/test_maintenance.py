@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from sqlalchemy import Engine, select, update
 
-from worker.cancellation.lifecycle import decide
+from worker.cancellation.lifecycle import Moment, decide
 from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
 from worker.cancellation.policy import Policy
 from worker.cancellation.request import CancelRequest
@@ -267,7 +267,7 @@ def test_a_refusal_that_was_claimed_once_and_waits_past_the_horizon_is_given_up(
     (claim,) = claimed["shop-1"]
     refusal = Outcome(kind=Kind.REFUSED, reason="refused_by_warehouse", read_first=True)
     unread = ReadBack(shows=OrderState.LATER, reason="read_timeout")
-    transition = decide(claim.state, refusal, unread, now=claim.claimed_at, jitter=0.5, policy=POLICY)
+    transition = decide(claim.state, refusal, unread, Moment(now=claim.claimed_at, jitter=0.5, policy=POLICY))
     with ledger.begin() as db:
         results.commit_results(db, [AttemptResult(claim=claim, attempts=(), transition=transition)])
         db.execute(update(cancellations).values(run_at=ago(seconds=1)))

@@ -11,7 +11,7 @@ import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import Engine, select, update
 
-from worker.cancellation.lifecycle import give_up
+from worker.cancellation.lifecycle import Moment, give_up
 from worker.cancellation.policy import Policy
 from worker.cancellation.request import CancelRequest
 from worker.ledger import connections, deadlines, holds, queries, transitions
@@ -259,7 +259,7 @@ def test_what_is_pending_beyond_the_retry_horizon_is_given_up_truthfully(ledger:
             change = update(cancellations).where(c.order_id == name)
             db.execute(change.values(first_sent_at=sent or datetime.now(UTC), verdict=verdict))
         found = deadlines.past_retry_horizon(db, 86_400, limit=10)
-        decided = {row.order_id: give_up(row.state, now=row.now, policy=Policy()) for row in found}
+        decided = {row.order_id: give_up(row.state, Moment(now=row.now, policy=Policy())) for row in found}
         assert 2 == len(end_unsent(db, [(row.id, decided[row.order_id]) for row in found]))
 
     assert {"sent": ("exhausted", "not_cancelled"), "doubted": ("exhausted", "unknown")} == {

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Connection, Engine, select
 
 import worker.ledger
-from worker.cancellation.lifecycle import State, Transition, decide, expire, give_up, must_read
+from worker.cancellation.lifecycle import Moment, State, Transition, decide, expire, give_up, must_read
 from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
 from worker.cancellation.policy import Policy
 from worker.cancellation.request import CancelRequest
@@ -80,7 +80,7 @@ def decisions() -> list[Transition]:
         for kind, shows in product(Kind, OrderState):
             outcome = Outcome(kind=kind, reason="for_a_test", read_first=True)
             read = ReadBack(shows=shows, reason="for_a_test") if must_read(state, outcome) else None
-            decided = decide(state, outcome, read, now=NOW, jitter=0.5, policy=POLICY)
+            decided = decide(state, outcome, read, Moment(now=NOW, jitter=0.5, policy=POLICY))
             found.setdefault(decided.status, decided)
     return list(found.values())
 
@@ -90,12 +90,12 @@ Work = Callable[[Connection], object]
 
 def end_past_send_by(db: Connection) -> None:
     found = deadlines.past_send_by(db, 1000)
-    transitions.end_unsent(db, [(row.id, expire(row.state, now=row.now, policy=POLICY)) for row in found])
+    transitions.end_unsent(db, [(row.id, expire(row.state, Moment(now=row.now, policy=POLICY))) for row in found])
 
 
 def end_past_horizon(db: Connection) -> None:
     found = deadlines.past_retry_horizon(db, POLICY.retry_horizon, 1000)
-    transitions.end_unsent(db, [(row.id, give_up(row.state, now=row.now, policy=POLICY)) for row in found])
+    transitions.end_unsent(db, [(row.id, give_up(row.state, Moment(now=row.now, policy=POLICY))) for row in found])
 
 
 def withdraw_each(db: Connection) -> None:
@@ -106,7 +106,7 @@ def withdraw_each(db: Connection) -> None:
 
 def expire_all_that_are_named(db: Connection) -> None:
     state = State(attempts=1, first_sent_at=PAST)
-    expired = expire(state, now=NOW, policy=POLICY)
+    expired = expire(state, Moment(now=NOW, policy=POLICY))
     transitions.end_unsent(db, [(record_id, expired) for record_id in IDS])
 
 

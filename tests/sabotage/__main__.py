@@ -326,6 +326,33 @@ LIST = [
         ("tests/e2e/test_celery_messages.py -k 'expect and postgresql'",),
     ),
     Sabotage(
+        "an order that reads open is proof after two crawls, and not after one (P3)",
+        (("cancellation/proof.py", "ENOUGH_CRAWLS = 2\n", "ENOUGH_CRAWLS = 1\n"),),
+        ("tests/integration/test_freshness_loop.py -k two_crawls",),
+    ),
+    Sabotage(
+        "freshness is measured from the end of our last request (P3)",
+        (
+            (
+                "ledger/claims.py",
+                "        ended_at=row.ended_at,\n        as_of",
+                "        ended_at=row.first_sent_at,\n        as_of",
+            ),
+        ),
+        ("tests/integration/test_freshness_loop.py -k while_our_request",),
+    ),
+    Sabotage(
+        "the second look compares each order with its own connection's records (P3)",
+        (
+            (
+                "ledger/confirmations.py",
+                'c.connection_id == sa.bindparam("connection_id", type_=sa.Text()),',
+                'sa.bindparam("connection_id", type_=sa.Text()) != "",',
+            ),
+        ),
+        ("tests/integration/test_freshness_loop.py -k same_name",),
+    ),
+    Sabotage(
         "Celery's consumer starts again at most once a second",
         (("broker/consumer.py", "self._restarted + RESTART_SECONDS - ", "self._restarted - "),),
         ("tests/e2e/test_broken_parts.py -k read-only",),

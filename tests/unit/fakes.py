@@ -7,15 +7,19 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worker.cancellation.answer import Answer, NoReply, read_reply
 from worker.cancellation.lifecycle import State
 from worker.cancellation.policy import Policy
+from worker.cancellation.proof import Unproven
 from worker.cancellation.status import Evidence, Verdict
 from worker.ledger.claims import ConfirmClaim, Lease, RefusalClaim, SendClaim
 from worker.ledger.vault import CredentialsError
 from worker.runtime.attempt import AttemptContext
+
+if TYPE_CHECKING:
+    from worker.cancellation.freshness import Crawls
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 ME = "me"
@@ -59,8 +63,8 @@ def refusal_claim(
 def confirm_claim(
     number: int, connection_id: str = "shop-1", order_id: str | None = None, **changes: Any
 ) -> ConfirmClaim:
-    known = {"verdict": Verdict.ACCEPTED, "evidence": Evidence.RESPONSE, "ended_at": NOW - timedelta(seconds=120)}
-    return ConfirmClaim(**_common(number, connection_id, order_id, **known | changes))
+    known = Unproven(verdict=Verdict.ACCEPTED, evidence=Evidence.RESPONSE, ended_at=NOW - timedelta(seconds=120))
+    return ConfirmClaim(**_common(number, connection_id, order_id, **{"known": known} | changes))
 
 
 def reply(status: int, document: Any) -> Answer:
@@ -141,7 +145,12 @@ def decrypt(encrypted: str) -> str:
 
 
 def make_context(
-    trackstar: Trackstar, pace: Paces, *, jitter: Callable[[], float] = lambda: 0.5, policy: Policy | None = None
+    trackstar: Trackstar,
+    pace: Paces,
+    *,
+    jitter: Callable[[], float] = lambda: 0.5,
+    policy: Policy | None = None,
+    crawls: Callable[[str], Crawls | None] = lambda _connection_id: None,
 ) -> AttemptContext:
     return AttemptContext(
         trackstar=trackstar,  # type: ignore[arg-type]
@@ -149,6 +158,7 @@ def make_context(
         policy=policy or Policy(),
         pace=pace,  # type: ignore[arg-type]
         start_within=10.0,
+        crawls=crawls,
         jitter=jitter,
     )
 

@@ -25,7 +25,9 @@ from unit.fakes import (
 )
 
 from worker.cancellation.answer import Reply
+from worker.cancellation.freshness import Crawls, CrawlStatus
 from worker.cancellation.lifecycle import State
+from worker.cancellation.proof import Unproven
 from worker.cancellation.status import Evidence, Status, Verdict
 from worker.runtime.attempt import (
     MAX_IDS_PER_READ,
@@ -37,6 +39,7 @@ from worker.runtime.attempt import (
     read_refused,
     rescue,
 )
+from worker.runtime.known_crawls import KnownCrawls
 
 if TYPE_CHECKING:
     from worker.ledger.results import AttemptResult, ConfirmResult
@@ -201,7 +204,7 @@ def test_a_read_for_which_there_is_no_room_is_put_off_and_spends_no_attempt(
     trackstar.answer = reply(400, WAREHOUSE)
     result = attempt(send_claim(1), clock, context)
 
-    assert (Status.WAITING, Verdict.NOT_CANCELLED, Evidence.REFUSAL, 0) == told(result)
+    assert (Status.WAITING, Verdict.UNKNOWN, Evidence.REFUSAL, 0) == told(result)
     assert [("cancel", 400, "refused_by_warehouse")] == rows(result)
     assert [("cancel", "o-1")] == trackstar.asked
 
@@ -219,8 +222,8 @@ def test_of_many_refusals_each_is_decided_after_one_request(
     assert [
         (Status.SUCCEEDED, Verdict.CANCELLED, Evidence.READ_BACK, 2),
         (Status.REJECTED, Verdict.NOT_CANCELLED, Evidence.READ_BACK, 2),
-        (Status.REJECTED, Verdict.UNKNOWN, Evidence.REFUSAL, 2),
-        (Status.REJECTED, Verdict.UNKNOWN, Evidence.REFUSAL, 2),
+        (Status.REJECTED, Verdict.UNKNOWN, None, 2),
+        (Status.REJECTED, Verdict.UNKNOWN, None, 2),
     ] == [told(result) for result in results]
     assert ["read_cancelled", "read_shipped", "read_open", "order_not_found"] == [
         row.reason for result in results for row in result.attempts
@@ -325,6 +328,68 @@ def test_what_could_not_be_asked_for_changes_nothing_and_is_asked_for_again(
     assert (Verdict.ACCEPTED, Evidence.RESPONSE) == (result.confirmation.verdict, result.confirmation.evidence)
     assert result.confirmation.confirm_at is not None
     assert timedelta(0) < result.confirmation.confirm_at - NOW < timedelta(seconds=at_most + 1)
+
+
+# ---- what is known of crawls is from before the question
+
+
+BEFORE_THEM, AFTER_TWO = NOW - timedelta(hours=5), NOW - timedelta(seconds=60)
+
+
+class Renewed:
+    """What is known of crawls: two that began after the end complete as soon as Trackstar is asked anything."""
+
+    def __init__(self, trackstar: Trackstar) -> None:
+        self._trackstar = trackstar
+
+    def of(self, _connection_id: str) -> Crawls:
+        began = AFTER_TWO if self._trackstar.asked else BEFORE_THEM
+        told = {"frequency": 3600.0, "status": CrawlStatus.ENABLED, "seen_at": NOW}
+        return Crawls(began_at=began, before_began_at=began - timedelta(seconds=30), **told)
+
+
+@pytest.fixture
+def renewed(trackstar: Trackstar, pace: Paces) -> AttemptContext:
+    return make_context(trackstar, pace, crawls=Renewed(trackstar).of)
+
+
+def test_a_crawl_that_ends_while_an_order_is_read_proves_nothing_of_what_was_read(
+    trackstar: Trackstar, renewed: AttemptContext, clock: LedgerClock
+) -> None:
+    trackstar.orders = {"o-1": "open"}
+    known = Unproven(verdict=Verdict.UNKNOWN, evidence=None, ended_at=NOW - timedelta(seconds=120))
+
+    first, second = (confirm([confirm_claim(1, known=known)], clock, renewed)[0].confirmation for _ in range(2))
+
+    assert (Verdict.UNKNOWN, Verdict.NOT_CANCELLED) == (first.verdict, second.verdict)
+
+
+def test_a_crawl_that_ends_while_an_order_is_not_found_does_not_end_the_wait_for_it(
+    trackstar: Trackstar, renewed: AttemptContext, clock: LedgerClock
+) -> None:
+    trackstar.answer = reply(404, {"error": "no such order", "origin": "trackstar"})
+    state = State(attempts=0, first_sent_at=NOW, received_at=NOW - timedelta(seconds=120))
+
+    results = [attempt(send_claim(1, state=state), clock, renewed) for _ in range(2)]
+
+    assert ["order_not_found_yet", "order_not_found"] == [result.transition.reason for result in results]
+
+
+def test_what_the_ledger_keeps_of_crawls_and_nobody_has_read_yet_lets_no_time_decide(
+    trackstar: Trackstar, pace: Paces, clock: LedgerClock
+) -> None:
+    trackstar.orders = {"o-1": "open"}
+    crawls = KnownCrawls()
+    context = make_context(trackstar, pace, crawls=crawls.of)
+    claim = confirm_claim(1, known=Unproven(verdict=Verdict.UNKNOWN, evidence=None, ended_at=NOW - timedelta(hours=2)))
+    (unread,) = confirm([claim], clock, context)
+    crawls.replace({})  # nobody tells of crawls
+    (read,) = confirm([claim], clock, context)
+
+    assert (Verdict.UNKNOWN, None) == (unread.confirmation.verdict, unread.confirmation.needs_person)
+    assert unread.confirmation.known_by is not None
+    assert NOW < unread.confirmation.known_by
+    assert (Verdict.NOT_CANCELLED, Evidence.FRESH_READ_BACK) == (read.confirmation.verdict, read.confirmation.evidence)
 
 
 # ---- the claim of a lost worker

@@ -12,11 +12,20 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from worker.cancellation.answer import Order
-from worker.cancellation.lifecycle import State, Transition, confirm, decide, expire, give_up, must_read, withdraw
+from worker.cancellation.freshness import Crawls, CrawlStatus
+from worker.cancellation.lifecycle import (
+    Moment,
+    State,
+    Transition,
+    decide,
+    expire,
+    give_up,
+    must_read,
+    withdraw,
+)
 from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
 from worker.cancellation.pace import LONGEST_PAUSE_SECONDS
 from worker.cancellation.policy import Policy
-from worker.cancellation.proof import next_read_back
 from worker.cancellation.status import (
     FINAL,
     TRANSITIONS,
@@ -33,6 +42,7 @@ anything_goes = settings(deadline=None)
 FIRST_SENT = datetime(2030, 1, 1, tzinfo=UTC)
 NOW = FIRST_SENT + timedelta(seconds=10)
 POLICY = Policy()
+AT = Moment(now=NOW, policy=POLICY)
 OPEN = Order(id="A-1001", status="open", shipped=False, document='{"status":"open"}')
 CANCELLED = Order(id="A-1001", status="cancelled", shipped=False, document='{"status":"cancelled"}')
 SHIPPED = Order(id="A-1001", status="fulfilled", shipped=True, document='{"status":"fulfilled"}')
@@ -55,7 +65,7 @@ def read_back(shows: OrderState, **fields: Any) -> ReadBack:
 
 
 def after(state: State, meant: Outcome, seen: ReadBack | None = None, **changes: Any) -> Transition:
-    return decide(state, meant, seen, **{"now": NOW, "jitter": 0.5, "policy": POLICY} | changes)
+    return decide(state, meant, seen, Moment(**{"now": NOW, "jitter": 0.5, "policy": POLICY} | changes))
 
 
 def later(state: State, transition: Transition) -> State:
@@ -63,6 +73,7 @@ def later(state: State, transition: Transition) -> State:
     return State(
         attempts=transition.attempts,
         first_sent_at=state.first_sent_at,
+        received_at=state.received_at,
         send_by=state.send_by,
         verdict=transition.verdict,
         evidence=transition.evidence,
@@ -149,24 +160,35 @@ def test_what_cannot_have_landed_leaves_an_old_doubt_as_it_was(fresh: str, doubt
 
 
 REFUSAL_TABLE = {
-    # shows: (after a fresh refusal that must be read, after a refusal in doubt)
-    OrderState.CANCELLED: ("succeeded cancelled read_back +1", "succeeded cancelled read_back +1"),
-    OrderState.SHIPPED: ("rejected not_cancelled read_back +1", "rejected not_cancelled read_back +1"),
-    OrderState.OPEN: ("rejected not_cancelled refusal +1", "rejected unknown refusal +1 confirm"),
-    OrderState.ABSENT: ("rejected not_cancelled refusal +1", "rejected unknown refusal +1 confirm"),
-    OrderState.UNREADABLE: ("rejected not_cancelled refusal +1", "rejected unknown refusal +1 confirm"),
-    OrderState.LATER: ("waiting not_cancelled refusal +1", "waiting unknown refusal +1"),
-    OrderState.NO_ACCESS: ("pending not_cancelled refusal +0 hold", "pending unknown refusal +0 hold"),
+    OrderState.CANCELLED: "succeeded cancelled read_back +1",
+    OrderState.SHIPPED: "rejected not_cancelled read_back +1",
+    # The warehouse also refuses what somebody else has just cancelled, and the copy may be older than that.
+    OrderState.OPEN: "rejected unknown - +1 confirm",
+    OrderState.ABSENT: "rejected unknown - +1 confirm",
+    OrderState.UNREADABLE: "rejected unknown - +1 confirm",
+    OrderState.LATER: "waiting unknown refusal +1",
+    OrderState.NO_ACCESS: "pending unknown refusal +0 hold",
 }
 
 
 @pytest.mark.parametrize("shows", OrderState, ids=str)
 def test_a_refusal_that_was_read_back_is_judged_by_what_was_seen(shows: OrderState) -> None:
-    fresh, doubt = REFUSAL_TABLE[shows]
+    expected = REFUSAL_TABLE[shows]
 
-    assert fresh == told(after(FRESH, BY_WAREHOUSE, read_back(shows)), FRESH)
-    assert doubt == told(after(DOUBT, BY_WAREHOUSE, read_back(shows)), DOUBT)
-    assert doubt == told(after(DOUBT, REFUSED, read_back(shows)), DOUBT)
+    assert expected == told(after(FRESH, BY_WAREHOUSE, read_back(shows)), FRESH)
+    assert expected == told(after(DOUBT, BY_WAREHOUSE, read_back(shows)), DOUBT)
+    assert expected == told(after(DOUBT, REFUSED, read_back(shows)), DOUBT)
+
+
+def test_the_words_of_a_warehouse_that_refused_are_kept_although_they_prove_nothing() -> None:
+    meant = outcome(Kind.REFUSED, reason="refused_by_warehouse", message="already cancelled", read_first=True)
+
+    transition = after(FRESH, meant, read_back(OrderState.OPEN))
+
+    assert ("refused_by_warehouse", "already cancelled") == (transition.reason, transition.message)
+    assert (Status.REJECTED, SafeToRefund.NOT_YET) == (
+        transition.status, safe_to_refund(transition.status, transition.verdict),
+    )  # fmt: skip
 
 
 # The same for a yes that could not be read: what proves nothing leaves it in doubt, to be tried with the same key.
@@ -197,10 +219,11 @@ def told(transition: Transition, state: State) -> str:
 
 
 def test_a_plain_refusal_without_doubt_is_recorded_at_once() -> None:
-    transition = after(FRESH, outcome(Kind.REFUSED, reason="order_not_found", message="No such order"))
+    transition = after(FRESH, outcome(Kind.REFUSED, reason="validation_failed", message="No such field"))
 
     assert "rejected not_cancelled refusal +1" == told(transition, FRESH)
-    assert ("order_not_found", "No such order") == (transition.reason, transition.message)
+    assert ("validation_failed", "No such field") == (transition.reason, transition.message)
+    assert NOW == transition.as_of
 
 
 @pytest.mark.parametrize(
@@ -233,7 +256,7 @@ def test_an_unread_refusal_is_remembered_so_that_the_next_step_is_a_read(state: 
     assert kept.awaits_read
     assert meant == kept.remembered_refusal
     assert must_read(kept, kept.remembered_refusal)
-    assert state.in_doubt is kept.in_doubt
+    assert kept.in_doubt  # an unread refusal by the warehouse proves nothing
 
 
 @pytest.mark.parametrize("state", [FRESH, DOUBT], ids=["fresh", "in doubt"])
@@ -255,12 +278,13 @@ def test_an_unread_refusal_waits_as_long_as_the_server_of_the_read_asks() -> Non
     assert DOUBT.attempts == transition.attempts
 
 
-def test_a_refusal_still_unread_at_the_horizon_ends_in_doubt_where_it_was_in_doubt() -> None:
+@pytest.mark.parametrize(("state", "meant"), [(FRESH, BY_WAREHOUSE), (DOUBT, REFUSED)], ids=["fresh", "in doubt"])
+def test_a_refusal_still_unread_at_the_horizon_ends_in_doubt(state: State, meant: Outcome) -> None:
     at_the_end = FIRST_SENT + seconds(POLICY.retry_horizon)
 
-    transition = after(DOUBT, REFUSED, read_back(OrderState.LATER), now=at_the_end)
+    transition = after(state, meant, read_back(OrderState.LATER), now=at_the_end)
 
-    assert "rejected unknown refusal +1 confirm" == told(transition, DOUBT)
+    assert "rejected unknown - +1 confirm" == told(transition, state)
 
 
 # ---- time
@@ -345,7 +369,7 @@ def test_patience_grows_with_the_time_that_passed_up_to_a_minute(expected: float
     ids=["fresh", "in doubt"],
 )
 def test_what_expires_unsent_tells_whether_a_request_may_have_landed(expected: str, state: State) -> None:
-    transition = expire(state, now=NOW, policy=POLICY)
+    transition = expire(state, AT)
 
     assert expected == told(transition, state)
     assert transition.status in TRANSITIONS[Status.PENDING] & TRANSITIONS[Status.QUEUED] & TRANSITIONS[Status.WAITING]
@@ -354,7 +378,7 @@ def test_what_expires_unsent_tells_whether_a_request_may_have_landed(expected: s
 UNREAD = State(
     attempts=4,
     first_sent_at=FIRST_SENT,
-    verdict=Verdict.NOT_CANCELLED,
+    verdict=Verdict.UNKNOWN,
     evidence=Evidence.REFUSAL,
     reason="refused_by_warehouse",
 )
@@ -365,31 +389,156 @@ UNREAD = State(
     [
         pytest.param("exhausted not_cancelled never_sent +0", FRESH, id="fresh"),
         pytest.param("exhausted unknown - +0 confirm", DOUBT, id="in doubt"),
-        pytest.param("rejected not_cancelled refusal +0", UNREAD, id="refused, unread"),
+        pytest.param("rejected unknown - +0 confirm", UNREAD, id="refused, unread"),
         pytest.param(
-            "rejected unknown refusal +0 confirm",
-            structs.replace(UNREAD, verdict=Verdict.UNKNOWN),
-            id="refused, unread, in doubt",
+            "rejected unknown - +0 confirm",
+            structs.replace(UNREAD, verdict=Verdict.NOT_CANCELLED),
+            id="refused, unread, as version 0.2 left it",
         ),
     ],
 )
 def test_what_is_given_up_while_it_waits_spends_no_attempt_and_tells_what_is_known(
     expected: str, state: State
 ) -> None:
-    transition = give_up(state, now=NOW, policy=POLICY)
+    transition = give_up(state, AT)
 
     assert expected == told(transition, state)
     assert transition.status in TRANSITIONS[Status.PENDING]
 
 
 def test_only_what_was_surely_never_sent_can_be_withdrawn() -> None:
-    transition = withdraw(FRESH, now=NOW, policy=POLICY)
+    transition = withdraw(FRESH, AT)
 
     assert transition is not None
     assert "withdrawn not_cancelled never_sent +0" == told(transition, FRESH)
-    assert withdraw(DOUBT, now=NOW, policy=POLICY) is None
+    assert withdraw(DOUBT, AT) is None
     refused = later(FRESH, after(FRESH, BY_WAREHOUSE, read_back(OrderState.LATER)))
-    assert withdraw(refused, now=NOW, policy=POLICY) is None
+    assert withdraw(refused, AT) is None
+
+
+# ---- an order that Trackstar does not know may be younger than its copy
+
+NOT_FOUND = outcome(Kind.REFUSED, reason="order_not_found", message="no such order")
+UNSIGNED = outcome(Kind.REFUSED, reason="order_not_found", read_first=True)
+CAME_IN = State(attempts=0, first_sent_at=FIRST_SENT, received_at=FIRST_SENT)
+
+
+def crawls(*began: float, **changes: Any) -> Crawls:
+    """Return what is known of an hourly crawl: begins of the latest completed ones, in seconds since it came in."""
+    before, latest = [None, *(FIRST_SENT + seconds(each) for each in sorted(began))][-2:]
+    told = {"began_at": latest, "before_began_at": before, "frequency": 3600.0, "length": 120.0, "seen_at": NOW}
+    return Crawls(**{**told, "status": CrawlStatus.ENABLED, **changes})
+
+
+@pytest.mark.parametrize(("meant", "seen"), [(NOT_FOUND, None), (UNSIGNED, OrderState.ABSENT)], ids=["signed", "not"])
+def test_an_order_that_trackstar_does_not_know_is_asked_for_again(meant: Outcome, seen: OrderState | None) -> None:
+    transition = after(CAME_IN, meant, read_back(seen) if seen else None)
+
+    assert "waiting - - +1" == told(transition, CAME_IN)
+    assert "order_not_found_yet" == transition.reason
+    assert NOW + seconds(60) == transition.run_at
+    assert FIRST_SENT + seconds(POLICY.not_found_grace + 60) == transition.known_by
+    assert withdraw(later(CAME_IN, transition), AT)  # it never came to the warehouse
+
+
+@pytest.mark.parametrize(
+    ("expected", "known"),
+    [
+        pytest.param("waiting", None, id="nothing is known of crawls"),
+        pytest.param("waiting", crawls(-3600, -1), id="two crawls before it came in"),
+        pytest.param("waiting", crawls(-1, 1), id="one began since"),
+        pytest.param("waiting", crawls(-1, 1, running_since=NOW), id="one began, and one is running"),
+        pytest.param("rejected", crawls(1, 5), id="two began since"),
+    ],
+)
+def test_an_order_is_not_found_once_two_crawls_have_begun_since_it_came_in(
+    expected: str, known: Crawls | None
+) -> None:
+    transition = after(CAME_IN, NOT_FOUND, crawls=known)
+
+    assert (expected, "order_not_found_yet" if expected == "waiting" else "order_not_found") == (
+        transition.status, transition.reason,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("state", "policy", "passed"),
+    [
+        pytest.param(CAME_IN, Policy(not_found_grace=0.0), 0.0, id="no grace"),
+        pytest.param(CAME_IN, POLICY, POLICY.not_found_grace, id="its grace is over"),
+        pytest.param(structs.replace(CAME_IN, send_by=NOW), POLICY, 5.0, id="its send_by is at hand"),
+        pytest.param(CAME_IN, Policy(retry_horizon=60.0), 55.0, id="the retry horizon is at hand"),
+    ],
+)
+def test_an_order_that_is_still_not_found_when_its_time_is_over_is_refused(
+    state: State, policy: Policy, passed: float
+) -> None:
+    transition = after(state, NOT_FOUND, policy=policy, now=FIRST_SENT + seconds(passed))
+
+    assert "rejected not_cancelled refusal +1" == told(transition, state)
+    assert ("order_not_found", None, None) == (transition.reason, transition.known_by, transition.needs_person)
+
+
+@pytest.mark.parametrize(("expected", "send_by"), [(25.0, 30.0), (70.0, 3600.0)])
+def test_it_is_asked_for_a_last_time_just_before_its_send_by(expected: float, send_by: float) -> None:
+    state = structs.replace(CAME_IN, send_by=FIRST_SENT + seconds(send_by))
+
+    assert FIRST_SENT + seconds(expected) == after(state, NOT_FOUND).run_at
+
+
+@pytest.mark.parametrize(
+    ("expected", "known"),
+    [
+        pytest.param(3610 + 120, crawls(10), id="after the next crawl has ended"),
+        pytest.param(70, crawls(-3585, length=20.0), id="not sooner than after a pause"),
+        pytest.param(70, crawls(10, status=CrawlStatus.DISABLED), id="no crawl comes"),
+        pytest.param(70, crawls(10, status=CrawlStatus.UNKNOWN), id="nobody knows whether one comes"),
+    ],
+)
+def test_it_is_sent_again_when_the_next_crawl_has_ended_although_nobody_saw_it(expected: float, known: Crawls) -> None:
+    assert FIRST_SENT + seconds(expected) == after(CAME_IN, NOT_FOUND, crawls=known).run_at
+
+
+def test_what_was_in_doubt_stays_so_while_its_order_is_not_found() -> None:
+    state = structs.replace(CAME_IN, attempts=1, verdict=Verdict.UNKNOWN)
+    waiting = after(state, NOT_FOUND, read_back(OrderState.ABSENT))
+
+    assert "waiting unknown - +1" == told(waiting, state)
+    assert withdraw(later(state, waiting), AT) is None
+    over = FIRST_SENT + seconds(POLICY.not_found_grace)
+    assert "rejected unknown - +1 confirm" == told(
+        after(state, NOT_FOUND, read_back(OrderState.ABSENT), now=over), state
+    )
+
+
+def test_a_404_is_no_reason_to_wait_where_a_read_shows_the_order() -> None:
+    assert "rejected unknown - +1 confirm" == told(after(CAME_IN, UNSIGNED, read_back(OrderState.OPEN)), CAME_IN)
+
+
+@anything_goes
+@given(
+    st.floats(0.0, 10_000.0),
+    st.none() | st.floats(1.0, 20_000.0),
+    st.floats(20.0, 20_000.0),
+    st.none() | st.just(crawls(-1)),
+)
+def test_whatever_is_not_found_comes_to_an_end_in_its_time_and_says_by_when(
+    grace: float, send_by: float | None, horizon: float, known: Crawls | None
+) -> None:
+    policy = Policy(not_found_grace=grace, retry_horizon=horizon)
+    end = min(horizon, grace, send_by or horizon)
+    state = structs.replace(CAME_IN, send_by=FIRST_SENT + seconds(send_by) if send_by else None)
+    now = FIRST_SENT
+    for _ in range(200):
+        transition = decide(state, NOT_FOUND, None, Moment(now=now, policy=policy, crawls=known))
+        if transition.run_at is None:
+            break
+        assert transition.known_by is not None
+        assert now < transition.run_at < transition.known_by <= FIRST_SENT + seconds(end + 61)
+        state, now = later(state, transition), transition.run_at
+
+    assert "rejected" == transition.status
+    assert now <= FIRST_SENT + seconds(end)
 
 
 # ---- whatever happens: properties over every situation that an attempt can meet
@@ -413,7 +562,13 @@ plain_outcomes = st.one_of(
         order=st.sampled_from([None, OPEN, CANCELLED, SHIPPED]),
         replayed=st.booleans(),
     ),
-    st.builds(outcome, st.just(Kind.REFUSED), read_first=st.booleans(), message=st.none() | st.just("no")),
+    st.builds(
+        outcome,
+        st.just(Kind.REFUSED),
+        reason=st.sampled_from(["refused_by_warehouse", "not_enabled", "order_not_found"]),
+        read_first=st.booleans(),
+        message=st.none() | st.just("no"),
+    ),
     st.builds(outcome, st.sampled_from(sorted(set(Kind) - {Kind.ACCEPTED, Kind.REFUSED})), retry_after=waits),
     st.builds(outcome, st.just(Kind.IN_DOUBT), read_first=st.just(value=True)),
 )
@@ -428,7 +583,7 @@ def situations(draw: st.DrawFn) -> tuple[State, Outcome, ReadBack | None, dateti
         attempts=draw(st.integers(0, 200)),
         first_sent_at=FIRST_SENT,
         send_by=draw(st.none() | st.floats(-100.0, 100_000.0).map(lambda s: FIRST_SENT + seconds(s))),
-        verdict=(verdict or Verdict.NOT_CANCELLED) if refused_unread else verdict,
+        verdict=Verdict.UNKNOWN if refused_unread else verdict,
         evidence=Evidence.REFUSAL if refused_unread else None,
         reason="refused_by_warehouse" if refused_unread else None,
     )
@@ -441,7 +596,7 @@ def situations(draw: st.DrawFn) -> tuple[State, Outcome, ReadBack | None, dateti
 
 def decided(situation: tuple[State, Outcome, ReadBack | None, datetime, Policy], jitter: float) -> Transition:
     state, meant, seen, now, policy = situation
-    return decide(state, meant, seen, now=now, jitter=jitter, policy=policy)
+    return decide(state, meant, seen, Moment(now=now, jitter=jitter, policy=policy))
 
 
 @anything_goes
@@ -554,7 +709,7 @@ def test_over_a_whole_life_a_request_that_may_have_landed_is_never_forgotten(
         result = state.remembered_refusal if state.awaits_read else meant
         may_have_landed |= result.kind in {Kind.IN_DOUBT, Kind.STILL_RUNNING}
         read = seen if must_read(state, result) else None
-        transition = decide(state, result, read, now=now, jitter=jitter, policy=policy)
+        transition = decide(state, result, read, Moment(now=now, jitter=jitter, policy=policy))
         if may_have_landed and transition.verdict is not Verdict.ACCEPTED:
             proven = transition.evidence in {Evidence.READ_BACK, Evidence.RESPONSE, Evidence.REPLAYED_RESPONSE}
             assert proven or transition.verdict is Verdict.UNKNOWN
@@ -575,113 +730,14 @@ def test_every_row_of_bad_luck_comes_to_an_end_at_the_horizon(
     policy = Policy(retry_horizon=600.0, retry_cap=60.0)
     state, now = FRESH, FIRST_SENT
     for _ in range(10_000):
-        transition = decide(state, outcome(kind, retry_after=retry_after), None, now=now, jitter=jitter, policy=policy)
+        at = Moment(now=now, jitter=jitter, policy=policy)
+        transition = decide(state, outcome(kind, retry_after=retry_after), None, at)
         if transition.run_at is None:
             break
         state, now = later(state, transition), transition.run_at
 
     assert transition.status is Status.EXHAUSTED
     assert FIRST_SENT + seconds(600.0 - 61.0) <= now < FIRST_SENT + seconds(600.0)
-
-
-# ---- read-backs after the end
-
-
-@pytest.mark.parametrize(
-    ("expected", "passed"),
-    [(120, 0), (120, 119.9), (900, 120), (900, 899), (4200, 900), (None, 4200), (None, 10**6)],
-)
-def test_an_unproven_end_is_read_back_after_2_15_and_70_minutes(expected: float | None, passed: float) -> None:
-    due = next_read_back(NOW, NOW + seconds(passed), POLICY)
-
-    assert (None if expected is None else NOW + seconds(expected)) == due
-
-
-UNPROVEN = [
-    (Verdict.ACCEPTED, Evidence.RESPONSE),
-    (Verdict.ACCEPTED, Evidence.REPLAYED_RESPONSE),
-    (Verdict.UNKNOWN, None),
-    (Verdict.UNKNOWN, Evidence.REFUSAL),
-]
-ended = pytest.mark.parametrize(("verdict", "evidence"), UNPROVEN, ids=str)
-
-
-@ended
-def test_a_read_that_shows_the_order_cancelled_is_proof(verdict: Verdict, evidence: Evidence | None) -> None:
-    found = confirm(verdict, evidence, NOW, read_back(OrderState.CANCELLED), now=NOW + seconds(120), policy=POLICY)
-
-    assert (Verdict.CANCELLED, Evidence.READ_BACK) == (found.verdict, found.evidence)
-    assert (None, CANCELLED, False) == (found.confirm_at, found.order, found.contradicted)
-
-
-@ended
-def test_goods_that_left_are_proof_and_contradict_only_a_yes(verdict: Verdict, evidence: Evidence | None) -> None:
-    found = confirm(verdict, evidence, NOW, read_back(OrderState.SHIPPED), now=NOW + seconds(120), policy=POLICY)
-
-    assert (Verdict.NOT_CANCELLED, Evidence.READ_BACK) == (found.verdict, found.evidence)
-    assert (None, SHIPPED) == (found.confirm_at, found.order)
-    assert (verdict is Verdict.ACCEPTED) is found.contradicted
-
-
-@ended
-@pytest.mark.parametrize("shows", [OrderState.OPEN, OrderState.ABSENT, OrderState.UNREADABLE], ids=str)
-@pytest.mark.parametrize(("passed", "expected"), [(120, 900), (900, 4200), (4200, None)])
-def test_a_read_that_proves_nothing_changes_nothing_and_is_looked_at_again(
-    verdict: Verdict, evidence: Evidence | None, shows: OrderState, passed: float, expected: float | None
-) -> None:
-    found = confirm(verdict, evidence, NOW, read_back(shows), now=NOW + seconds(passed), policy=POLICY)
-
-    assert (verdict, evidence, False) == (found.verdict, found.evidence, found.contradicted)
-    assert (None if expected is None else NOW + seconds(expected)) == found.confirm_at
-
-
-@ended
-@pytest.mark.parametrize("shows", [OrderState.LATER, OrderState.NO_ACCESS], ids=str)
-@pytest.mark.parametrize(
-    ("expected", "retry_after"),
-    [(60, None), (60, 1.0), (90, 90.0), (900, 900.0)],
-    ids=str,
-)
-def test_a_read_back_that_failed_is_asked_again_within_our_cap(
-    verdict: Verdict, evidence: Evidence | None, shows: OrderState, expected: float, retry_after: float | None
-) -> None:
-    now = NOW + seconds(4200)
-
-    found = confirm(verdict, evidence, NOW, read_back(shows, retry_after=retry_after), now=now, policy=POLICY)
-
-    assert (verdict, evidence, now + seconds(expected)) == (found.verdict, found.evidence, found.confirm_at)
-
-
-def test_a_read_back_that_has_no_room_is_asked_again_soon() -> None:
-    crowded = ReadBack(shows=OrderState.LATER, reason="read_paced", spends_attempt=False)
-
-    found = confirm(Verdict.UNKNOWN, None, NOW, crowded, now=NOW + seconds(120), policy=POLICY)
-
-    assert NOW + seconds(122) == found.confirm_at
-
-
-def test_read_backs_that_always_fail_end_with_the_horizon() -> None:
-    almost = NOW + seconds(POLICY.retry_horizon - 60)
-
-    found = confirm(Verdict.UNKNOWN, None, NOW, read_back(OrderState.LATER), now=almost, policy=POLICY)
-
-    assert found.confirm_at is None
-    assert found.verdict is Verdict.UNKNOWN
-
-
-@anything_goes
-@given(st.sampled_from(UNPROVEN), reads, st.floats(0.0, 200_000.0), policies)
-def test_a_read_back_only_raises_a_verdict(
-    known: tuple[Verdict, Evidence | None], seen: ReadBack, passed: float, policy: Policy
-) -> None:
-    now = NOW + seconds(passed)
-    found = confirm(*known, NOW, seen, now=now, policy=policy)
-
-    raised = {OrderState.CANCELLED: Verdict.CANCELLED, OrderState.SHIPPED: Verdict.NOT_CANCELLED}.get(seen.shows)
-    assert ((raised, Evidence.READ_BACK) if raised else known) == (found.verdict, found.evidence)
-    assert found.confirm_at is None or found.confirm_at > now
-    assert not (raised and found.confirm_at)
-    assert found.contradicted is (seen.shows is OrderState.SHIPPED and known[0] is Verdict.ACCEPTED)
 
 
 # ---- the one question

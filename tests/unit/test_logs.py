@@ -12,7 +12,7 @@ from sentry_sdk.transport import Transport
 from structlog.testing import capture_logs
 
 from worker.cancellation.lifecycle import State, Transition
-from worker.cancellation.proof import Confirmation
+from worker.cancellation.proof import Confirmation, Unproven
 from worker.cancellation.status import Evidence, Status, Verdict
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.claims import ConfirmClaim, Lease, SendClaim
@@ -65,7 +65,8 @@ def attempted(transition: Transition, reason: str = "http_500") -> AttemptResult
 
 
 def confirmed(confirmation: Confirmation) -> ConfirmResult:
-    claim = ConfirmClaim(**COMMON, verdict=Verdict.ACCEPTED, evidence=Evidence.RESPONSE, ended_at=NOW)
+    known = Unproven(verdict=Verdict.ACCEPTED, evidence=Evidence.RESPONSE, ended_at=NOW)
+    claim = ConfirmClaim(**COMMON, known=known)
     return ConfirmResult(claim=claim, attempts=(_row("read", "read_open"),), confirmation=confirmation)
 
 

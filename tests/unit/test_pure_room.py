@@ -48,8 +48,12 @@ def test_the_room_holds_these_rules_and_no_other_file() -> None:
         "outage",
         "outcome",
         "pace",
+        "policy",
+        "proof",
+        "refund",
         "request",
         "standstill",
+        "status",
     ]
 
     assert [f"cancellation.{name}" for name in rules] == [name for name in RULES if name.startswith("cancellation.")]

@@ -20,6 +20,7 @@ from worker.ledger.transitions import WRITES
 PACKAGE = Path(inspect.getfile(worker)).parent
 TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 ONE_FILE = "ledger/transitions.py"
+AFTER_THE_END = "ledger/confirmations.py"
 
 LEGAL = {(source, target) for source, targets in TRANSITIONS.items() for target in targets}
 LEASE = Lease("00000000-0000-5000-8000-000000000001", "me", 1)
@@ -32,18 +33,31 @@ def calls_in(tree: ast.AST, name: str) -> list[ast.Call]:
     return [call for call in calls if getattr(call.func, "attr", getattr(call.func, "id", "")) == name]
 
 
-def written_statuses(tree: ast.AST) -> list[str]:
-    """Return what each `.values(status=...)` writes, as it is written."""
-    named = [word for call in calls_in(tree, "values") for word in call.keywords if word.arg == "status"]
+def table_of(call: ast.Call) -> str | None:
+    """Return which table a `.values()` writes; None where the call does not say it."""
+    begun = [each for name in ("insert", "update") for each in calls_in(call.func, name)]
+    named = [given.id for each in begun for given in each.args if isinstance(given, ast.Name)]
+    return named[-1] if named else None
+
+
+def written_columns(tree: ast.AST) -> list[tuple[str, str]]:
+    """Return each column that `.values()` writes of a cancellation, and what it writes, as both are written."""
+    calls = [call for call in calls_in(tree, "values") if table_of(call) in {"cancellations", None}]
+    named = [(repr(word.arg), word.value) for call in calls for word in call.keywords if word.arg]
     in_dicts = [
-        value
-        for call in calls_in(tree, "values")
+        (ast.unparse(key), value)
+        for call in calls
         for given in [*call.args, *(word.value for word in call.keywords if word.arg is None)]
         if isinstance(given, ast.Dict)
         for key, value in zip(given.keys, given.values, strict=True)
-        if isinstance(key, ast.Constant) and key.value == "status"
+        if key is not None
     ]
-    return [ast.unparse(value) for value in [*(word.value for word in named), *in_dicts]]
+    return [(column, ast.unparse(value)) for column, value in [*named, *in_dicts]]
+
+
+def written_statuses(tree: ast.AST) -> list[str]:
+    """Return what each `.values(status=...)` writes into a cancellation, as it is written."""
+    return [value for column, value in written_columns(tree) if column == "'status'"]
 
 
 # ---- the declarations and the table
@@ -92,6 +106,15 @@ def test_what_a_write_is_handed_must_be_among_what_it_declares(write: Any, statu
 
 def test_no_other_file_writes_a_status() -> None:
     assert {ONE_FILE} == {file for file, tree in TREES.items() if written_statuses(tree)}
+
+
+def test_what_is_known_of_an_ended_cancellation_changes_in_a_file_that_writes_no_status() -> None:
+    columns = {column for column, _ in written_columns(TREES[AFTER_THE_END])}
+    chosen = {ast.unparse(call.args[1]) for call in calls_in(TREES[AFTER_THE_END], "_bring_forward")}
+
+    assert {"'verdict'", "'known_by'", "'needs_person'"} < columns
+    # The one column that is chosen while it runs is one of two.
+    assert ({"when.name"}, {"c.confirm_at", "c.run_at"}) == ({each for each in columns if each[0] != "'"}, chosen)
 
 
 def test_no_other_file_inserts_a_cancellation() -> None:

@@ -192,8 +192,8 @@ def _with_completed(crawls: Crawls, seen: Schedule) -> Crawls:
         return crawls if crawls.began_at else msgspec.structs.replace(crawls, ended_at=seen.end, ahead=seen.ahead)
     if _newer(start, crawls) and _is_complete(seen):
         return _counted(crawls, start, end, seen.ahead)
-    # An end between the begin that was running and a newer begin is the end of the former. An end behind both tells
-    # nothing of it: it may have been given up and begun again.
+    # An end between the begin that was running and a newer begin is the end of the former: where crawls follow each
+    # other at once, none is ever seen completed. An end behind both tells nothing: it may have been begun again.
     if running and running + _SAME < end < start:
         return _counted(crawls, running, end, seen.ahead)
     return crawls
@@ -202,8 +202,9 @@ def _with_completed(crawls: Crawls, seen: Schedule) -> Crawls:
 def _is_complete(seen: Schedule) -> bool:
     if seen.start is None or seen.end is None or seen.status in {CrawlStatus.IN_PROGRESS, CrawlStatus.ERROR}:
         return False
-    # To the second, the end of one crawl and the begin of the next may be the same.
-    return seen.end > seen.start or (seen.end == seen.start and seen.status is not CrawlStatus.UNKNOWN)
+    # Told to the second, both instants of a short crawl are the same. Where nothing says that none runs, they may be
+    # the end of one and the begin of the next.
+    return seen.end > seen.start or (seen.end == seen.start and seen.status is CrawlStatus.ENABLED)
 
 
 def _counted(crawls: Crawls, start: datetime, end: datetime, ahead: float) -> Crawls:

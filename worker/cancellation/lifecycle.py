@@ -5,7 +5,7 @@ What may still be learnt after the end, `proof` knows. Who applies a transition,
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -180,16 +180,15 @@ def _reject(state: State, outcome: Outcome, read: ReadBack | None, at: Moment) -
 
 ORDER_NOT_FOUND = "order_not_found"
 NOT_FOUND_YET = "order_not_found_yet"
-_BEFORE_SEND_BY = 5.0  # the last time that it is asked for
+_BEFORE_END = 5.0  # the last time that it is asked for, before its send_by or the retry horizon
 _ASK_FOR_NEW = 60.0  # the first pause before an order is asked for again that may be younger than the copy
 
 
 def _wait_for_copy(state: State, outcome: Outcome, read: ReadBack | None, at: Moment) -> Transition:
     """Send again after the next crawl: the order may be younger than Trackstar's copy."""
     came_in = state.received_at or state.first_sent_at
-    last = came_in + timedelta(seconds=at.policy.not_found_grace)
-    if state.send_by is not None:
-        last = min(last, state.send_by - timedelta(seconds=_BEFORE_SEND_BY))
+    end = min(_horizon(state, at.policy), state.send_by or datetime.max.replace(tzinfo=UTC))
+    last = min(came_in + timedelta(seconds=at.policy.not_found_grace), end - timedelta(seconds=_BEFORE_END))
     if crawls_since(at.crawls, came_in) >= ENOUGH_CRAWLS or at.now >= last:
         return _reject(state, outcome, read, at)
     return Transition(

@@ -105,7 +105,7 @@ def read_connections(status: int, content: bytes, **kept: Unpack[Kept]) -> Reply
     envelope = _envelope_of(reply, content)
     if envelope is None:
         return reply
-    reply = _with_page(msgspec.structs.replace(reply, orders=(), more=False), envelope)
+    reply = _with_page(msgspec.structs.replace(reply, more=False), envelope)
     try:
         items = _items(envelope, MAX_CONNECTIONS)
         found = tuple(_listed(items[:MAX_CONNECTIONS]))

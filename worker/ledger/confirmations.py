@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import sqlalchemy as sa
 
 from worker.cancellation.proof import PASSING, Confirmation
@@ -122,19 +123,21 @@ def _kind_of(claim: ConfirmClaim, found: Confirmation) -> str | None:
 
 
 def _once(db: sa.Connection, news: Sequence[tuple[Found, Any]]) -> list[tuple[Found, Any]]:
-    """Leave out what was told before: crawls may fail and come back many times while one order waits for them."""
+    """Leave out what was told of a generation: crawls may fail and come back many times while an order waits."""
     asked = [claim.id for (claim, found), _ in news if _kind_of(claim, found) == NEEDS_PERSON]
     if not asked:
         return list(news)
+    told = sa.select(events.c.cancellation_id, events.c.payload).where(
+        events.c.cancellation_id.in_(asked), events.c.type == NEEDS_PERSON
+    )
     told_before = {
-        str(row.cancellation_id)
-        for row in db.execute(
-            sa.select(events.c.cancellation_id).where(
-                events.c.cancellation_id.in_(asked), events.c.type == NEEDS_PERSON
-            )
-        )
+        (str(row.cancellation_id), msgspec.json.decode(row.payload)["generation"]) for row in db.execute(told)
     }
-    return [each for each in news if each[0][0].id not in told_before or _kind_of(*each[0]) != NEEDS_PERSON]
+    return [
+        (each, row)
+        for each, row in news
+        if (each[0].id, each[0].generation) not in told_before or _kind_of(*each) != NEEDS_PERSON
+    ]
 
 
 def _event(claim: ConfirmClaim, found: Confirmation, row: Any, told: dict[str, str]) -> NewEvent:
@@ -188,6 +191,8 @@ def resolve(db: sa.Connection, record_id: str, verdict: Verdict, *, by: str, not
 # ---- what is looked at again
 
 
+_BEFORE_ALL_IDS = "00000000-0000-0000-0000-000000000000"
+_ID_LENGTH = len(_BEFORE_ALL_IDS)
 _WAITS_FOR_A_CRAWL = UNSETTLED & (
     c.known_by.is_not(None) | c.needs_person.in_([each.value for each in sorted(PASSING)])
 )
@@ -198,18 +203,21 @@ def revise(
 ) -> str | None:
     """Say anew by when, or by whom, what waits for a crawl is known: what is known of the crawls has changed.
 
-    Goes through them by order id, `limit` after `after`; returns where to go on, or None at the end.
+    Goes through them by order, and by id where an order has several, `limit` after `after`; returns where to go on,
+    or None at the end.
     """
+    record_id, order_id = after[:_ID_LENGTH] or _BEFORE_ALL_IDS, after[_ID_LENGTH:]
     rows = db.execute(
         sa.select(*CLAIM_COLUMNS, c.confirm_at)
-        .where(c.connection_id == connection_id, c.order_id > after, c.ended_at.is_not(None), _WAITS_FOR_A_CRAWL)
-        .order_by(c.order_id)
+        .where(c.connection_id == connection_id, c.ended_at.is_not(None), _WAITS_FOR_A_CRAWL)
+        .where(c.order_id >= order_id, (c.order_id > order_id) | (c.id > record_id))
+        .order_by(c.order_id, c.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
     revised = [_revised(row, foresee) for row in rows]
     apply_confirmations(db, [each for each in revised if _differs(*each)])
-    return rows[-1].order_id if len(rows) == limit else None
+    return f"{rows[-1].id}{rows[-1].order_id}" if len(rows) == limit else None
 
 
 def _differs(claim: ConfirmClaim, found: Confirmation) -> bool:
@@ -264,5 +272,6 @@ def _bring_forward(
         sa.update(cancellations)
         .where(id_in_chosen(db.dialect.name, c.id, chosen.with_for_update(skip_locked=True)))
         .values({when.name: db_now()})
+        .returning(c.id)  # SQLite does not count what a statement with a CTE changes
     )
-    return moved.rowcount
+    return len(moved.all())

@@ -30,7 +30,7 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
 
     connection_id: str
     trackstar_id: str
-    encrypted_token: str
+    encrypted_token: str  # "" where it is forgotten
     hold_reason: str | None
     writes_per_second: float | None
     crawls: Crawls | None
@@ -56,15 +56,19 @@ def _some(*conditions: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
 
 
 def watched(db: sa.Connection, watch_seconds: float) -> list[Watch]:
-    """Return the connections that have a token and something that waits for proof or is watched."""
+    """Return the connections that have a token and something that waits for proof or is watched.
+
+    And those without one of which something should be known by now: a person must hear of it.
+    """
     next_known_by = sa.select(sa.func.min(c.known_by)).where(c.connection_id == k.id, UNSETTLED).scalar_subquery()
     with_person = _some(UNSETTLED, c.needs_person.in_(sorted(PASSING)))
+    overtaken = _some(UNSETTLED, c.known_by <= db_now(), c.ended_at.is_not(None))
     recent = _some(WATCHED, c.ended_at > now_plus(sa.literal(-watch_seconds, sa.Float())))
     rows = db.execute(
         sa.select(
             k.id.label("connection_id"),
             sa.func.coalesce(f.trackstar_id, k.id).label("trackstar_id"),
-            k.access_token.label("encrypted_token"),
+            sa.func.coalesce(k.access_token, "").label("encrypted_token"),
             k.hold_reason,
             k.writes_per_second,
             f.connection_id.is_not(None).label("asked"),
@@ -77,7 +81,7 @@ def watched(db: sa.Connection, watch_seconds: float) -> list[Watch]:
             *(f[name].label(f"crawl_{name}") for name in _CRAWLS),
         )
         .outerjoin_from(connections, freshness, f.connection_id == k.id)
-        .where(k.access_token.is_not(None), recent | _some(UNSETTLED))
+        .where(sa.case((k.access_token.is_not(None), recent | _some(UNSETTLED)), else_=overtaken))
         .order_by(k.id)
     )
     return [_watch(row) for row in rows]

@@ -51,11 +51,11 @@ class AttemptContext(msgspec.Struct, frozen=True, kw_only=True):
     crawls: Callable[[str], Crawls | None] = lambda _connection_id: None  # what is known of a connection's crawls
     jitter: Callable[[], float] = random.random  # uniform in [0, 1)
 
-    def decide(self, claim: AttemptClaim, outcome: Outcome, read: ReadBack | None, now: datetime) -> Transition:
-        crawls = self.crawls(claim.connection_id)
-        return decide(
-            claim.state, outcome, read, Moment(now=now, policy=self.policy, crawls=crawls, jitter=self.jitter())
-        )
+    def decide(
+        self, claim: AttemptClaim, outcome: Outcome, read: ReadBack | None, now: datetime, crawls: Crawls | None
+    ) -> Transition:
+        at = Moment(now=now, policy=self.policy, crawls=crawls, jitter=self.jitter())
+        return decide(claim.state, outcome, read, at)
 
 
 class LedgerClock(msgspec.Struct, frozen=True):
@@ -78,28 +78,32 @@ def attempt(claim: SendClaim, clock: LedgerClock, context: AttemptContext) -> At
     """
     if clock.elapsed() > context.start_within:
         return give_back(claim, clock, context)
+    crawls = context.crawls(claim.connection_id)  # before it is asked: what a later crawl brings, it is not shown
     token = _token(claim, context)
     if token is None:
-        return AttemptResult(claim=claim, attempts=(), transition=context.decide(claim, _NO_TOKEN, None, clock.now()))
+        transition = context.decide(claim, _NO_TOKEN, None, clock.now(), crawls)
+        return AttemptResult(claim=claim, attempts=(), transition=transition)
     outcome, rows = _cancel(claim, token, clock, context)
     read = None
     if must_read(claim.state, outcome):
         ((found, read_rows),) = _read([claim], clock, context)
         read, rows = found or _NOT_READ, rows + read_rows
-    return AttemptResult(claim=claim, attempts=rows, transition=context.decide(claim, outcome, read, clock.now()))
+    transition = context.decide(claim, outcome, read, clock.now(), crawls)
+    return AttemptResult(claim=claim, attempts=rows, transition=transition)
 
 
 def read_refused(claims: Sequence[RefusalClaim], clock: LedgerClock, context: AttemptContext) -> list[AttemptResult]:
     """Read back orders of one connection whose refusal is known and unread, in one request, and decide about each."""
     if clock.elapsed() > context.start_within:
         return [give_back(claim, clock, context) for claim in claims]
+    crawls = context.crawls(claims[0].connection_id)
     reads = _read(claims, clock, context)
     now = clock.now()
     return [
         AttemptResult(
             claim=claim,
             attempts=rows,
-            transition=context.decide(claim, claim.state.remembered_refusal if read else _NO_TOKEN, read, now),
+            transition=context.decide(claim, claim.state.remembered_refusal if read else _NO_TOKEN, read, now, crawls),
         )
         for claim, (read, rows) in zip(claims, reads, strict=True)
     ]
@@ -107,9 +111,7 @@ def read_refused(claims: Sequence[RefusalClaim], clock: LedgerClock, context: At
 
 def confirm(claims: Sequence[ConfirmClaim], clock: LedgerClock, context: AttemptContext) -> list[ConfirmResult]:
     """Read back ended cancellations of one connection without proof, in one request, and decide about each."""
-    crawls = context.crawls(
-        claims[0].connection_id
-    )  # before the read: a crawl that ends meanwhile proves nothing of it
+    crawls = context.crawls(claims[0].connection_id)  # before the read: one that ends meanwhile proves nothing of it
     reads = _read(claims, clock, context)
     now = clock.now()
     return [
@@ -133,7 +135,7 @@ def rescue(claim: AttemptClaim, context: AttemptContext) -> AttemptResult:
         kind = "cancel"
         outcome, read = Outcome(kind=Kind.IN_DOUBT, reason=WORKER_LOST), None
     row = AttemptRow(kind=kind, started_at=claim.state.first_sent_at, reason=WORKER_LOST)
-    transition = context.decide(claim, outcome, read, claim.claimed_at)
+    transition = context.decide(claim, outcome, read, claim.claimed_at, context.crawls(claim.connection_id))
     return AttemptResult(claim=claim, attempts=(row,), transition=transition)
 
 
@@ -148,7 +150,8 @@ def give_back(claim: AttemptClaim, clock: LedgerClock, context: AttemptContext) 
     if isinstance(claim, RefusalClaim):
         outcome = claim.state.remembered_refusal
         read = ReadBack(shows=OrderState.LATER, reason=_TOO_LATE, spends_attempt=False)
-    return AttemptResult(claim=claim, attempts=(), transition=context.decide(claim, outcome, read, clock.now()))
+    transition = context.decide(claim, outcome, read, clock.now(), context.crawls(claim.connection_id))
+    return AttemptResult(claim=claim, attempts=(), transition=transition)
 
 
 def _cancel(
