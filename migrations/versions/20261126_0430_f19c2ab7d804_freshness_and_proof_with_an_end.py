@@ -82,8 +82,8 @@ def _index(name: str, columns: list[str], where: sa.TextClause) -> None:
 
 
 def _change_check(text: str) -> None:
-    # PostgreSQL reads each row once, a second for two million; SQLite copies the table, and does not see an index of an
-    # expression when it does.
+    # PostgreSQL reads each row once, a second for two million. SQLite copies the table, without the index of an
+    # expression.
     sqlite = op.get_bind().dialect.name == "sqlite"
     if sqlite:
         op.drop_index(TURN, table_name=TABLE)

@@ -17,7 +17,7 @@ from worker.cancellation.request import CancelRequest
 from worker.dev.sandbox import Sandbox
 from worker.ledger import claims, connections, freshness, queries, transitions
 from worker.ledger.results import commit_results
-from worker.ledger.schema import cancellations, events
+from worker.ledger.schema import attempts, cancellations, events
 from worker.runtime.attempt import AttemptContext, LedgerClock, batches_of_reads, confirm
 from worker.runtime.freshness import ASKED, Freshness
 from worker.runtime.hints import Hints
@@ -120,6 +120,9 @@ class Follower:
         with self.ledger.begin() as db:
             transitions.accept(db, [request])
             db.execute(update(cancellations).where(c.id == request.record_id).values(**columns))
+            sent_at = datetime.now(UTC) - 2 * MINUTE
+            tried = {"kind": "cancel", "generation": 1, "started_at": sent_at, "reason": "http_503", "replayed": False}
+            db.execute(attempts.insert().values(cancellation_id=request.record_id, number=1, **tried))
         return request.record_id
 
     def record(self, record_id: str) -> Cancellation:

@@ -15,9 +15,10 @@ import pytest
 from sqlalchemy import Connection, Engine, event, func, select, text, update
 
 from worker.cancellation.answer import Answer, NoReply, Reply, read_reply
-from worker.cancellation.lifecycle import Moment, confirm, decide, expire
+from worker.cancellation.lifecycle import Moment, decide, expire
 from worker.cancellation.outcome import ReadBack, classify, classify_read
 from worker.cancellation.policy import Policy
+from worker.cancellation.proof import confirm
 from worker.cancellation.request import CancelRequest
 from worker.cancellation.status import SafeToRefund
 from worker.ledger import claims, connections, deadlines, holds, outbox, queries, results, selection, transitions
@@ -660,6 +661,9 @@ def test_a_proven_cancel_is_recorded_with_its_evidence_and_its_event(ledger: Eng
         "reason": "accepted",
         "attempts": 1,
         "at": found.ended_at.isoformat() if found.ended_at else None,
+        "as_of": claimed.claimed_at.isoformat(),
+        "known_by": None,
+        "needs_person": None,
     } == event
 
 
@@ -877,14 +881,7 @@ def unconfirmed(ledger: Engine, shop: str) -> str:
 def read_again(ledger: Engine, seen: Reply) -> ConfirmResult:
     with ledger.begin() as db:
         (due,) = claims.claim_read_backs(db, LEASE, 10)
-    found = confirm(
-        due.verdict,
-        due.evidence,
-        due.ended_at,
-        classify_read(seen, due.order_id),
-        now=due.claimed_at,
-        policy=POLICY,
-    )
+    found = confirm(due.known, classify_read(seen, due.order_id), now=due.claimed_at, crawls=None, policy=POLICY)
     row = AttemptRow(kind="read", started_at=due.claimed_at, reason="read", status=seen.status)
     return ConfirmResult(claim=due, attempts=(row,), confirmation=found)
 

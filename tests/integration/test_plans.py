@@ -14,9 +14,22 @@ from sqlalchemy import Engine, event, func, select, text, update
 
 from worker.cancellation.answer import Order
 from worker.cancellation.lifecycle import Transition
+from worker.cancellation.proof import Prospect
 from worker.cancellation.request import CancelRequest
 from worker.cancellation.status import Evidence, Status, Verdict
-from worker.ledger import backlog, claims, connections, deadlines, outbox, queries, results, selection, transitions
+from worker.ledger import (
+    backlog,
+    claims,
+    confirmations,
+    connections,
+    deadlines,
+    freshness,
+    outbox,
+    queries,
+    results,
+    selection,
+    transitions,
+)
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.database import open_ledger
 from worker.ledger.schema import cancellations
@@ -268,3 +281,99 @@ def test_the_turn_is_read_from_its_index_and_not_sorted(
     assert most_sorted >= largest_sort(plan)
     scanned = {each["Index Name"] for each in nodes(plan) if each.get("Index Name", TURN) != TURN}
     assert {"pk_cancellations", "pk_connections"} >= scanned
+
+
+# -- what waits for a crawl is found among what has ended by its partial index
+
+ENDED = 200_000
+MANY_ENDED = """
+    INSERT INTO cancellations (id, connection_id, order_id, idempotency_key, requested_at, received_at, status,
+                               priority, ended_at, verdict)
+    SELECT gen_random_uuid(), 'shop', 'order-' || n, 'key-' || n, now(), now(), 'succeeded', 'normal',
+           now() - interval '30 days', (ARRAY['cancelled', 'not_cancelled', 'accepted'])[1 + n % 3]
+    FROM generate_series(1, :crowd) AS n
+"""
+SOME_THAT_WAIT = """
+    INSERT INTO cancellations (id, connection_id, order_id, idempotency_key, requested_at, received_at, status,
+                               priority, run_at, ended_at, verdict, known_by, confirm_at, needs_person)
+    SELECT gen_random_uuid(), 'shop', 'waits-' || n, 'waits-' || n, now(), now(),
+           CASE n % 2 WHEN 0 THEN 'waiting' ELSE 'rejected' END, 'normal',
+           CASE n % 2 WHEN 0 THEN now() + interval '1 h' END, CASE n % 2 WHEN 1 THEN now() END,
+           CASE n % 2 WHEN 1 THEN 'unknown' END, CASE WHEN n % 4 <> 1 THEN now() + interval '1 h' END,
+           CASE n % 2 WHEN 1 THEN now() + interval '1 h' END, CASE n % 4 WHEN 1 THEN 'crawls_failing' END
+    FROM generate_series(1, 40) AS n
+"""
+
+
+def read_what_waits_soon(db: Connection) -> None:
+    assert 20 == confirmations.read_soon(db, "shop", 1000)
+
+
+def send_what_waits_soon(db: Connection) -> None:
+    assert 20 == confirmations.send_soon(db, "shop", 1000)
+
+
+def say_anew_when_it_is_known(db: Connection) -> None:
+    after = confirmations.revise(db, "shop", lambda known: Prospect(None, known.known_by, known.needs_person), 5)
+    assert confirmations.revise(
+        db, "shop", lambda known: Prospect(None, known.known_by, known.needs_person), 1000, after or ""
+    ) is None  # fmt: skip
+
+
+def compare_with_what_changed(db: Connection) -> None:
+    # 10 of each verdict, and 10 that have ended and wait
+    changed = [f"order-{n}" for n in range(1, 31)] + [f"waits-{n}" for n in range(1, 21)]
+    assert 30 == len(confirmations.watched_orders(db, "shop", changed))
+
+
+def list_what_is_watched(db: Connection) -> None:
+    assert ["shop"] == [each.connection_id for each in freshness.watched(db, 14 * 86_400)]
+
+
+def rows_looked_at(plan: Plan) -> int:
+    """How many rows of tables and entries of indexes a plan has read, with those that it left out again."""
+    scans = (each for each in nodes(plan) if each["Node Type"].endswith("Scan") and "Relation Name" in each)
+    return sum(rows_of(each) + each.get("Rows Removed by Filter", 0) * int(each["Actual Loops"]) for each in scans)
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["no statistics", "analyzed"])
+@pytest.mark.parametrize(
+    ("indexes", "most_read", "work"),
+    [
+        ({"ix_cancellations_unsettled"}, 40 + 20 + 20, read_what_waits_soon),
+        ({"ix_cancellations_unsettled"}, 40 + 20 + 20, send_what_waits_soon),
+        ({"ix_cancellations_unsettled"}, 40 + 2 * 20, say_anew_when_it_is_known),
+        ({"ix_cancellations_order"}, 50 + 30 + 2 * 30, compare_with_what_changed),
+        ({"ix_cancellations_unsettled", "ix_cancellations_watched"}, 4 * 40 + 10, list_what_is_watched),
+    ],
+)
+def test_what_waits_for_a_crawl_is_read_by_its_index_among_all_that_has_ended(
+    many_ended: Engine, indexes: set[str], most_read: int, work: Callable[[Connection], None], analyzed: bool
+) -> None:
+    if analyzed:
+        with many_ended.begin() as db:
+            db.execute(text("ANALYZE cancellations"))
+    for mode in ("force_generic_plan", "force_custom_plan"):
+        with many_ended.connect() as db:
+            ran = statements_of(db, work)
+            db.rollback()
+            plan = plan_of(db, *ran[-1], mode)
+            db.rollback()
+
+        scanned = {each["Index Name"] for each in nodes(plan) if "Index Name" in each}
+        assert indexes <= scanned <= indexes | {"pk_cancellations", "pk_connections", "pk_freshness"}, mode
+        assert 0 < rows_looked_at(plan) <= most_read, mode
+
+
+@pytest.fixture(scope="module")
+def many_ended(make_database: Callable[[str], str], vault: TokenVault) -> Iterator[Engine]:
+    """A ledger with much that has ended, and a little that waits for a crawl; no test changes it."""
+    engine = open_ledger(make_database("postgresql"), pool_size=1, plan_once=True)
+    with engine.begin() as db:
+        for name in ("shop", "other"):
+            connections.add(db, name, vault.encrypt("token"))
+        db.execute(text("ALTER TABLE cancellations SET (autovacuum_enabled = off)"))
+        db.execute(text(MANY_ENDED), {"crowd": ENDED})
+        db.execute(text(SOME_THAT_WAIT))
+    yield engine
+    engine.dispose()

@@ -136,8 +136,9 @@ def test_a_crawl_that_failed_is_none_also_when_the_connection_is_well_again() ->
     assert 1 == crawls_since(observe(crawls, seen(3600, 3900), at(4000)), at(-1))
 
 
-def test_an_end_that_is_the_begin_to_the_second_may_be_another_crawls() -> None:
-    assert 0 == crawls_since(known((seen(0, 0), 10)), at(-1))
+def test_an_end_that_is_the_begin_to_the_second_is_the_same_crawls_where_none_runs() -> None:
+    assert 1 == crawls_since(known((seen(0, 0), 10)), at(-1))
+    assert 0 == crawls_since(known((seen(0, 0, CrawlStatus.UNKNOWN), 10)), at(-1))
 
 
 def test_an_instant_in_the_future_is_not_believed() -> None:
@@ -199,8 +200,11 @@ def true_crawls(rng: Random) -> list[Crawl]:
     crawls, begin = [], 0.0
     for _ in range(rng.randint(1, 12)):
         begin += rng.choice([0.0, 1.0, 30.0, HOUR]) + rng.random() * rng.choice([1, 100])
+        how = rng.choice(["done", "done", "done", "failed", "aborted"])
+        if how == "aborted":
+            begin += 1.0  # in the very second in which the one before ended, nothing could tell
         end = begin + rng.choice([0.0, 1.0, 20.0, LENGTH]) * rng.random()
-        crawls.append((begin, end, rng.choice(["done", "done", "done", "failed", "aborted"])))
+        crawls.append((begin, end, how))
         begin = end
     return crawls
 

@@ -202,8 +202,9 @@ def _with_completed(crawls: Crawls, seen: Schedule) -> Crawls:
 def _is_complete(seen: Schedule) -> bool:
     if seen.start is None or seen.end is None or seen.status in {CrawlStatus.IN_PROGRESS, CrawlStatus.ERROR}:
         return False
-    # Told to the second, the end of one crawl and the begin of the next, which was given up, may be the same.
-    return seen.end > seen.start
+    # Told to the second, both instants of a short crawl are the same. Where nothing says that none runs, they may be
+    # the end of one and the begin of the next.
+    return seen.end > seen.start or (seen.end == seen.start and seen.status is CrawlStatus.ENABLED)
 
 
 def _counted(crawls: Crawls, start: datetime, end: datetime, ahead: float) -> Crawls:

@@ -7,6 +7,7 @@ Knows no clock, no row, no thread; what is known of crawls, `freshness` says.
 
 from __future__ import annotations
 
+import math
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -73,9 +74,11 @@ def prospect(ended_at: datetime, now: datetime, crawls: Crawls | None, policy: P
     if problem := _problem(crawls, now):
         return Prospect(step, needs_person=NeedsPerson(problem))
     if crawls is None or not crawls.known:
-        last = max(now, _last_step(ended_at, crawls, policy))
-        return Prospect(step or last, last + _A_READ)
+        last = _last_step(ended_at, crawls, policy)
+        return Prospect(step or max(now, last), _ahead(last, COPY_SECONDS / 4, now) + _A_READ)
     known_by = _enough_crawls_by(ended_at, now, crawls) + _A_READ
+    if is_fresh(ended_at, now, crawls, policy):
+        return Prospect(now, known_by)  # whoever reads it now knows it
     return Prospect(min(step or known_by, known_by), known_by)
 
 
@@ -83,7 +86,15 @@ def foresee(known: Unproven, now: datetime, crawls: Crawls | None, policy: Polic
     """Say anew by when an end without proof is known, where it waits for a crawl; `held`: it cannot be read now."""
     if held and (known.known_by is None or known.known_by <= now):
         return Prospect(None, needs_person=NeedsPerson.NO_ACCESS)
-    return prospect(known.ended_at, now, crawls, policy)
+    return _steady(known, prospect(known.ended_at, now, crawls, policy), now)
+
+
+def _steady(known: Unproven, then: Prospect, now: datetime) -> Prospect:
+    """Keep the instant that was told where the new one is hardly later: each that is later is told."""
+    told = known.known_by
+    if told is None or then.known_by is None or not now < told < then.known_by <= told + _A_READ:
+        return then
+    return Prospect(then.confirm_at and min(then.confirm_at, told), told)
 
 
 def _problem(crawls: Crawls | None, now: datetime) -> str | None:
@@ -93,16 +104,26 @@ def _problem(crawls: Crawls | None, now: datetime) -> str | None:
 
 def _last_step(ended_at: datetime, crawls: Crawls | None, policy: Policy) -> datetime:
     """Return when a copy is young enough of whose crawls nobody tells: beyond a crawl, hourly or known."""
-    longer = max(0.0, (crawls.frequency if crawls and crawls.frequency else 0.0) - COPY_SECONDS)
-    return ended_at + timedelta(seconds=policy.read_back[-1] + longer)
+    return ended_at + timedelta(seconds=policy.read_back[-1] - COPY_SECONDS) + _copy_age(crawls)
+
+
+def _copy_age(crawls: Crawls | None) -> timedelta:
+    return timedelta(seconds=max(COPY_SECONDS, crawls.frequency or 0.0 if crawls else 0.0))
 
 
 def _enough_crawls_by(ended_at: datetime, now: datetime, crawls: Crawls) -> datetime:
-    end = crawls.end_of_second(ended_at)
-    if end is not None and end > now:
-        return end
+    end = crawls.end_of_second(ended_at) or crawls.ended_at or crawls.running_since or now
     # One that is late, or the first of all, is waited for a while, and then a while more: until it is overdue.
-    return now + timedelta(seconds=(crawls.frequency or COPY_SECONDS) / 4)
+    return _ahead(end, (crawls.frequency or COPY_SECONDS) / 4, now)
+
+
+def _ahead(expected: datetime, every: float, now: datetime) -> datetime:
+    """Return when something is expected; where that has passed, so many seconds later that it lies ahead.
+
+    Not counted from now, or whatever is looked at every minute would be put off every minute.
+    """
+    late = (now - expected).total_seconds()
+    return expected if late < 0 else expected + timedelta(seconds=(math.floor(late / every) + 1) * every)
 
 
 def next_read_back(ended_at: datetime, now: datetime, policy: Policy) -> datetime | None:
@@ -120,9 +141,14 @@ def is_fresh(ended_at: datetime, now: datetime, crawls: Crawls | None, policy: P
     `crawls` is what was known when the read began. Without it the last of the times to read back decides, which is
     beyond the hourly crawl.
     """
-    if crawls is not None and (crawls.known or _problem(crawls, now)):
+    if _is_told(crawls, now):
         return crawls_since(crawls, ended_at) >= ENOUGH_CRAWLS
     return now >= _last_step(ended_at, crawls, policy)
+
+
+def _is_told(crawls: Crawls | None, now: datetime) -> bool:
+    """Whether Trackstar tells when the copy is renewed, or that it is not."""
+    return crawls is not None and (crawls.known or _problem(crawls, now) is not None)
 
 
 class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,7 +182,8 @@ def confirm(known: Unproven, read: ReadBack, *, now: datetime, crawls: Crawls | 
     if read.shows in {OrderState.LATER, OrderState.NO_ACCESS}:
         return _not_read(known, read, now, crawls, policy)
     if not is_fresh(known.ended_at, now, crawls, policy):
-        return _unchanged(known, prospect(known.ended_at, now, crawls, policy), now, read.order)
+        then = _steady(known, prospect(known.ended_at, now, crawls, policy), now)
+        return _unchanged(known, then, now, read.order)
     if read.shows is OrderState.OPEN and known.verdict is Verdict.UNKNOWN:
         return _proof(Verdict.NOT_CANCELLED, Evidence.FRESH_READ_BACK, _shown_as_of(now, crawls), read.order)
     return _unchanged(known, Prospect(None, needs_person=_WHY_A_PERSON[read.shows]), now, read.order)
@@ -171,18 +198,19 @@ _WHY_A_PERSON = {
 
 def _contradicts_or_proves(known: Unproven, now: datetime, crawls: Crawls | None) -> bool:
     """Whether goods that have left say more than is known: a proof falls only to a copy that is younger than it."""
-    return known.verdict is not Verdict.CANCELLED or _shown_as_of(now, crawls) > known.ended_at
+    shown = _shown_as_of(now, crawls)
+    return known.verdict is not Verdict.CANCELLED or (shown is not None and shown > known.ended_at)
 
 
-def _shown_as_of(now: datetime, crawls: Crawls | None) -> datetime:
-    """Return the instant of which a copy that is read now is true at least."""
-    if crawls is not None and crawls.known and crawls.began_at:
-        return crawls.began_at
-    return now - timedelta(seconds=COPY_SECONDS)
+def _shown_as_of(now: datetime, crawls: Crawls | None) -> datetime | None:
+    """Return the instant of which a copy that is read now is true at least; None where nobody knows."""
+    began = crawls.began_at if crawls else None
+    assumed = now - _copy_age(crawls)
+    return began if _is_told(crawls, now) else max(began or assumed, assumed)
 
 
 def _proof(
-    verdict: Verdict, evidence: Evidence, as_of: datetime, order: Order | None, *, contradicted: bool = False
+    verdict: Verdict, evidence: Evidence, as_of: datetime | None, order: Order | None, *, contradicted: bool = False
 ) -> Confirmation:
     return Confirmation(verdict=verdict, evidence=evidence, as_of=as_of, order=order, contradicted=contradicted)
 
@@ -205,9 +233,8 @@ def _not_read(known: Unproven, read: ReadBack, now: datetime, crawls: Crawls | N
     if again >= known.ended_at + timedelta(seconds=policy.retry_horizon):
         why = NeedsPerson.NO_ACCESS if read.shows is OrderState.NO_ACCESS else NeedsPerson.UNREADABLE
         return _unchanged(known, Prospect(None, needs_person=why), known.as_of)
-    then = prospect(known.ended_at, now, crawls, policy)
-    known_by = then.known_by and max(then.known_by, again + _A_READ)  # it is not known before it is asked
-    return _unchanged(known, msgspec.structs.replace(then, confirm_at=again, known_by=known_by), known.as_of)
+    then = _steady(known, prospect(known.ended_at, again, crawls, policy), again)  # not known before it is asked
+    return _unchanged(known, msgspec.structs.replace(then, confirm_at=again), known.as_of)
 
 
 def known_by_at_the_latest(

@@ -272,5 +272,6 @@ def _bring_forward(
         sa.update(cancellations)
         .where(id_in_chosen(db.dialect.name, c.id, chosen.with_for_update(skip_locked=True)))
         .values({when.name: db_now()})
+        .returning(c.id)  # SQLite does not count what a statement with a CTE changes
     )
-    return moved.rowcount
+    return len(moved.all())
