@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -139,6 +140,47 @@ def test_the_endpoints_for_the_api_key_alone(sandbox: Sandbox) -> None:
     about = requests.get(f"{sandbox.url}/connections/{made['connection_id']}", headers=key, timeout=TIMEOUT)
     assert "cancel_order" in about.json()["data"]["available_actions"]
     assert 401 == requests.get(f"{sandbox.url}/connections/x", timeout=TIMEOUT).status_code
+
+
+def test_crawls_are_told_of_and_forced(sandbox: Sandbox) -> None:
+    sandbox.world.connect(SHOP, trackstar_id="ts-1", crawl_length=60)
+    forced = requests.post(
+        f"{sandbox.url}/connections/sync", headers=HEADERS, json={"functions_to_sync": ["get_orders"]}, timeout=TIMEOUT
+    )
+    assert (200, "ts-1", True) == (forced.status_code, forced.json()["id"], forced.json()["syncing"])
+    key = {"x-trackstar-api-key": "k"}
+    listed = requests.get(f"{sandbox.url}/connections", headers=key, timeout=TIMEOUT).json()
+    one = requests.get(f"{sandbox.url}/connections/ts-1", headers=key, timeout=TIMEOUT).json()
+    assert ([one["data"]], None) == (listed["data"], listed["next_token"])
+    assert [False, True] == [each["in_progress"] for each in one["data"]["sync_schedules"]]
+    assert 401 == requests.get(f"{sandbox.url}/connections", timeout=TIMEOUT).status_code
+
+
+def test_what_changed_is_read_a_page_at_a_time_unless_ids_are_asked_for(sandbox: Sandbox) -> None:
+    for order_id in ("a", "b", "c"):
+        add(sandbox, order_id=order_id)
+    query = {"updated_date[gte]": "2020-01-01T00:00:00+00:00", "limit": "2"}
+    found = []
+    while query.get("page_token", "first") is not None:
+        answer = requests.get(f"{sandbox.url}/wms/orders", params=query, headers=HEADERS, timeout=TIMEOUT).json()
+        found.append([order["id"] for order in answer["data"]])
+        query["page_token"] = answer["next_token"]
+    assert [["a", "b"], ["c"]] == found
+    query = {"updated_date[gte]": "2999-01-01T00:00:00Z", "ids[in]": "b"}
+    answer = requests.get(f"{sandbox.url}/wms/orders", params=query, headers=HEADERS, timeout=TIMEOUT).json()
+    assert ["b"] == [order["id"] for order in answer["data"]]
+
+
+@pytest.mark.parametrize("skew", [0, 500, -500])
+def test_every_answer_has_a_date_by_trackstars_clock(skew: float) -> None:
+    with Sandbox(api_key="k", unknown_orders="open", clock_skew=skew) as sandbox:
+        sandbox.world.connect(SHOP, access_token="t1")
+        add(sandbox, "503", "slow:0")
+        answers = [cancel(sandbox) for _ in range(3)] + [requests.get(f"{sandbox.url}/connections", timeout=TIMEOUT)]
+        dates = [parsedate_to_datetime(answer.headers["Date"]).timestamp() for answer in answers]
+        assert max(abs(date - time.time() - skew) for date in dates) < 10
+    with Sandbox(api_key="k", date_header=False) as sandbox:
+        assert "Date" not in cancel(sandbox).headers
 
 
 # -- connections

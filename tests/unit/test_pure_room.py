@@ -50,6 +50,7 @@ def test_the_room_holds_these_rules_and_no_other_file() -> None:
         "pace",
         "policy",
         "proof",
+        "refund",
         "request",
         "standstill",
         "status",

@@ -427,7 +427,8 @@ def test_a_connection_may_fail_as_a_whole_until_it_is_mended(world: World, contr
 @pytest.mark.parametrize(
     "text",
     ["ok", "503:none:2", "slow:0.5", "pause", "pause_applied+applied_then:500", "slow:1+pause+hang:3",
-     "succeeded_then:reset", "applied_then:cut", "drip:0.1", "drip_head:0.1", "open:ship:4", "close"],
+     "succeeded_then:reset", "applied_then:cut", "drip:0.1", "drip_head:0.1", "open:ship:4", "close",
+     "open:ship:4:untouched"],
 )  # fmt: skip
 def test_a_step_is_written_as_it_was_read(text: str) -> None:
     assert str(parse(text)) == text
@@ -443,7 +444,7 @@ def test_holds_stand_before_any_answer() -> None:
     ["", "teapot", "99", "600", "100", "hang", "hang:", "hang:long", "hang:-1", "hang:nan", "slow:x", "huge",
      "interim", "interim:200", "interim:103:x", "trailed:x", "coded", "coded:x", "shown:x", "bare:x",
      "huge:-1", "html:abc", "reset:1", "pause:2", "open:sometimes", "open:shipped", "wrong_id:x", "applied_then:",
-     "ok+503"],
+     "open:4:ship", "open:untouched:4", "ok+503"],
 )  # fmt: skip
 def test_a_word_that_means_nothing_is_refused_in_one_sentence(text: str) -> None:
     with pytest.raises(ValueError, match="is no step"):

@@ -154,9 +154,10 @@ class Freshness:
             with self._ledger.begin() as db:  # nobody tells of crawls: what has changed is read by the hour
                 freshness.look_now(db, watch.connection_id)
         problem, was = broken(crawls, now), broken(before, before.seen_at) if before else None
-        if problem != was:
-            say = log.warning if problem else log.info
-            say("freshness.crawls_changed", connection_id=watch.connection_id, problem=problem)
+        if problem and problem != was:
+            log.warning("freshness.crawls_fail", connection_id=watch.connection_id, problem=problem)
+        elif was and not problem:
+            log.info("freshness.crawls_again", connection_id=watch.connection_id)
         changed = completed or problem != was or _forecast(before) != _forecast(crawls)
         overtaken = watch.next_known_by is not None and watch.next_known_by <= now
         if changed or overtaken or (watch.with_person and watch.readable and not problem):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from worker.cancellation.answer import Order
+    from worker.cancellation.freshness import Crawls
     from worker.ledger.freshness import Watch
     from worker.ledger.results import Result
     from worker.runtime.attempt import AttemptContext, LedgerClock
@@ -41,6 +42,12 @@ OVERLAP_SECONDS = 600.0  # between two looks, for warehouses that note a change 
 HOURLY = timedelta(hours=1)  # where nobody tells of crawls
 LIMITS = (1_000, 100)  # orders on a page; the second where their documents are too long for one answer
 MAX_PAGES = 200
+
+
+def span(looked_to: datetime | None, crawls: Crawls | None, now: datetime) -> tuple[datetime, datetime]:
+    """Return since when changes are read, and up to when all are then known."""
+    to = crawls.began_at if crawls and crawls.known and crawls.began_at else now
+    return (looked_to or now - timedelta(seconds=FIRST_SECONDS)) - timedelta(seconds=OVERLAP_SECONDS), to
 
 
 class SecondLook:
@@ -63,11 +70,10 @@ class SecondLook:
         with self._ledger.begin() as db:
             if not freshness.claim_look(db, watch.connection_id, LEASE_SECONDS):
                 return
-        began, known = clock.now(), watch.crawls is not None and watch.crawls.known
-        to = watch.crawls.began_at if watch.crawls and known and watch.crawls.began_at else began
-        since = (watch.looked_to or began - timedelta(seconds=FIRST_SECONDS)) - timedelta(seconds=OVERLAP_SECONDS)
+        since, to = span(watch.looked_to, watch.crawls, clock.now())
         if self._read_pages(watch, since, clock):
             with self._ledger.begin() as db:
+                known = watch.crawls is not None and watch.crawls.known
                 freshness.looked(db, watch.connection_id, to, None if known else HOURLY)
 
     def _read_pages(self, watch: Watch, since: datetime, clock: LedgerClock) -> bool:

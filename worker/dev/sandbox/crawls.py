@@ -64,6 +64,8 @@ class Crawls:
         elif self.running is not None and self.running.ends == NEVER:
             self.touched.update(self.running.brings)
             self.running = None
+        if self.running is not None:
+            self._leave_out(self.running.ends)
 
     # -- following the clock
 
@@ -84,7 +86,7 @@ class Crawls:
             begun = (last - self._tick - 1) // step
             # Nothing changes between two looks: after the first crawl the others bring nothing, and only the last two
             # are told of.
-            if begun > 1 and (not self.touched or self.state == "error"):
+            if begun > 1 and (self.state == "error" or (self.state == "enabled" and not self.touched)):
                 self._tick += (begun - 1) * step
             self._tick += 1
             self._begin(min(self.start + self._tick * self.frequency, now) if self.frequency else now)
@@ -104,9 +106,12 @@ class Crawls:
         crawl = Crawl(at, ends, self.state == "error", {order: order.real for order in self.touched})
         self.running = self.latest = crawl
         self.touched.clear()
-        # No other begins while this one runs; one that would begin at its end does.
-        if self.frequency and ends < NEVER:
-            self._tick = max(self._tick, self._ticks(ends - self.start) - 1)
+        self._leave_out(ends)
+
+    def _leave_out(self, until: float) -> None:
+        # No other begins while one runs; one that would begin at its end does.
+        if self.frequency and until < NEVER:
+            self._tick = max(self._tick, self._ticks(until - self.start) - 1)
 
     def _end(self, now: float) -> None:
         crawl = self.running
@@ -134,6 +139,7 @@ class Crawls:
         """Show all orders as they are, at once: a whole crawl that also ends the one that runs."""
         self.catch_up()
         self.running = None
+        self._tick = self._last_tick(self.now())
         self.touched.clear()
         self.completed = self.latest = Crawl(self.now(), self.now())
         for order in orders:
