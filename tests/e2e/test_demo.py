@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -15,4 +16,7 @@ def test_the_demo_ends_by_itself_with_every_order_as_told() -> None:
     )
 
     assert 0 == done.returncode, done.stdout + done.stderr
-    assert "All 12 orders ended as told." in done.stdout
+    assert "All 14 orders ended as told." in done.stdout
+    assert re.search(r"A-13 +cancelled by somebody else.* rejected +cancelled +read_back .* yes, as of ", done.stdout)
+    assert re.search(r"A-04 +already shipped +rejected +not_cancelled +read_back .* no, as of ", done.stdout)
+    assert re.search(r"A-14 +refused by the warehouse.* rejected +unknown .* not yet, known by ", done.stdout)

@@ -182,7 +182,8 @@ def test_a_cancel_of_a_held_connection_waits_and_says_why(operator: Operator, le
     code, said = operator.run("show", "o-1")
 
     assert 0 == code
-    assert "Safe to refund: not yet. It waits: its connection is held (operator)." in said
+    assert "Safe to refund: not yet: needs a person, for it was never sent, and its connection is held." in said
+    assert "It waits: its connection is held (operator)." in said
     assert "Expected to be sent" not in said
 
 

@@ -36,7 +36,8 @@ class RefundAnswer(str):
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"an answer cannot be changed: {name}")
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"an answer cannot be changed: {name}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RefundAnswer, (str(self), self.as_of, self.known_by, self.needs_person)

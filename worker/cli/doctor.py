@@ -16,11 +16,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker.cancellation.answer import NoReply, Reply
 from worker.cancellation.standstill import STANDSTILL_SECONDS
 from worker.cli.findings import Finding
-from worker.cli.parts import console
+from worker.cli.parts import console, opened_ledger
 from worker.cli.proof import proof_findings
 from worker.inputs.faults import fault
 from worker.ledger import backlog, migrations
-from worker.ledger.database import open_ledger, read_only
+from worker.ledger.database import read_only
 from worker.ledger.problems import ledger_problem
 from worker.ledger.schema import connections
 from worker.ledger.vault import CredentialsError, TokenVault
@@ -168,19 +168,19 @@ def _inbox(redis: Redis) -> Iterator[Finding]:
 
 
 def _ledger(settings: Settings) -> Iterator[Finding]:
-    ledger = open_ledger(settings.database_url, pool_size=1)
-    try:
-        with read_only(ledger) as db:
-            found = migrations.current(db)
-    except SQLAlchemyError as error:
-        yield Finding("Ledger", type(error).__name__, ledger_problem(error))
-        return
-    old = "" if found == migrations.head() else "Run `cancel-worker migrate`."
-    yield Finding("Ledger", f"schema {found or 'empty'}", old)
-    if found:
+    with opened_ledger(settings.database_url) as ledger:
+        try:
+            with read_only(ledger) as db:
+                found = migrations.current(db)
+        except SQLAlchemyError as error:
+            yield Finding("Ledger", type(error).__name__, ledger_problem(error))
+            return
+        old = "" if found == migrations.head() else "Run `cancel-worker migrate`."
+        yield Finding("Ledger", f"schema {found or 'empty'}", old)
         try:
             with ledger.begin() as db:  # it changes no row
-                db.execute(sa.update(connections).where(sa.false()).values(name=sa.null()))
+                if found:
+                    db.execute(sa.update(connections).where(sa.false()).values(name=sa.null()))
         except SQLAlchemyError as error:
             yield Finding("Ledger", "cannot be written", f"{fault(error)}.")
 
@@ -189,7 +189,7 @@ def _workers(settings: Settings) -> Iterator[Finding]:
     """Say what each worker says of itself; and where none does, whether something is due."""
     try:
         said = what_workers_say(connect_redis(settings.redis_url, socket_timeout=5))
-        with read_only(open_ledger(settings.database_url, pool_size=1)) as db:
+        with opened_ledger(settings.database_url) as ledger, read_only(ledger) as db:
             due = backlog.longest_due(db)
     except (RedisError, SQLAlchemyError):
         return  # told above
@@ -207,7 +207,7 @@ def _connections(settings: Settings) -> Iterator[Finding]:
         yield Finding("Trackstar", "no API key", "Set TRACKSTAR_API_KEY.")
         return
     try:
-        with read_only(open_ledger(settings.database_url, pool_size=1)) as db:
+        with opened_ledger(settings.database_url) as ledger, read_only(ledger) as db:
             found = backlog.survey(db, MAX_ASKED)
     except SQLAlchemyError:
         return  # told above

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,12 +106,13 @@ def show(
             f"Nothing in the ledger has the id or the order id {name!r}. A job enqueued a moment ago may still be on "
             "the inbox; one that could not be read is among the dead letters."
         )
-    for found in timelines:
-        if as_json:
-            expected = client().expected_at(found.cancellation.id)
-            _print_json({**_as_json(found), "expected_at": expected})
-        else:
-            _print_timeline(found, client().expected_at(found.cancellation.id))
+    with closing(client()) as asked:
+        for found in timelines:
+            expected = asked.expected_at(found.cancellation.id)
+            if as_json:
+                _print_json({**_as_json(found), "expected_at": expected})
+            else:
+                _print_timeline(found, expected)
 
 
 def list_(
@@ -124,7 +126,7 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """List cancellations, the newest first."""
-    with ledger() as opened, read_only(opened) as db:
+    with ledger(by_index=needs_person) as opened, read_only(opened) as db:
         found = queries.find(
             db,
             status=status or (),

@@ -52,9 +52,16 @@ def client() -> CancelClient:
 
 
 @contextmanager
-def ledger() -> Iterator[Engine]:
-    """Open the ledger for one command."""
-    engine = open_ledger(from_environment("DATABASE_URL") or DEFAULT_DATABASE, pool_size=1)
+def ledger(*, by_index: bool = False) -> Iterator[Engine]:
+    """Open the ledger for one command; `by_index`: where a table may be too large to be read through."""
+    with opened_ledger(from_environment("DATABASE_URL") or DEFAULT_DATABASE, by_index=by_index) as engine:
+        yield engine
+
+
+@contextmanager
+def opened_ledger(address: str, *, by_index: bool = False) -> Iterator[Engine]:
+    """Open the ledger of an address, and close it with the block."""
+    engine = open_ledger(address, pool_size=1, plan_once=by_index)
     try:
         yield engine
     finally:

@@ -11,15 +11,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.freshness import broken
 from worker.cli.findings import Finding
+from worker.cli.parts import opened_ledger
 from worker.cli.words import in_few_words
 from worker.ledger import freshness, outlook, queries
-from worker.ledger.database import open_ledger, read_only
+from worker.ledger.database import read_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from worker.cancellation.freshness import Crawls
+    from worker.ledger.outlook import FalseVerdicts
     from worker.settings import Settings
 
 MAX_TOLD = 50  # connections
@@ -32,22 +34,24 @@ _REMEDIES = {
 
 def proof_findings(settings: Settings) -> Iterator[Finding]:
     """Say of each connection whose crawls do not come what to do, and how many verdicts were contradicted."""
-    ledger = open_ledger(settings.database_url, pool_size=1)
     try:
-        with read_only(ledger) as db:
+        with opened_ledger(settings.database_url, by_index=True) as ledger, read_only(ledger) as db:
             crawls, now = freshness.crawls_of_all(db), queries.now(db)
             waiting = outlook.count_for_a_person(db)
-            wrong, verdicts = outlook.false_verdicts(db, settings.policy.watch)
+            counted = outlook.false_verdicts(db, settings.policy.watch)
     except SQLAlchemyError:
         return  # told of the ledger
-    finally:
-        ledger.dispose()
     yield from _crawls(crawls, now)
     if waiting:
         yield Finding("Proof", f"{waiting} need a person", "See `cancel-worker list --needs-person`.", passing=True)
-    rate = f" ({wrong / verdicts:.4%})" if verdicts else ""
-    said = f"{wrong} contradicted of {verdicts} cancelled in {settings.watch_days:g} days{rate}"
-    yield Finding("Proof", said, passing=wrong > 0)
+    said = f"{_rate(counted)} in {settings.watch_days:g} days"
+    yield Finding("Proof", said, passing=counted.contradicted > 0)
+
+
+def _rate(counted: FalseVerdicts) -> str:
+    more, below = ("", "") if counted.counted_all else ("more than ", "below ")
+    said = f"{counted.contradicted} verdicts contradicted of {more}{counted.cancelled} cancelled"
+    return f"{said} ({below}{counted.contradicted / counted.cancelled:.4%})" if counted.cancelled else said
 
 
 def _crawls(crawls: Mapping[str, Crawls], now: datetime) -> Iterator[Finding]:

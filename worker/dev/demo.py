@@ -1,4 +1,4 @@
-"""`cancel-worker demo`: the whole thing in a minute, with real parts, on a dozen orders that tell the story.
+"""`cancel-worker demo`: the whole thing in a minute, with real parts, on fourteen orders that tell the story.
 
 Knows the story; everything that plays it is the product itself and the sandbox.
 """
@@ -41,6 +41,7 @@ CONNECTION = "demo-shop"
 REQUEST_SECONDS = 2.0
 PATIENCE_SECONDS = 45.0
 FLOWER_SECONDS = 15.0
+BY_SOMEBODY = "A-13"
 
 
 class Scene(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,9 +86,24 @@ STORY = (
     ),
     Scene(order="A-08", story="enqueued twice: one record, one request"),
     Scene(order="A-09", story="accepted, seen cancelled later", script=("open:1",), reads=("fresh", "fresh", "fresh")),
-    Scene(order="A-10", story="unknown order", known=False, status="rejected", verdict="not_cancelled"),
+    Scene(
+        order="A-10",
+        story="unknown order: asked for again, then refused",
+        known=False,
+        status="rejected",
+        verdict="not_cancelled",
+        attempts=2,
+    ),
     Scene(order="A-11", story="a gateway's HTML 502, then success", script=("html:502",), attempts=2),
     Scene(order="A-12", story="connection reset, then success", script=("reset",), attempts=2),
+    Scene(order=BY_SOMEBODY, story="cancelled by somebody else: proven by the next crawl", status="rejected"),
+    Scene(
+        order="A-14",
+        story="refused by the warehouse, open in a copy that is too old",
+        script=("422:integration",),
+        status="rejected",
+        verdict="unknown",
+    ),
 )
 
 
@@ -128,6 +144,7 @@ class Stage:
         database_url = f"sqlite:///{folder / 'ledger.sqlite3'}"
         redis = stack.enter_context(embedded_redis())
         self.sandbox = stack.enter_context(Sandbox(api_key=api_key))
+        self._crawled = False
         self._write_story(token)
         self._prepare_ledger(database_url, TokenVault([key]).encrypt(token))
         self.password = secrets.token_urlsafe(9)
@@ -142,7 +159,8 @@ class Stage:
             "CREDENTIAL_KEYS": key,
             "REQUEST_TIMEOUT_SECONDS": str(REQUEST_SECONDS),
             "RETRY_BASE_SECONDS": "0.5",
-            "READ_BACK_SECONDS": "2,5,10",
+            "READ_BACK_SECONDS": "2,5,10,20,3600",
+            "NOT_FOUND_GRACE_SECONDS": "5",
             "FLOWER_BASIC_AUTH": f"demo:{self.password}",
         }
         for name in ("TRACKSTAR_ACCESS_TOKEN", "SENTRY_DSN"):  # the demo calls nobody outside
@@ -173,9 +191,16 @@ class Stage:
         while True:
             found = {order: self.client.get(record_id) for order, record_id in ids.items()}
             live.update(_table(found, refund))
+            self._crawl_once(found[BY_SOMEBODY])
             if time.monotonic() > deadline or all(_as_told(scene, found[scene.order]) for scene in STORY):
                 return found
             time.sleep(0.1)
+
+    def _crawl_once(self, found: Cancellation | None) -> None:
+        """Let Trackstar renew its copy once the warehouse has refused what somebody else had cancelled."""
+        if not self._crawled and found is not None and found.ended:
+            self._crawled = True
+            self.sandbox.world.sync(CONNECTION)
 
     def flower_gaps(self, ids: Sequence[str]) -> list[str]:
         """Ask Flower for every cancellation; return a sentence for each that it does not show as ended."""
@@ -199,6 +224,9 @@ class Stage:
                 self.sandbox.world.add_order(
                     CONNECTION, scene.order, status=scene.order_status, script=scene.script, reads=scene.reads
                 )
+
+        # The copy does not show it before the next crawl.
+        self.sandbox.world.cancel_by_somebody(CONNECTION, BY_SOMEBODY)
 
     def _prepare_ledger(self, database_url: str, encrypted_token: str) -> None:
         engine = open_ledger(database_url)
@@ -242,10 +270,11 @@ class _process:  # noqa: N801 - it reads as a with-statement
 
 
 def _as_told(scene: Scene, found: Cancellation | None) -> bool:
-    return found is not None and (found.status, found.verdict, found.attempts) == (
+    return found is not None and (found.status, found.verdict, found.attempts, found.known_by is not None) == (
         scene.status,
         scene.verdict,
         scene.attempts,
+        scene.verdict == "unknown",
     )
 
 
