@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.deployment(ledgers=["sqlite"], settings=SHORT, writes_per_second=None, reads_per_second=None)
 # One request thread, so one connection: an answer too many would be the next order's.
-ONE = SHORT | {"CONCURRENCY": "1"}
+ONE = SHORT | {"CONCURRENCY": "1", "NOT_FOUND_GRACE_SECONDS": "0"}
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ class Case(msgspec.Struct, frozen=True):
 
 
 FOUND = ("succeeded", "cancelled", "read_back")
-REFUSED = ("rejected", "not_cancelled", "refusal")
+REFUSED = ("rejected", "not_cancelled", "fresh_read_back")
 CASES = [
     *(
         Case(f"A-{coding}", f"coded:{coding}", ("accepted",))

@@ -243,8 +243,8 @@ def test_each_answer_ends_as_promised(
 
 
 def _run(make_deployment: MakeDeployment, vault: TokenVault, kind: str) -> Outcomes:
-    world: WorldOptions = {"writes_per_second": None, "reads_per_second": None, "sync_seconds": SYNC_SECONDS}
-    with make_deployment(kind, SETTINGS, **world) as deployment:
+    options: WorldOptions = {"writes_per_second": None, "reads_per_second": None, "sync_seconds": SYNC_SECONDS}
+    with make_deployment(kind, SETTINGS, **options) as deployment:
         _arrange(deployment, vault)
         deployment.start_worker().wait_until_ready()
         ids = deployment.client.enqueue_many(_job(case) for case in CASES)
