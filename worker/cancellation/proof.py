@@ -210,7 +210,7 @@ def _shown_as_of(now: datetime, crawls: Crawls | None) -> datetime | None:
 
 
 def _open_as_of(now: datetime, crawls: Crawls | None) -> datetime | None:
-    """Return the instant at which an order was open that reads so now: the last crawl may have missed what is later."""
+    """Return the instant at which an order was open that reads so now: the last crawl may have missed the rest."""
     told = crawls is not None and _is_told(crawls, now) and crawls.before_began_at
     return told or _shown_as_of(now, crawls)
 

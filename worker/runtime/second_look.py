@@ -48,7 +48,7 @@ def span(looked_to: datetime | None, crawls: Crawls | None, now: datetime) -> tu
     """Return since when changes are read, and up to when all are then known."""
     to = crawls.began_at if crawls and crawls.known and crawls.began_at else now
     # What one crawl has missed the next one brings, with the time at which it changed.
-    period = crawls.frequency + crawls.length if crawls and crawls.frequency else 0.0
+    period = crawls.frequency + crawls.length if crawls and crawls.frequency else HOURLY.total_seconds()
     overlap = timedelta(seconds=max(OVERLAP_SECONDS, period))
     return (looked_to or now - timedelta(seconds=FIRST_SECONDS)) - overlap, to
 
