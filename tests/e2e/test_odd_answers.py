@@ -98,7 +98,7 @@ def test_an_answer_is_given_to_no_other_order(deployment: Deployment, shop: str,
     for number in range(3):
         synced: dict[str, Any] = {"script": [script], "synced": False}
         deployment.trackstar.add_order(shop, f"odd-{number}", **synced)
-        deployment.trackstar.add_order(shop, f"next-{number}", script=["slow:0.2+ok"])
+        deployment.trackstar.add_order(shop, f"next-{number}", script=["slow:0.2+ok"], reads=["fresh"] * 9)
     deployment.start_worker().wait_until_ready()
     ids = deployment.client.enqueue_many(
         {"connection_id": shop, "order_id": f"{kind}-{number}"} for number in range(3) for kind in ("odd", "next")

@@ -33,6 +33,7 @@ SETTINGS = SHORT | {
     "LEASE_SECONDS": "34",  # five times what these limits need: no claim is lost, however busy this machine is
     "MAX_RESPONSE_BYTES": "65536",
     "CONCURRENCY": "64",
+    "READS_PER_SECOND": "100",
     "NOT_FOUND_GRACE_SECONDS": "3",
 }
 # Each step of the ladder is longer than two crawls, as in production.

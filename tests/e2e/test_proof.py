@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from worker.ledger.vault import TokenVault
 
 SHOP = "shop-1"
-# A crawl can be asked for at the one; the other's have been switched off; of all others' only a person's `sync` is
-# near.
+# At the one a crawl can be asked for; those of the other are switched off.
 FORCED, DISABLED = "forced", "disabled"
 ASKED_SECONDS = 3 * ASK_SECONDS  # for one question and what follows from it, on a busy machine
 # A crawl is taken to have begun up to a second earlier than it did, and each must begin after the last request ended.
@@ -38,9 +37,10 @@ NO = ("400:integration",)
 
 
 class Run(msgspec.Struct, frozen=True):
-    """What was recorded of each order, how it was before the first crawl, and what was asked."""
+    """What was recorded of each order in the end, and before and after the first crawl; and what was asked."""
 
     before: dict[str, Cancellation]
+    after_one_crawl: dict[str, Cancellation]
     timelines: dict[str, Timeline]
     began_at: datetime
     seconds: float
@@ -72,10 +72,12 @@ def _run(make_deployment: MakeDeployment, vault: TokenVault, kind: str) -> Run:
         before = _until_its_crawls_are_known(deployment, jobs)
         deployment.trackstar.ship(SHOP, "cancelled, then shipped")
         _crawl(deployment, lambda: {"cancelled, then shipped", "by others", "too young"} <= _decided(deployment))
+        after_one_crawl = {row.order_id: row for row in deployment.all()}
         _crawl(deployment, lambda: {"stays open", "nods only"} <= _decided(deployment))
         deployment.wait_until(lambda: "forced" in _decided(deployment), "the crawl that was asked for", ASKED_SECONDS)
         return Run(
             before,
+            after_one_crawl,
             {each: deployment.timeline(id_) for each, id_ in zip(jobs, ids, strict=True)},
             began_at,
             time.monotonic() - began,
@@ -125,10 +127,9 @@ def _record(deployment: Deployment) -> Callable[[str], Cancellation | None]:
 
 
 def _decided(deployment: Deployment) -> set[str]:
-    """Return the orders of which everything is known that crawls can tell; a first proof alone is not all of it."""
-    decided = {row.order_id for row in deployment.all() if row.ended and row.known_by is None}
-    first = {row.order_id for row in deployment.all() if row.evidence == "response"}
-    return decided - first
+    """Return the orders of which everything is known that crawls can tell; of one that ships, not its first proof."""
+    ended = [row for row in deployment.all() if row.ended and row.known_by is None]
+    return {row.order_id for row in ended if (row.order_id, row.verdict) != ("cancelled, then shipped", "cancelled")}
 
 
 def _crawl(deployment: Deployment, fact: Callable[[], bool]) -> None:
@@ -162,6 +163,7 @@ def what_stays_open_has_a_date_and_is_a_no_after_two_crawls(run: Run) -> None:
 
     assert ("rejected", "unknown", None, "not yet") == _end(before)
     assert before.known_by is not None
+    assert ("rejected", "unknown", None, "not yet") == _end(run.after_one_crawl["stays open"])
     assert ("rejected", "not_cancelled", "fresh_read_back", "no") == _end(after)
     assert after.ended_at is not None
     assert after.as_of is not None
@@ -191,6 +193,7 @@ def what_was_too_young_for_the_copy_is_cancelled_after_the_next_crawl(run: Run) 
 def what_was_accepted_and_stays_open_is_for_a_person_after_two_crawls(run: Run) -> None:
     after = run.timelines["nods only"]
 
+    assert run.after_one_crawl["nods only"].known_by is not None
     assert ("succeeded", "accepted", "response", "not yet") == _end(after.cancellation)
     assert ("accepted_but_open", None) == (after.cancellation.needs_person, after.cancellation.known_by)
     assert 1 == _told(after).count("cancellation.needs_person")

@@ -322,6 +322,18 @@ def test_each_reason_for_a_person_is_in_the_runbook_with_what_to_do() -> None:
 # ---- a read that failed
 
 
+def test_a_read_that_failed_moves_no_instant_that_still_lies_ahead() -> None:
+    told = structs.replace(UNKNOWN, known_by=at(LAST_STEP + READ_SECONDS))
+    early = [
+        found(told, OrderState.LATER, LAST_STEP + passed, spends_attempt=False).known_by for passed in (-1, 1, 57)
+    ]
+    late = found(told, OrderState.LATER, LAST_STEP + READ_SECONDS, spends_attempt=False).known_by
+
+    assert [told.known_by] * 3 == early
+    assert late is not None
+    assert at(LAST_STEP + READ_SECONDS) < late
+
+
 @not_proven
 @pytest.mark.parametrize("shows", [OrderState.LATER, OrderState.NO_ACCESS], ids=str)
 @pytest.mark.parametrize(("expected", "retry_after"), [(60, None), (60, 1.0), (90, 90.0), (900, 900.0)], ids=str)

@@ -89,10 +89,12 @@ def foresee(known: Unproven, now: datetime, crawls: Crawls | None, policy: Polic
     return _steady(known, prospect(known.ended_at, now, crawls, policy), now)
 
 
-def _steady(known: Unproven, then: Prospect, now: datetime) -> Prospect:
-    """Keep the instant that was told where the new one is hardly later: each that is later is told."""
+def _steady(known: Unproven, then: Prospect, now: datetime, *, learnt: bool = True) -> Prospect:
+    """Keep the instant that was told where the new one is hardly later, or nothing was `learnt`."""
     told = known.known_by
-    if told is None or then.known_by is None or not now < told < then.known_by <= told + _A_READ:
+    if told is None or then.known_by is None or not now < told < then.known_by:
+        return then
+    if learnt and then.known_by > told + _A_READ:
         return then
     return Prospect(then.confirm_at and min(then.confirm_at, told), told)
 
@@ -239,7 +241,8 @@ def _not_read(known: Unproven, read: ReadBack, now: datetime, crawls: Crawls | N
     if again >= known.ended_at + timedelta(seconds=policy.retry_horizon):
         why = NeedsPerson.NO_ACCESS if read.shows is OrderState.NO_ACCESS else NeedsPerson.UNREADABLE
         return _unchanged(known, Prospect(None, needs_person=why), known.as_of)
-    then = _steady(known, prospect(known.ended_at, again, crawls, policy), again)  # not known before it is asked
+    # It is not known before it is asked; a read that failed, or found no room, moves nothing that still lies ahead.
+    then = _steady(known, prospect(known.ended_at, again, crawls, policy), again, learnt=False)
     return _unchanged(known, msgspec.structs.replace(then, confirm_at=again), known.as_of)
 
 
