@@ -348,7 +348,12 @@ def _is_told_once(outcomes: Outcomes, case: Case) -> None:
 
 
 def a_verdict_is_told_again_when_a_later_read_raises_it(outcomes: Outcomes) -> None:
-    later = {name: [event["type"] for event in told[1:]] for name, told in outcomes.told.items() if len(told) > 1}
+    # On a busy machine a read comes later than it was expected, and its date moves.
+    told_of = {
+        name: [event for event in told if event["type"] != "cancellation.known_by_moved"]
+        for name, told in outcomes.told.items()
+    }
+    later = {name: [event["type"] for event in told[1:]] for name, told in told_of.items() if len(told) > 1}
     raised = {case.name for case in CASES if case.evidence == "fresh_read_back"}
     for_a_person = {case.name for case in CASES if case.needs_person}
 
@@ -360,8 +365,8 @@ def a_verdict_is_told_again_when_a_later_read_raises_it(outcomes: Outcomes) -> N
         **{name: ["cancellation.verdict_raised"] for name in raised},
         **{name: ["cancellation.needs_person"] for name in for_a_person},
     } == later
-    assert ["not yet", "yes"] == [event["safe_to_refund"] for event in outcomes.told["done, seen later"]]
-    assert ["not yet", "no"] == [event["safe_to_refund"] for event in outcomes.told["no, open"]]
+    assert ["not yet", "yes"] == [event["safe_to_refund"] for event in told_of["done, seen later"]]
+    assert ["not yet", "no"] == [event["safe_to_refund"] for event in told_of["no, open"]]
 
 
 def what_is_told_is_proven_or_has_a_date_or_a_person(outcomes: Outcomes) -> None:

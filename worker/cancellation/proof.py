@@ -187,7 +187,7 @@ def confirm(known: Unproven, read: ReadBack, *, now: datetime, crawls: Crawls | 
         then = _steady(known, prospect(known.ended_at, now, crawls, policy), now)
         return _unchanged(known, then, now, read.order)
     if read.shows is OrderState.OPEN and known.verdict is Verdict.UNKNOWN:
-        return _proof(Verdict.NOT_CANCELLED, Evidence.FRESH_READ_BACK, _shown_as_of(now, crawls), read.order)
+        return _proof(Verdict.NOT_CANCELLED, Evidence.FRESH_READ_BACK, _open_as_of(now, crawls), read.order)
     return _unchanged(known, Prospect(None, needs_person=_WHY_A_PERSON[read.shows]), now, read.order)
 
 
@@ -209,6 +209,12 @@ def _shown_as_of(now: datetime, crawls: Crawls | None) -> datetime | None:
     began = crawls.began_at if crawls else None
     assumed = now - _copy_age(crawls)
     return began if _is_told(crawls, now) else max(began or assumed, assumed)
+
+
+def _open_as_of(now: datetime, crawls: Crawls | None) -> datetime | None:
+    """Return the instant at which an order was open that reads so now: the last crawl may have missed the rest."""
+    told = crawls is not None and _is_told(crawls, now) and crawls.before_began_at
+    return told or _shown_as_of(now, crawls)
 
 
 def _proof(
