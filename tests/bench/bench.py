@@ -19,15 +19,22 @@ if TYPE_CHECKING:
     from bench.running import Environment, Running
 
 
-class Bench:
-    """One run of one part."""
+class Notes:
+    """What a part is asked, and what it has found."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.numbers: list[dict[str, Any]] = []
+
+
+class Bench(Notes):
+    """One run of one part that measures speed."""
 
     def __init__(self, parts: Parts, ledgers: Ledgers, environment: Environment, options: Options) -> None:
+        super().__init__(options)
         self.parts = parts
         self.ledgers = ledgers
         self.environment = environment
-        self.options = options
-        self.numbers: list[dict[str, Any]] = []
 
     def contenders(self, *, default: Sequence[str] = tuple(CONTENDERS), queues_only: bool = False) -> list[Contender]:
         """Return ours and the chosen others."""

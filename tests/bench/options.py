@@ -18,6 +18,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     peers_scripts: Path
     output: Path
     rows: int  # ended rows of `flat`
+    seed: int  # of `proof`
 
     def lot(self, rate: float) -> int:
         """How many jobs make one lot, at a rate seen while warming up."""

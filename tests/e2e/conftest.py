@@ -3,6 +3,8 @@
     @pytest.mark.deployment(ledgers=SLOW_LEDGERS, settings=SHORT, sync_seconds=0.5)
 
 says what the fixtures `deployment` and `shop` make for a test, or with `pytestmark` for a file.
+
+Nothing tells of crawls here, and none is asked for, unless a test says otherwise: READ_BACK_SECONDS decide.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ MARKER = (
 )
 # What is the fixtures'; everything else of the marker is the sandbox's.
 DEFAULTS: dict[str, Any] = {"ledgers": LEDGERS, "settings": {}, "shops": ("shop-1",)}
+WITHOUT_CRAWLS: WorldOptions = {"sync_schedules": False}
+UNFORCED = {"FORCE_SYNC": "false"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,10 +61,12 @@ def make_deployment(
         with ExitStack() as stack:
             # Its own Redis: another test of this process would empty a shared one.
             redis = stack.enter_context(embedded_redis())
-            sandbox = stack.enter_context(Sandbox(API_KEY, **options))
+            sandbox = stack.enter_context(Sandbox(API_KEY, **WITHOUT_CRAWLS | options))
             folder = tmp_path_factory.mktemp("deployment")
             url = make_database(kind)
-            made = Deployment(redis.url, url, sandbox.world, sandbox.url, folder, credential_key, settings)
+            made = Deployment(
+                redis.url, url, sandbox.world, sandbox.url, folder, credential_key, {"FORCE_SYNC": "false", **settings}
+            )
             made.redis_server = redis
             stack.callback(made.close)
             yield made

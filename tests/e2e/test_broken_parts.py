@@ -56,7 +56,8 @@ SETTINGS = SHORT | {
     "RETRY_CAP_SECONDS": "2",
     "CONNECT_TIMEOUT_SECONDS": "1",
     "LEASE_SECONDS": "10",
-    "READ_BACK_SECONDS": "0.5,1,1.5",
+    "READ_BACK_SECONDS": "0.5,1,1.5",  # each is longer than two crawls, as in production
+    "FORCE_SYNC": "false",
     "CONCURRENCY": "8",  # few, so that a part of the load is always on its way: on the list, claimed, waiting
 }
 BEFORE, DURING, AFTER = 36, 18, 6
@@ -697,7 +698,7 @@ def make_site(
             if postgres is None:
                 shutil.copy(migrated_sqlite, folder / "ledger" / "ledger.sqlite3")
             url = postgres.url if postgres else f"sqlite:///{folder}/ledger/ledger.sqlite3"
-            sandbox = stack.enter_context(Sandbox(API_KEY))
+            sandbox = stack.enter_context(Sandbox(API_KEY, sync_seconds=0.2, sync_schedules=False))
             deployment = Deployment(
                 redis.url, url, sandbox.world, sandbox.url, folder / "workers", credential_key, SETTINGS
             )

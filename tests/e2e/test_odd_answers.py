@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.deployment(ledgers=["sqlite"], settings=SHORT, writes_per_second=None, reads_per_second=None)
 # One request thread, so one connection: an answer too many would be the next order's.
-ONE = SHORT | {"CONCURRENCY": "1"}
+ONE = SHORT | {"CONCURRENCY": "1", "NOT_FOUND_GRACE_SECONDS": "0"}
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ class Case(msgspec.Struct, frozen=True):
 
 
 FOUND = ("succeeded", "cancelled", "read_back")
-REFUSED = ("rejected", "not_cancelled", "refusal")
+REFUSED = ("rejected", "not_cancelled", "fresh_read_back")
 CASES = [
     *(
         Case(f"A-{coding}", f"coded:{coding}", ("accepted",))
@@ -98,7 +98,7 @@ def test_an_answer_is_given_to_no_other_order(deployment: Deployment, shop: str,
     for number in range(3):
         synced: dict[str, Any] = {"script": [script], "synced": False}
         deployment.trackstar.add_order(shop, f"odd-{number}", **synced)
-        deployment.trackstar.add_order(shop, f"next-{number}", script=["slow:0.2+ok"])
+        deployment.trackstar.add_order(shop, f"next-{number}", script=["slow:0.2+ok"], reads=["fresh"] * 9)
     deployment.start_worker().wait_until_ready()
     ids = deployment.client.enqueue_many(
         {"connection_id": shop, "order_id": f"{kind}-{number}"} for number in range(3) for kind in ("odd", "next")

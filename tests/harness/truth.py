@@ -7,14 +7,17 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from worker.cancellation.request import CancelRequest
-from worker.cancellation.status import FINAL
+from worker.cancellation.status import FINAL, Evidence, Verdict
 from worker.streams import EVENTS, INBOX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from harness.deployment import Deployment
-    from worker.ledger.queries import Timeline
+    from worker.dev.sandbox.orders import Order
+    from worker.ledger.queries import Cancellation, Timeline
+
+PROVEN = {Verdict.CANCELLED, Verdict.NOT_CANCELLED}
 
 
 def record_id(order_id: str, connection_id: str = "shop-1") -> str:
@@ -43,7 +46,7 @@ def told_ends(deployment: Deployment) -> dict[str, list[dict[str, Any]]]:
 
 
 def untruths(deployment: Deployment, orders: Iterable[str], connection_id: str = "shop-1") -> list[str]:
-    """Return a sentence for each broken promise about these orders."""
+    """Return a sentence for each broken promise about these orders; the truth is the warehouse's, and no copy."""
     told = told_ends(deployment)
     found: list[str] = []
     for order_id in orders:
@@ -51,14 +54,17 @@ def untruths(deployment: Deployment, orders: Iterable[str], connection_id: str =
         if row is None:
             found.append(f"{order_id}: lost, there is no record")
             continue
-        truth = deployment.trackstar.order(connection_id, order_id).truth
+        order = deployment.trackstar.order(connection_id, order_id)
+        truth = order.truth
         refund = str(row.safe_to_refund)
         timeline = deployment.timeline(row.id)
         ends = Counter(each["payload"]["generation"] for each in timeline.events if each["type"].endswith(".ended"))
         checks = {
             "has not ended": row.status in FINAL,
             "said safe to refund, and is not cancelled": refund != "yes" or truth.status == "cancelled",
-            "said not safe to refund, and is cancelled": refund != "no" or truth.status != "cancelled",
+            "said not safe to refund, and is cancelled": refund != "no" or not _cancelled_by_then(order, row),
+            "neither proven, nor with a date, nor for a person": row.verdict in PROVEN or _will_be_known(row),
+            "proven as of no instant": row.as_of is not None or row.verdict not in PROVEN,
             "cancelled twice": truth.effective_cancels <= 1,
             "two requests in flight at once": truth.max_in_flight <= 1,
             "more keys than generations": len(set(truth.keys)) <= row.generation,
@@ -71,6 +77,20 @@ def untruths(deployment: Deployment, orders: Iterable[str], connection_id: str =
             f"{order_id}: {what} ({row.status}, {row.verdict}; {truth})" for what, fine in checks.items() if not fine
         ]
     return found
+
+
+def _will_be_known(row: Cancellation) -> bool:
+    return (row.known_by is None) != (row.needs_person is None)
+
+
+def _cancelled_by_then(order: Order, row: Cancellation) -> bool:
+    """Whether the warehouse had cancelled an order by the instant of which the verdict tells; ours counts always."""
+    truth = order.truth
+    if truth.status != "cancelled" or truth.effective_cancels or row.as_of is None or row.ended_at is None:
+        return truth.status == "cancelled"
+    # What Trackstar refused, or was never sent, tells of us alone.
+    of_us = row.evidence in {Evidence.REFUSAL, Evidence.NEVER_SENT}
+    return not of_us and order.real.updated <= max(row.as_of, row.ended_at).timestamp()
 
 
 def _cancels(timeline: Timeline) -> list[Any]:

@@ -237,7 +237,8 @@ def test_a_connection_is_changed_and_shows_how_fresh_its_copy_is(
         freshness.keep(db, {shop: crawls(CrawlStatus.ENABLED)})
     said = run("connections", "list")[1]
 
-    assert ("New name" in said, "copy of " in said, "next crawl by " in said) == (True, True, True)
+    for words in ("New name", "copy of ", "next crawl by "):
+        assert words in said
 
 
 def test_a_connection_is_added_with_its_id_at_trackstar(

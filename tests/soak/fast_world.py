@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import socket
 import sys
 import time
 from typing import Any
@@ -43,13 +45,14 @@ _REASONS = {"refused": (400, "integration"), "absent": (404, "trackstar"), "unsu
 class Order:
     """One order: what the warehouse did, and who asked when."""
 
-    __slots__ = ("cancelled_at", "cancels", "fate", "in_flight", "keys", "most_in_flight", "served")
+    __slots__ = ("asking", "cancelled_at", "cancels", "fate", "keys", "most_in_flight", "served")
 
     def __init__(self, fate: tuple[str, ...]) -> None:
         self.fate = list(fate)
         self.keys: dict[str, bool] = {}  # each key that came, and whether it is known to have cancelled
+        self.asking: set[Connection] = set()  # on which a cancel of it is under way
         self.cancelled_at = 0.0
-        self.cancels = self.in_flight = self.most_in_flight = self.served = 0
+        self.cancels = self.most_in_flight = self.served = 0
 
     def cancel(self) -> None:
         if not self.cancelled_at:
@@ -90,7 +93,13 @@ class World:
             order.cancel()
             order.keys[key] = effect == "done"
         if answer in {"reset", "cut", "hang"}:
-            return answer, HANG_SECONDS if answer == "hang" else 0.0, _answer(200, _document(order_id, "cancelled"))
+            # A worker on a busy machine may still be there when the answer of a hang comes: it must be true.
+            true = (
+                _answer(200, _document(order_id, "cancelled"))
+                if order.cancelled_at
+                else _answer(503, _error("trackstar"))
+            )
+            return answer, HANG_SECONDS if answer == "hang" else 0.0, true
         if answer.isdecimal():
             return "", 0.0, _answer(int(answer), _error("trackstar"), b"Retry-After: 1\r\n")
         hints = b"HTTP/1.1 103 Early Hints\r\nLink: </x>; rel=preload\r\n\r\n" if answer == "hints" else b""
@@ -150,9 +159,23 @@ class Connection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment] - it is one of TCP
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - the base's shape
-        if self._asked is not None:  # its client has given up, or was killed
-            self._asked.in_flight -= 1
+        self.over()  # its client has given up, or was killed
+
+    def over(self) -> None:
+        """Note that nobody waits any more for the cancel that was under way here."""
+        if self._asked is not None:
+            self._asked.asking.discard(self)
             self._asked = None
+
+    def hung_up(self) -> bool:
+        """Whether the client has gone, which this process may not have heard yet: it has stood still for a while."""
+        with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as peer:
+            try:
+                return not peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -173,15 +196,16 @@ class Connection(asyncio.Protocol):
 
     def _cancel(self, order_id: str, key: str) -> None:
         self._asked = order = self._world.order(order_id)
-        order.in_flight += 1
-        order.most_in_flight = max(order.most_in_flight, order.in_flight)
+        for other in [each for each in order.asking if each.hung_up()]:
+            other.over()
+        order.asking.add(self)
+        order.most_in_flight = max(order.most_in_flight, len(order.asking))
         word, seconds, answer = self._world.cancel(order_id, key)
         asyncio.get_running_loop().call_later(seconds, self._end, word, answer)
 
     def _end(self, word: str, answer: bytes) -> None:
         if self._asked is not None:
-            self._asked.in_flight -= 1
-            self._asked = None
+            self.over()
             self._send(word, answer)
 
     def _send(self, word: str, answer: bytes) -> None:

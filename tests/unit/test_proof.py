@@ -152,8 +152,8 @@ def test_an_open_order_was_not_cancelled_once_two_crawls_have_begun_after_the_en
     assert expected is (seen.verdict is not Verdict.UNKNOWN)
 
 
-def test_an_open_order_is_known_as_of_the_begin_of_the_latest_crawl() -> None:
-    assert at(3605) == found(UNKNOWN, OrderState.OPEN, 7000, crawls(5, 3605)).as_of
+def test_an_open_order_is_known_as_of_the_first_of_two_crawls_for_the_second_may_have_missed_the_rest() -> None:
+    assert at(5) == found(UNKNOWN, OrderState.OPEN, 7000, crawls(5, 3605)).as_of
 
 
 def test_what_is_known_of_a_copy_counts_from_the_end_of_our_request_and_not_from_its_begin() -> None:
@@ -320,6 +320,18 @@ def test_each_reason_for_a_person_is_in_the_runbook_with_what_to_do() -> None:
 
 
 # ---- a read that failed
+
+
+def test_a_read_that_failed_moves_no_instant_that_still_lies_ahead() -> None:
+    told = structs.replace(UNKNOWN, known_by=at(LAST_STEP + READ_SECONDS))
+    early = [
+        found(told, OrderState.LATER, LAST_STEP + passed, spends_attempt=False).known_by for passed in (-1, 1, 57)
+    ]
+    late = found(told, OrderState.LATER, LAST_STEP + READ_SECONDS, spends_attempt=False).known_by
+
+    assert [told.known_by] * 3 == early
+    assert late is not None
+    assert at(LAST_STEP + READ_SECONDS) < late
 
 
 @not_proven

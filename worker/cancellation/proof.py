@@ -89,10 +89,12 @@ def foresee(known: Unproven, now: datetime, crawls: Crawls | None, policy: Polic
     return _steady(known, prospect(known.ended_at, now, crawls, policy), now)
 
 
-def _steady(known: Unproven, then: Prospect, now: datetime) -> Prospect:
-    """Keep the instant that was told where the new one is hardly later: each that is later is told."""
+def _steady(known: Unproven, then: Prospect, now: datetime, *, learnt: bool = True) -> Prospect:
+    """Keep the instant that was told where the new one is hardly later, or nothing was `learnt`."""
     told = known.known_by
-    if told is None or then.known_by is None or not now < told < then.known_by <= told + _A_READ:
+    if told is None or then.known_by is None or not now < told < then.known_by:
+        return then
+    if learnt and then.known_by > told + _A_READ:
         return then
     return Prospect(then.confirm_at and min(then.confirm_at, told), told)
 
@@ -185,7 +187,7 @@ def confirm(known: Unproven, read: ReadBack, *, now: datetime, crawls: Crawls | 
         then = _steady(known, prospect(known.ended_at, now, crawls, policy), now)
         return _unchanged(known, then, now, read.order)
     if read.shows is OrderState.OPEN and known.verdict is Verdict.UNKNOWN:
-        return _proof(Verdict.NOT_CANCELLED, Evidence.FRESH_READ_BACK, _shown_as_of(now, crawls), read.order)
+        return _proof(Verdict.NOT_CANCELLED, Evidence.FRESH_READ_BACK, _open_as_of(now, crawls), read.order)
     return _unchanged(known, Prospect(None, needs_person=_WHY_A_PERSON[read.shows]), now, read.order)
 
 
@@ -207,6 +209,12 @@ def _shown_as_of(now: datetime, crawls: Crawls | None) -> datetime | None:
     began = crawls.began_at if crawls else None
     assumed = now - _copy_age(crawls)
     return began if _is_told(crawls, now) else max(began or assumed, assumed)
+
+
+def _open_as_of(now: datetime, crawls: Crawls | None) -> datetime | None:
+    """Return the instant at which an order was open that reads so now: the last crawl may have missed the rest."""
+    told = crawls is not None and _is_told(crawls, now) and crawls.before_began_at
+    return told or _shown_as_of(now, crawls)
 
 
 def _proof(
@@ -233,7 +241,8 @@ def _not_read(known: Unproven, read: ReadBack, now: datetime, crawls: Crawls | N
     if again >= known.ended_at + timedelta(seconds=policy.retry_horizon):
         why = NeedsPerson.NO_ACCESS if read.shows is OrderState.NO_ACCESS else NeedsPerson.UNREADABLE
         return _unchanged(known, Prospect(None, needs_person=why), known.as_of)
-    then = _steady(known, prospect(known.ended_at, again, crawls, policy), again)  # not known before it is asked
+    # It is not known before it is asked; a read that failed, or found no room, moves nothing that still lies ahead.
+    then = _steady(known, prospect(known.ended_at, again, crawls, policy), again, learnt=False)
     return _unchanged(known, msgspec.structs.replace(then, confirm_at=again), known.as_of)
 
 

@@ -22,6 +22,7 @@ from worker.ledger.dialects import (
     bind_rows,
     built_once_per_dialect,
     db_now,
+    hidden_from_planner,
     id_in_chosen,
     rows_parameter,
 )
@@ -260,7 +261,8 @@ def read_soon(db: sa.Connection, connection_id: str, limit: int) -> int:
 
 def send_soon(db: sa.Connection, connection_id: str, limit: int) -> int:
     """Let what waits for its order to appear be sent now; return how many."""
-    return _bring_forward(db, c.run_at, c.status == Status.WAITING, connection_id, limit)
+    waiting = hidden_from_planner(c.status) == Status.WAITING.value  # else it might go through all that wait
+    return _bring_forward(db, c.run_at, waiting, connection_id, limit)
 
 
 def _bring_forward(

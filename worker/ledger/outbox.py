@@ -124,6 +124,12 @@ def mark_published(db: sa.Connection, ids: Sequence[int]) -> None:
 
 def ended_payload(row: Any) -> dict[str, Any]:
     """Say how a cancellation ended: ids, statuses and reasons, never a document or a person's data."""
+    more = {"reason": row.reason, "attempts": row.attempts, "at": row.ended_at.isoformat()}
+    return known_payload(row) | more
+
+
+def known_payload(row: Any) -> dict[str, Any]:
+    """Say what is known of an order, and since when."""
     return {
         "id": str(row.id),
         "connection_id": row.connection_id,
@@ -133,9 +139,6 @@ def ended_payload(row: Any) -> dict[str, Any]:
         "verdict": row.verdict,
         "evidence": row.evidence,
         "safe_to_refund": safe_to_refund(Status(row.status), Verdict(row.verdict)),
-        "reason": row.reason,
-        "attempts": row.attempts,
-        "at": row.ended_at.isoformat(),
         **proof_payload(row),
     }
 

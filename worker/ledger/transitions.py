@@ -45,7 +45,7 @@ from worker.ledger.dialects import (
     now_plus,
     rows_parameter,
 )
-from worker.ledger.outbox import NEEDS_PERSON, NewEvent, add_events, add_leased_events, ended_payload
+from worker.ledger.outbox import NEEDS_PERSON, NewEvent, add_events, add_leased_events, ended_payload, known_payload
 from worker.ledger.schema import LEASED, WAITING, attempts, cancellations, connections
 
 if TYPE_CHECKING:
@@ -427,8 +427,9 @@ def _ids(changed: Sequence[sa.Row[Any]]) -> set[str]:
 
 
 def _ends(changed: Sequence[sa.Row[Any]]) -> list[NewEvent]:
-    ends = [(str(row.id), "cancellation.ended", ended_payload(row)) for row in changed if row.ended_at]
-    return ends + [(each, NEEDS_PERSON, payload) for each, _, payload in ends if payload["needs_person"]]
+    ended = [row for row in changed if row.ended_at]
+    ends: list[NewEvent] = [(str(row.id), "cancellation.ended", ended_payload(row)) for row in ended]
+    return ends + [(str(row.id), NEEDS_PERSON, known_payload(row)) for row in ended if row.needs_person]
 
 
 def _transition_row(lease: Lease, transition: Transition) -> dict[str, Any]:

@@ -38,7 +38,7 @@ log = structlog.get_logger()
 LEASE_SECONDS = 60.0  # after which another worker may read what this one has not
 BUDGET_SECONDS = 20.0  # of one run; what is left is read by the next, or by another worker
 FIRST_SECONDS = 86_400.0  # how far back the first look of a connection goes
-OVERLAP_SECONDS = 600.0  # between two looks, for warehouses that note a change late
+OVERLAP_SECONDS = 600.0  # between two looks at least, for warehouses that note a change late
 HOURLY = timedelta(hours=1)  # where nobody tells of crawls
 LIMITS = (1_000, 100)  # orders on a page; the second where their documents are too long for one answer
 MAX_PAGES = 200
@@ -47,7 +47,10 @@ MAX_PAGES = 200
 def span(looked_to: datetime | None, crawls: Crawls | None, now: datetime) -> tuple[datetime, datetime]:
     """Return since when changes are read, and up to when all are then known."""
     to = crawls.began_at if crawls and crawls.known and crawls.began_at else now
-    return (looked_to or now - timedelta(seconds=FIRST_SECONDS)) - timedelta(seconds=OVERLAP_SECONDS), to
+    # What one crawl has missed the next one brings, with the time at which it changed.
+    period = crawls.frequency + crawls.length if crawls and crawls.frequency else HOURLY.total_seconds()
+    overlap = timedelta(seconds=max(OVERLAP_SECONDS, period))
+    return (looked_to or now - timedelta(seconds=FIRST_SECONDS)) - overlap, to
 
 
 class SecondLook:

@@ -1,1 +1,1 @@
-"""A simulated month of one connection: a warehouse with other people in it, Trackstar's copy, and the worker's rules."""
+"""A simulated month of one connection: a warehouse with other people in it, Trackstar's copy, and the rules."""

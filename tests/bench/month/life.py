@@ -9,7 +9,6 @@ from typing import Any
 
 from bench.month.worker import POLICY, Row, Worker
 from bench.month.world import DAY, END, HOUR, MINUTE, Agenda, Order, Shop, seconds_of
-
 from worker.cancellation import answer as words
 from worker.cancellation.status import FINAL, Evidence, Verdict
 from worker.runtime.freshness import ASK_SECONDS
@@ -69,13 +68,16 @@ class Trackstar:
         if fate == "403":
             return took, words.Reply(status=403, body="object", origin="trackstar")
         if fate == "refused" or order.real != "open" or order.late is not None:
-            return took, words.Reply(status=400, body="object", origin="integration", message="It cannot be cancelled.")
+            return took, words.Reply(
+                status=400, body="object", origin="integration", message="It cannot be cancelled."
+            )
         return took, self._taken(order, fate)
 
     def _taken(self, order: Order, fate: str) -> words.Answer:
         """Let the warehouse take a cancel of an open order."""
         if fate == "taken, then a 502":
-            self._shop.take(order, self._dice.uniform(5, 1800), in_doubt=True)
+            # Where nobody tells of crawls, the last of the times to read back stands for the second one.
+            self._shop.take(order, self._dice.uniform(5, 1800 if self._shop.told else 300), in_doubt=True)
             return words.Reply(status=502, body="not_json")
         if fate.startswith("yes, "):
             seconds = {"yes, applied soon": self._dice.expovariate(1 / 20), "yes, and never applied": 2 * END}
@@ -132,6 +134,7 @@ class Life:
         rows = self.worker.rows.values()
         return {
             "jobs": len(rows),
+            "young": Counter(str(row.verdict) for row in rows if row.was_absent),
             "verdicts": Counter(f"{row.status}, {row.verdict}" for row in rows if row.status in FINAL),
             "persons": Counter(str(row.needs_person) for row in rows if row.needs_person),
             "unproven": sum(row.status in FINAL and row.verdict not in _PROOFS for row in rows),
@@ -194,7 +197,9 @@ class Life:
 
     def _is_dated(self, row: Row) -> None:
         if not self.worker.has_a_date(row):
-            self.undated.append(f"{row.order.id}: {row.status}, {row.verdict}, {row.known_by} at {self.agenda.now:.0f}")
+            self.undated.append(
+                f"{row.order.id}: {row.status}, {row.verdict}, {row.known_by} at {self.agenda.now:.0f}"
+            )
 
     def _is_true(self, row: Row) -> None:
         assert row.as_of is not None
@@ -205,7 +210,9 @@ class Life:
             self.not_ours[str(row.evidence)] += real == "cancelled"
             if row.order.cancelled_by_us <= instant:
                 self.false.append(self._sentence(row, real, instant))
-        elif (row.verdict is Verdict.CANCELLED) != _cancelled(row, real, instant):
+        elif row.evidence is Evidence.FRESH_READ_BACK and instant < (row.ended or 0.0) - 0.001:
+            self.false.append(f"older than our request: {self._sentence(row, real, instant)}")
+        elif not (row.order.was_cancelled(instant) if row.verdict is Verdict.CANCELLED else real != "cancelled"):
             self.false.append(self._sentence(row, real, instant))
 
     def _sentence(self, row: Row, real: str, instant: float) -> str:
@@ -245,20 +252,23 @@ class Life:
         return next(said for when, said in reversed(row.said) if when <= left) in {Verdict.CANCELLED, Verdict.ACCEPTED}
 
     def _found(self, row: Row) -> dict[str, Any]:
-        """Return after how many crawls of the connection that had seen it a contradiction was found."""
-        left = _left(row.order) or 0.0
+        """Return whether a contradiction that Trackstar's copy shows was found before the next crawl had ended."""
+        left, shown = (
+            _left(row.order) or 0.0,
+            next((when for when, what in row.order.copied if what == "shipped"), END),
+        )
         told = next((when for when, what in row.news if what == "contradicted"), None)
-        after = [end for begin, end in self.shop.completed if begin > left]
-        shown = next((when for when, what in row.order.copied if what == "shipped"), None)
+        crawls = [end for _, end in self.shop.completed if end > shown]
+        # Where nobody tells of crawls, it is looked by the hour.
+        due = (crawls[0] if crawls and self.shop.told else shown + HOUR) + 2 * ASK_SECONDS
         return {
             "order": row.order.id,
-            "touched": row.order.changes[-1].touches,
-            "told": self.shop.told,
-            "seen_crawls": None if told is None or shown is None else sum(shown < end <= told - ASK_SECONDS for end in after),
-            "crawls": None if told is None else sum(end <= told for end in after),
-            "due": shown is not None and shown < END - 2 * self.shop.period and self.agenda.now > shown,
-            "days": None if told is None else (told - left) / DAY,
-            "why": f"{row.status} {row.verdict} {row.evidence} ended {row.ended} left {left} shown {shown} told {told} {row.news}",
+            "left": left,
+            "shown": shown,
+            "told": told,
+            "due": due < END,
+            "in_time": told is not None and told <= due,
+            "hours": None if told is None else (told - left) / HOUR,
         }
 
 

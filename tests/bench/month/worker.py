@@ -10,11 +10,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from bench.month.world import HOUR, Agenda, Order, Shop, at, seconds_of
 
-from worker.cancellation import answer as words
+from bench.month.world import HOUR, Agenda, Order, Shop, at, seconds_of
 from worker.cancellation.freshness import Crawls, broken, needs_forcing, observe
-from worker.cancellation.lifecycle import Moment, State, Transition, decide, expire, must_read
+from worker.cancellation.lifecycle import NOT_FOUND_YET, Moment, State, Transition, decide, expire, must_read
 from worker.cancellation.outcome import OrderState, Outcome, classify, classify_read, judge_order
 from worker.cancellation.policy import Policy
 from worker.cancellation.proof import (
@@ -32,6 +31,8 @@ from worker.runtime.second_look import span
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from worker.cancellation import answer as words
 
 POLICY = Policy()
 _TO_A_THREAD = 1.0  # from what is due to the request that leaves
@@ -55,6 +56,7 @@ class Row:
         self.run_at: float | None = None
         self.known_by: datetime | None = None
         self.needs_person: NeedsPerson | None = None
+        self.was_absent = False  # younger than the copy when it came in
         self.news: list[tuple[float, str]] = []  # what was told, and when
         self.said: list[tuple[float, Verdict | None]] = []  # which verdict stood from when on
 
@@ -146,6 +148,7 @@ class Worker:
         return self.trackstar.read(order)
 
     def _apply(self, row: Row, state: State, to: Transition) -> None:
+        row.was_absent |= to.reason == NOT_FOUND_YET
         row.status = to.status
         row.verdict, row.evidence, row.as_of = to.verdict, to.evidence, to.as_of
         row.known_by, row.needs_person = to.known_by, to.needs_person

@@ -12,9 +12,12 @@ import itertools
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from random import Random
+from typing import TYPE_CHECKING
 
 from worker.cancellation.freshness import CrawlStatus, Schedule, ahead_of
+
+if TYPE_CHECKING:
+    from random import Random
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
@@ -87,6 +90,10 @@ class Order:
     def real_at(self, when: float) -> str:
         return next((each.state for each in reversed(self.changes) if each.at <= when), "open")
 
+    def was_cancelled(self, by: float) -> bool:
+        """Whether it had been cancelled by then; goods that leave after that contradict it."""
+        return any(each.state == "cancelled" and each.at <= by for each in self.changes)
+
 
 class Trouble:
     """A time in which crawls do not do their work."""
@@ -149,7 +156,7 @@ class Shop:
 
     def change(self, order: Order, state: str, *, touches: bool = True, missed: bool = False) -> None:
         """Let an order become cancelled or shipped, which is for ever but for goods that leave after all."""
-        if order.real == "shipped" or order.real == state:
+        if order.real in {"shipped", state}:
             return
         change = Change(self.agenda.now, state, touches=touches, missed=missed)
         order.changes.append(change)
