@@ -233,6 +233,9 @@ def test_what_a_command_says_of_a_value_that_was_typed_or_known_is_shown_as_it_i
     commands: dict[tuple[str, ...], int] = {
         ("show", f"no{value}"): 0,
         ("connections", "hold", "--", value): 1,
+        ("connections", "set", "--name", value, "--trackstar-id", f"x{value}", "--", value): 1,
+        ("resolve", record_id, "cancelled", "--reason", f"x{value}", "--as", value): 0,
+        ("resolve", "--reason", "seen", "--", value, "cancelled"): 0,
         ("connections", "resume", "--", value): 1,
         ("connections", "rotate", "--", f"no{value}"): 1,
         ("connections", "remove", "--force", "--", value): 1,

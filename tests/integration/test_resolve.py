@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -275,6 +276,7 @@ def test_the_doctor_says_whose_crawls_do_not_come(
     code, shown = run("doctor")
 
     assert (1, True) == (code, f"! Connection {shop} {said}" in shown)
+    assert re.search(rf"{said}, copy of [\d :-]+ (Ask Trackstar|See what Trackstar reports)", shown)
 
 
 def test_the_doctor_tells_the_rate_of_false_verdicts_and_what_needs_a_person(
