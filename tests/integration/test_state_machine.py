@@ -280,7 +280,8 @@ class Machine(RuleBasedStateMachine):
                 if row["evidence"] == "fresh_read_back":
                     assert row["as_of"] > row["ended_at"], "an older copy tells nothing of our request"
                 assert "person" == row["evidence"] or order.is_settled, "it may still be cancelled"
-            if row["status"] in UNSENT and (order.cancelled_by_us or not order.is_settled):
+            landed = order.real == "cancelled" and order.cancelled_by_us
+            if row["status"] in UNSENT and (landed or not order.is_settled):
                 assert "unknown" == row["verdict"], "what may have landed is in doubt until it is known"
             if row["verdict"] == "accepted":
                 assert (record_id, row["generation"]) in {self.intents[key] for key in order.said_yes}
