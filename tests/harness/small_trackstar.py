@@ -86,6 +86,7 @@ class Order:
 
     id: str
     copy: str | None = "open"  # what a read shows
+    unheard_of: bool = False  # no crawl brings it
     updated: datetime = field(default_factory=now)  # of the copy
     changes: list[Change] = field(default_factory=list)
     uncopied: list[Change] = field(default_factory=list)
@@ -95,6 +96,7 @@ class Order:
     begins: int = 0  # of crawls since our last request
     running: set[str] = field(default_factory=set)
     stored: dict[str, str] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)  # keys of requests that were passed on to the warehouse
     said_yes: set[str] = field(default_factory=set)
 
     @property
@@ -136,11 +138,13 @@ class Order:
 
     def show(self) -> None:
         """Show at once what is true: Trackstar's copy is fresh after a success of our own."""
-        self.copy, self.updated = self.real, now()
+        self.copy, self.updated = None if self.unheard_of else self.real, now()
         self.uncopied.clear()
 
     def crawl(self, began: datetime) -> None:
         """Bring what changed before a crawl began, but for what this one misses."""
+        if self.unheard_of:
+            return
         seen = [each for each in self.uncopied if each.at <= began]
         missed = any(each.missed for each in seen)
         for each in seen:
@@ -162,8 +166,19 @@ class Order:
 class SmallTrackstar:
     """One connection, `shop-1`."""
 
-    def __init__(self, orders: Sequence[str], absent: Sequence[str], on_cancel: Callable[[str], None]) -> None:
-        self.orders = {name: Order(name, None if name in absent else "open") for name in orders}
+    def __init__(
+        self,
+        orders: Sequence[str],
+        on_cancel: Callable[[str], None],
+        *,
+        absent: Sequence[str] = (),
+        unheard_of: Sequence[str] = (),
+    ) -> None:
+        """`absent`: not in the copy before the first crawl; `unheard_of`: never."""
+        missing = {*absent, *unheard_of}
+        self.orders = {name: Order(name, None if name in missing else "open") for name in orders}
+        for name in unheard_of:
+            self.orders[name].unheard_of = True
         self.fault = self.fault_of_read = Fault.NONE
         self.crawling = Crawling.ENABLED
         self.length = timedelta(minutes=2)
@@ -200,6 +215,7 @@ class SmallTrackstar:
     def pass_on(self, order: Order, key: str, fault: Fault) -> Answer:
         """Ask the warehouse, and keep the key if it agrees."""
         order.running.discard(key)
+        order.asked.add(key)
         if order.real != "open" or fault is Fault.REFUSED:
             return reply(400, origin="integration")
         if fault is Fault.LATER:

@@ -55,7 +55,7 @@ def main() -> int:
         ledger = open_ledger(url)
         migrations.migrate(ledger)
         ledger.dispose()
-        sandbox = stack.enter_context(Sandbox(API_KEY, sync_seconds=2))
+        sandbox = stack.enter_context(Sandbox(API_KEY, **minutes.sandbox(dice)))
         fast = stack.enter_context(jobs.fast_trackstar(wish.seed)) if wish.jobs else None
         address = fast.url if fast else sandbox.url
         settings = jobs.SETTINGS if fast else {}

@@ -1,4 +1,7 @@
-"""A soak of some minutes, with the sandbox's mixed answers under a steady load of a shop's orders."""
+"""A soak of some minutes, with the sandbox's mixed answers under a steady load of a shop's orders.
+
+The truth at its end is the warehouse's, in which other people cancel, edit and ship; Trackstar's copy is never asked.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import psutil
 from harness.truth import leftovers, record_id, untruths, wait_for_ends
 from redis import RedisError
 from soak.faults import FAULTS, Scene
+from soak.people import People
 from soak.report import console
 
 from worker.errors import (
@@ -22,14 +26,18 @@ from worker.errors import (
     TooLateError,
     UnknownCancellationError,
 )
+from worker.runtime.freshness import ASK_SECONDS
 
 if TYPE_CHECKING:
     from random import Random
 
     from harness.deployment import Deployment
 
+    from worker.dev.sandbox.options import WorldOptions
+
 SHOP = "shop-1"
 ORDERS_PER_SECOND = 15
+KNOWN_SECONDS = 5 * ASK_SECONDS  # two crawls, and two questions after their ends; and a paused worker
 # What Trackstar answers first; afterwards it says what the contract says. Nothing hangs for longer than a lease lasts.
 SCRIPTS: list[list[str]] = [
     *[[]] * 10,
@@ -49,8 +57,16 @@ SCRIPTS: list[list[str]] = [
     ["404"],
     ["501"],
     ["open:1"],
+    ["open:30"],  # applied late
+    ["open:10:untouched"],  # and no crawl ever brings it
+    ["open"],  # accepted, and never applied
     ["wrong_id"],
 ]
+
+
+def sandbox(dice: Random) -> WorldOptions:
+    """Return how Trackstar is: its crawls come every ten seconds and take one, and its clock is not ours."""
+    return {"sync_seconds": 10.0, "crawl_length": 1.0, "clock_skew": dice.uniform(-30, 30)}
 
 
 class Load:
@@ -74,7 +90,9 @@ class Load:
     def _run(self) -> None:
         while not self._stop.wait(1 / ORDERS_PER_SECOND):
             order_id = f"o-{len(self.orders)}"
-            self._deployment.trackstar.add_order(SHOP, order_id, script=self._dice.choice(SCRIPTS))
+            young = self._dice.random() < 0.05  # younger than Trackstar's copy
+            script = self._dice.choice(SCRIPTS)
+            self._deployment.trackstar.add_order(SHOP, order_id, script=script, synced=not young)
             options: dict[str, Any] = {"priority": self._dice.choice(["urgent", "normal", "bulk"])}
             if self._dice.random() < 0.1:
                 options["send_by"] = datetime.now(UTC) + timedelta(seconds=self._dice.uniform(1, 20))
@@ -105,7 +123,8 @@ def soak(scene: Scene, dice: Random, minutes: float) -> dict[str, Any]:
         worker.wait_until_ready()
     deadline = time.monotonic() + minutes * 60
     survivor, early = psutil.Process(scene.survivor.process.pid), 0
-    with Load(deployment, dice) as load:
+    load = Load(deployment, dice)
+    with load, People(deployment.trackstar, SHOP, load.orders, dice) as people:
         while (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, dice.uniform(1, 5)))
             fault = dice.choice(faults)
@@ -118,17 +137,30 @@ def soak(scene: Scene, dice: Random, minutes: float) -> dict[str, Any]:
     wait_for_ends(deployment, map(record_id, load.orders), timeout=180)
     with suppress(RedisError):
         deployment.wait_until(lambda: not leftovers(deployment), "Redis to be empty")
-    deployment.wait_until(lambda: no_read_back_is_due(deployment), "the read-backs", 60)
+    deployment.wait_until(lambda: not awaited(deployment), "all that is waited for", KNOWN_SECONDS)
+    found = lasting_untruths(deployment, load.orders)
+    rows = deployment.all(limit=1_000_000)
     return {
-        "faults": struck,
+        "faults": struck + people.struck,
         "orders": len(load.orders),
-        "statuses": Counter(row.status for row in deployment.all(limit=1_000_000)),
-        "untruths": [*untruths(deployment, load.orders, SHOP), *leftovers(deployment)],
+        "statuses": Counter(f"{row.status}, {row.verdict} by {row.evidence}" for row in rows)
+        + Counter(f"for a person: {row.needs_person}" for row in rows if row.needs_person),
+        "untruths": [*found, *leftovers(deployment)],
         "growth": survivor.memory_info().rss / early if early else 1.0,
         "survived": scene.survivor.alive,
         "redis_clients": len(deployment.redis.client_list()),
     }
 
 
-def no_read_back_is_due(deployment: Deployment) -> bool:
-    return all(row.confirm_at is None for row in deployment.all(limit=1_000_000))
+def awaited(deployment: Deployment) -> list[str]:
+    """Return what is still waited for: a crawl, or a read."""
+    rows = deployment.all(limit=1_000_000)
+    return [row.id for row in rows if row.confirm_at is not None or row.known_by is not None]
+
+
+def lasting_untruths(deployment: Deployment, orders: list[str]) -> list[str]:
+    """Return what stays untrue once a crawl has brought all, and was looked at: what has shipped after a proof."""
+    deadline = time.monotonic() + KNOWN_SECONDS
+    while (found := untruths(deployment, orders, SHOP)) and time.monotonic() < deadline:
+        time.sleep(5)
+    return found

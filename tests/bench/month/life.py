@@ -49,6 +49,7 @@ class Trackstar:
         self.fates: dict[str, str] = {}
         self._away: dict[str, float] = {}
         self._stored: set[str] = set()
+        self.asked: set[str] = set()  # orders with which the warehouse was asked
 
     def cancel(self, order: Order) -> tuple[float, words.Answer]:
         """Return after how many seconds which answer comes."""
@@ -67,6 +68,7 @@ class Trackstar:
             return took, words.Reply(status=503, body="object")
         if fate == "403":
             return took, words.Reply(status=403, body="object", origin="trackstar")
+        self.asked.add(order.id)
         if fate == "refused" or order.real != "open" or order.late is not None:
             return took, words.Reply(
                 status=400, body="object", origin="integration", message="It cannot be cancelled."
@@ -205,7 +207,7 @@ class Life:
         assert row.as_of is not None
         instant = seconds_of(row.as_of)
         real = row.order.real_at(instant)
-        if row.evidence in {Evidence.REFUSAL, Evidence.NEVER_SENT}:
+        if row.evidence in {Evidence.REFUSAL, Evidence.NEVER_SENT} and row.order.id not in self.trackstar.asked:
             # It says that no request of ours was passed on; nobody has looked whether somebody else cancelled.
             self.not_ours[str(row.evidence)] += real == "cancelled"
             if row.order.cancelled_by_us <= instant:
