@@ -191,10 +191,17 @@ class Deployment:
         assert found is not None
         return found
 
-    def messages(self, *, lasting: bool = False) -> int:
-        """Count the messages on the Celery lists, the producers' and each worker's; or only on lists that last."""
-        lists = [name for name in self.redis.keys("cancellations*") if self.redis.type(name) == b"list"]
-        return sum(self.redis.llen(name) for name in lists if not lasting or self.redis.ttl(name) < 0)
+    def messages(self) -> int:
+        """Count the messages on the Celery lists, the producers' and each worker's."""
+        return sum(self.redis.llen(name) for name in self._lists())
+
+    def lasting_messages(self) -> dict[str, int]:
+        """Count them on each list that has no end of life, by its name; none where it is empty."""
+        lengths = {name.decode(): self.redis.llen(name) for name in self._lists() if self.redis.ttl(name) < 0}
+        return {name: length for name, length in lengths.items() if length}
+
+    def _lists(self) -> list[bytes]:
+        return [name for name in self.redis.keys("cancellations*") if self.redis.type(name) == b"list"]
 
     def wait_until(self, fact: Callable[[], Any], what: str, timeout: float = 30.0) -> None:
         """Wait until this is so; it is looked at again and again, as neither the ledger nor Redis notifies a test."""

@@ -99,8 +99,6 @@ def _cancels(timeline: Timeline) -> list[Any]:
 
 def leftovers(deployment: Deployment) -> list[str]:
     """Return what is in Redis that should not be there once everything has ended."""
-    left = {
-        "entries on the inbox": deployment.redis.xlen(INBOX),
-        "messages on the Celery list": deployment.messages(lasting=True),
-    }
-    return [f"{count} {what}" for what, count in left.items() if count]
+    entries = deployment.redis.xlen(INBOX)
+    left = [f"{entries} entries on the inbox"] if entries else []
+    return left + [f"{count} messages on {name!r}" for name, count in deployment.lasting_messages().items()]

@@ -94,11 +94,8 @@ class World:
             order.keys[key] = effect == "done"
         if answer in {"reset", "cut", "hang"}:
             # A worker on a busy machine may still be there when the answer of a hang comes: it must be true.
-            true = (
-                _answer(200, _document(order_id, "cancelled"))
-                if order.cancelled_at
-                else _answer(503, _error("trackstar"))
-            )
+            yes, no = (200, _document(order_id, "cancelled")), (503, _error("trackstar"))
+            true = _answer(*(yes if order.cancelled_at else no))
             return answer, HANG_SECONDS if answer == "hang" else 0.0, true
         if answer.isdecimal():
             return "", 0.0, _answer(int(answer), _error("trackstar"), b"Retry-After: 1\r\n")

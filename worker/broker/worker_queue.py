@@ -36,8 +36,7 @@ class WorkerQueue:
 
     def put(self, ids: Sequence[str]) -> None:
         """Hand these out, in one message. Raises RedisError."""
-        # Both or neither: the list of a worker that is killed must not last for ever.
-        pipeline = self._redis.pipeline(transaction=True)
+        pipeline = self._redis.pipeline(transaction=False)
         pipeline.lpush(self.queue.name, batch_message(self.queue.name, ids))
         pipeline.expire(self.queue.name, QUEUE_KEPT_SECONDS)
         pipeline.execute()
