@@ -1,7 +1,7 @@
 """How fresh each connection's copy is; by when, or by whom, each verdict is known, and of which instant it is true.
 
-Old code runs beside it: the new columns may be null, and what it ends without proof is read back by new workers.
-What ended without proof before is read once more, so that it gets a date or a person.
+Old code runs beside it: the new columns may be null.
+What ended without proof, and nobody looks at any more, new workers read once more: it gets a date or a person.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ OLD = "evidence IN ('never_sent', 'read_back', 'refusal', 'replayed_response', '
 NEW = (
     "evidence IN ('fresh_read_back', 'never_sent', 'person', 'read_back', 'refusal', 'replayed_response', 'response')"
 )
-UNPROVEN = "ended_at IS NOT NULL AND confirm_at IS NULL AND verdict IN ('accepted', 'unknown')"
+LEFT_OPEN = "ix_cancellations_left_open"
+IS_LEFT_OPEN = sa.text(
+    "confirm_at IS NULL AND known_by IS NULL AND needs_person IS NULL AND ended_at IS NOT NULL"
+    " AND verdict IN ('accepted', 'unknown')"
+)
 
 
 def upgrade() -> None:
@@ -61,11 +65,12 @@ def upgrade() -> None:
     _index(UNSETTLED, ["connection_id", "order_id"], IS_UNSETTLED)
     _index(WATCHED, ["connection_id", "ended_at", "verdict"], IS_WATCHED)
     op.create_index(CONTRADICTED, "events", ["created_at"], postgresql_where=IS_ONE, sqlite_where=IS_ONE)
-    op.execute(f"UPDATE {TABLE} SET confirm_at = ended_at WHERE {UNPROVEN}")  # noqa: S608 - of constants
+    _index(LEFT_OPEN, ["ended_at"], IS_LEFT_OPEN)
 
 
 def downgrade() -> None:
     op.drop_index(CONTRADICTED, table_name="events")
+    op.drop_index(LEFT_OPEN, table_name=TABLE)
     op.drop_index(WATCHED, table_name=TABLE)
     op.drop_index(UNSETTLED, table_name=TABLE)
     op.execute(

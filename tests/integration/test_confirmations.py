@@ -19,8 +19,9 @@ from worker.cancellation.request import CancelRequest
 from worker.cancellation.status import FINAL, Evidence, Status, Verdict
 from worker.ledger import transitions
 from worker.ledger.claims import CLAIM_COLUMNS, ConfirmClaim, claim_read_backs, confirm_claim
-from worker.ledger.confirmations import apply_confirmations, read_soon, revise, send_soon, watched_orders
+from worker.ledger.confirmations import apply_confirmations
 from worker.ledger.dialects import db_now
+from worker.ledger.rereads import adopt, read_soon, revise, send_soon, watched_orders
 from worker.ledger.schema import cancellations, events
 
 if TYPE_CHECKING:
@@ -353,6 +354,27 @@ def test_what_waits_for_a_crawl_is_read_now_and_nothing_else_is(ledger: Engine) 
     assert all(row(ledger, each).confirm_at <= now for each in waits)
     with ledger.begin() as db:
         assert waits | {due} == {claim.id for claim in claim_read_backs(db, 60, 100)}
+
+
+OLD = {"confirm_at": None, "known_by": None}
+
+
+def test_what_an_older_worker_left_without_date_or_person_is_read_now_and_nothing_else_is(ledger: Engine) -> None:
+    left = {put(ledger, **OLD), put(ledger, "o-2", verdict=Verdict.ACCEPTED, **OLD)}
+    changes = [
+        {},
+        OLD | {"needs_person": NeedsPerson.UNREADABLE},
+        OLD | {"verdict": Verdict.CANCELLED, "evidence": Evidence.RESPONSE},
+        OLD | {"status": Status.PENDING, "verdict": Verdict.UNKNOWN},
+    ]
+    others = [put(ledger, f"other-{number}", **each) for number, each in enumerate(changes)]
+    before = [row(ledger, each) for each in others]
+    with ledger.begin() as db:
+        assert [2, 0] == [adopt(db) for _ in range(2)]
+
+    assert before == [row(ledger, each) for each in others]
+    with ledger.begin() as db:
+        assert left == {claim.id for claim in claim_read_backs(db, 60, 100)}
 
 
 NOT_FOUND_YET = {"status": Status.WAITING, "run_at": SOON, "outcome_reason": "order_not_found_yet"}

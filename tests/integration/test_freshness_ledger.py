@@ -276,6 +276,25 @@ def test_how_far_was_looked_is_kept_with_when_it_is_looked_again(
     assert seconds == (expected and pytest.approx(expected, abs=10))
 
 
+@pytest.mark.parametrize("crawls", [ALL_KNOWN, None], ids=["told", "nothing is told"])
+def test_the_first_look_goes_back_a_day_from_the_first_question_however_late_it_comes(
+    ledger: Engine, crawls: Crawls | None
+) -> None:
+    put(ledger)
+    with ledger.begin() as db:
+        freshness.look_now(db, "shop-1")
+    assert the_one(ledger).looked_to is None
+    with ledger.begin() as db:
+        keep(db, {"shop-1": crawls})
+    first = the_one(ledger)
+    with ledger.begin() as db:
+        keep(db, {"shop-1": crawls})
+
+    assert first.looked_to is not None
+    assert timedelta(days=1) <= first.now - first.looked_to < timedelta(days=1, seconds=10)
+    assert first.looked_to == the_one(ledger).looked_to
+
+
 def test_what_is_noted_of_one_connection_is_not_noted_of_another(ledger: Engine, vault: TokenVault) -> None:
     with ledger.begin() as db:
         connections.add(db, "shop-2", vault.encrypt("token"))

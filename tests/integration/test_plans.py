@@ -20,12 +20,12 @@ from worker.cancellation.status import Evidence, Status, Verdict
 from worker.ledger import (
     backlog,
     claims,
-    confirmations,
     connections,
     deadlines,
     freshness,
     outbox,
     queries,
+    rereads,
     results,
     selection,
     transitions,
@@ -306,16 +306,16 @@ SOME_THAT_WAIT = """
 
 
 def read_what_waits_soon(db: Connection) -> None:
-    assert 20 == confirmations.read_soon(db, "shop", 1000)
+    assert 20 == rereads.read_soon(db, "shop", 1000)
 
 
 def send_what_waits_soon(db: Connection) -> None:
-    assert 20 == confirmations.send_soon(db, "shop", 1000)
+    assert 20 == rereads.send_soon(db, "shop", 1000)
 
 
 def say_anew_when_it_is_known(db: Connection) -> None:
-    after = confirmations.revise(db, "shop", lambda known: Prospect(None, known.known_by, known.needs_person), 5)
-    assert confirmations.revise(
+    after = rereads.revise(db, "shop", lambda known: Prospect(None, known.known_by, known.needs_person), 5)
+    assert rereads.revise(
         db, "shop", lambda known: Prospect(None, known.known_by, known.needs_person), 1000, after or ""
     ) is None  # fmt: skip
 
@@ -323,7 +323,7 @@ def say_anew_when_it_is_known(db: Connection) -> None:
 def compare_with_what_changed(db: Connection) -> None:
     # 10 of each verdict, and 10 that have ended and wait
     changed = [f"order-{n}" for n in range(1, 31)] + [f"waits-{n}" for n in range(1, 21)]
-    assert 30 == len(confirmations.watched_orders(db, "shop", changed))
+    assert 30 == len(rereads.watched_orders(db, "shop", changed))
 
 
 def list_what_is_watched(db: Connection) -> None:

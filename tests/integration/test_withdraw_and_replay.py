@@ -171,7 +171,7 @@ def test_an_unknown_id_can_not_be_withdrawn(ledger: Engine, record_id: str) -> N
         (Status.REJECTED, Verdict.NOT_CANCELLED, None),
         (Status.EXHAUSTED, Verdict.UNKNOWN, Verdict.UNKNOWN),
         (Status.EXPIRED, Verdict.UNKNOWN, Verdict.UNKNOWN),
-        (Status.SUCCEEDED, Verdict.ACCEPTED, Verdict.UNKNOWN),
+        (Status.SUCCEEDED, Verdict.ACCEPTED, Verdict.ACCEPTED),
     ],
 )
 def test_a_replay_is_a_new_generation_with_a_new_key_that_keeps_the_doubt_of_the_old(

@@ -345,7 +345,7 @@ LIST = [
         "the second look compares each order with its own connection's records (P3)",
         (
             (
-                "ledger/confirmations.py",
+                "ledger/rereads.py",
                 'c.connection_id == sa.bindparam("connection_id", type_=sa.Text()),',
                 'sa.bindparam("connection_id", type_=sa.Text()) != "",',
             ),

@@ -129,6 +129,20 @@ def test_a_crawl_that_was_given_up_is_none_while_the_next_is_running() -> None:
     assert 0 == crawls_since(known((running(0, -1), 30), (running(60, -1), 90)), at(-1))
 
 
+FAILED = (seen(0, 300, CrawlStatus.ERROR), 400)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param((FAILED, (running(3600, 300), 3610), (running(7200, 3900), 7210)), id="after a failure"),
+        pytest.param(((running(0, -3300), 30), (seen(3600, 300, CrawlStatus.ERROR), 3610)), id="in error now"),
+    ],
+)
+def test_an_end_before_the_next_begin_is_no_crawl_where_crawls_fail(steps: tuple[tuple[Schedule, float], ...]) -> None:
+    assert 0 == crawls_since(known(*steps), at(-10_000))
+
+
 def test_a_crawl_that_failed_is_none_also_when_the_connection_is_well_again() -> None:
     crawls = known((seen(0, 300, CrawlStatus.ERROR), 400), (seen(0, 300), 430))
 

@@ -49,6 +49,7 @@ SHIPPED = Order(id="A-1001", status="fulfilled", shipped=True, document='{"statu
 
 FRESH = State(attempts=0, first_sent_at=FIRST_SENT)
 DOUBT = State(attempts=1, first_sent_at=FIRST_SENT, verdict=Verdict.UNKNOWN)
+ACCEPTED_BEFORE = State(attempts=0, first_sent_at=FIRST_SENT, verdict=Verdict.ACCEPTED)
 ORDER_SEEN = {OrderState.CANCELLED: CANCELLED, OrderState.SHIPPED: SHIPPED, OrderState.OPEN: OPEN}
 
 
@@ -389,6 +390,7 @@ UNREAD = State(
     [
         pytest.param("exhausted not_cancelled never_sent +0", FRESH, id="fresh"),
         pytest.param("exhausted unknown - +0 confirm", DOUBT, id="in doubt"),
+        pytest.param("exhausted accepted response +0 confirm", ACCEPTED_BEFORE, id="accepted before a replay"),
         pytest.param("rejected unknown - +0 confirm", UNREAD, id="refused, unread"),
         pytest.param(
             "rejected unknown - +0 confirm",
@@ -545,7 +547,7 @@ def test_whatever_is_not_found_comes_to_an_end_in_its_time_and_says_by_when(
 
 jitters = st.floats(0.0, 1.0, exclude_max=True)
 waits = st.none() | st.floats(0.0, 100.0)  # as the header was clamped, below the cap of any policy here
-verdicts_so_far = st.sampled_from([None, Verdict.UNKNOWN])
+verdicts_so_far = st.sampled_from([None, Verdict.UNKNOWN, Verdict.ACCEPTED])
 policies = st.builds(
     Policy,
     retry_base=st.floats(0.1, 10.0),
@@ -583,7 +585,7 @@ def situations(draw: st.DrawFn) -> tuple[State, Outcome, ReadBack | None, dateti
         attempts=draw(st.integers(0, 200)),
         first_sent_at=FIRST_SENT,
         send_by=draw(st.none() | st.floats(-100.0, 100_000.0).map(lambda s: FIRST_SENT + seconds(s))),
-        verdict=Verdict.UNKNOWN if refused_unread else verdict,
+        verdict=verdict or Verdict.UNKNOWN if refused_unread else verdict,
         evidence=Evidence.REFUSAL if refused_unread else None,
         reason="refused_by_warehouse" if refused_unread else None,
     )
@@ -643,6 +645,20 @@ def test_what_is_in_doubt_is_told_not_cancelled_only_with_proof(situation: Any, 
         if transition.verdict is Verdict.NOT_CANCELLED:
             assert seen is not None
             assert (OrderState.SHIPPED, Evidence.READ_BACK) == (seen.shows, transition.evidence)
+
+
+@anything_goes
+@given(situations(), jitters)
+def test_a_yes_of_an_earlier_generation_stands_until_something_is_proven(situation: Any, jitter: float) -> None:
+    state, _, seen, _, _ = situation
+    transition = decided(situation, jitter)
+
+    if state.verdict is Verdict.ACCEPTED:
+        shipped = seen is not None and seen.shows is OrderState.SHIPPED
+        assert transition.verdict in {Verdict.ACCEPTED, Verdict.CANCELLED, Verdict.NOT_CANCELLED}
+        assert shipped is (transition.verdict is Verdict.NOT_CANCELLED)
+        ended_by_it = transition.status in FINAL and transition.verdict is Verdict.ACCEPTED
+        assert not ended_by_it or transition.evidence in {Evidence.RESPONSE, Evidence.REPLAYED_RESPONSE}
 
 
 @anything_goes

@@ -148,6 +148,13 @@ def crawls_since(crawls: Crawls | None, instant: datetime) -> int:
     return sum(begin is not None and begin > instant for begin in (crawls.began_at, crawls.before_began_at))
 
 
+def forecast(crawls: Crawls | None) -> object:
+    """Return what the times rest on by which something is known: two that are equal foresee the same."""
+    if crawls is None or crawls.status is CrawlStatus.UNKNOWN:
+        return None
+    return (crawls.known, crawls.frequency, crawls.began_at)
+
+
 def broken(crawls: Crawls | None, now: datetime) -> Broken | None:
     """Return why no crawl is to be expected; None where one is, or nothing is known."""
     if crawls is None:
@@ -194,9 +201,17 @@ def _with_completed(crawls: Crawls, seen: Schedule) -> Crawls:
         return _counted(crawls, start, end, seen.ahead)
     # An end between the begin that was running and a newer begin is the end of the former: where crawls follow each
     # other at once, none is ever seen completed. An end behind both tells nothing: it may have been begun again.
-    if running and running + _SAME < end < start:
+    # Nor where crawls fail: then it may be the end of a failure.
+    failing = seen.status is CrawlStatus.ERROR or _fails(crawls)
+    if running and running + _SAME < end < start and not failing:
         return _counted(crawls, running, end, seen.ahead)
     return crawls
+
+
+def _fails(crawls: Crawls) -> bool:
+    """Whether no crawl has completed since the last one that failed."""
+    began = _own(crawls.began_at, crawls.ahead)
+    return crawls.failed is not None and (began is None or crawls.failed > began)
 
 
 def _is_complete(seen: Schedule) -> bool:

@@ -21,6 +21,7 @@ from worker.cancellation.status import FINAL, TRANSITIONS, Evidence, Status, Ver
 from worker.inputs.headers import RetryAfter
 
 S = Status
+KEPT_BY_REPLAY = frozenset({Verdict.UNKNOWN, Verdict.ACCEPTED})  # a request of an earlier generation may land yet
 
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,9 +46,13 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     message: str | None = None
 
     @property
+    def doubt(self) -> Verdict | None:
+        """What stands if nothing more is learnt: an earlier request may have landed, or was accepted before a replay."""
+        return self.verdict if self.verdict in KEPT_BY_REPLAY else None
+
+    @property
     def in_doubt(self) -> bool:
-        """Whether an earlier request of this cancellation may have landed."""
-        return self.verdict is Verdict.UNKNOWN
+        return self.doubt is not None
 
     @property
     def awaits_read(self) -> bool:
@@ -160,10 +165,12 @@ def _reject(state: State, outcome: Outcome, read: ReadBack | None, at: Moment) -
 
     The warehouse also refuses what somebody else has just cancelled, and the copy may be older than that.
     """
+    verdict: Verdict
+    evidence: Evidence | None
     if read is not None and read.shows is OrderState.SHIPPED:
         verdict, evidence = Verdict.NOT_CANCELLED, Evidence.READ_BACK
     elif state.in_doubt or outcome.read_first:
-        verdict, evidence = Verdict.UNKNOWN, None
+        verdict, evidence = _unproven(state)
     else:
         verdict, evidence = Verdict.NOT_CANCELLED, Evidence.REFUSAL
     return _ended(
@@ -196,7 +203,7 @@ def _wait_for_copy(state: State, outcome: Outcome, read: ReadBack | None, at: Mo
         attempts=state.attempts + 1,
         reason=NOT_FOUND_YET,
         message=outcome.message,
-        verdict=Verdict.UNKNOWN if state.in_doubt else None,
+        verdict=state.doubt,
         run_at=min(_next_copy(came_in, at), last),
         known_by=last + timedelta(seconds=READ_SECONDS),
     )
@@ -234,7 +241,7 @@ def _keep_refusal(
         attempts=state.attempts if attempts is None else attempts,
         reason=outcome.reason,
         message=outcome.message,
-        verdict=Verdict.UNKNOWN,
+        verdict=state.doubt or Verdict.UNKNOWN,
         evidence=Evidence.REFUSAL,
         run_at=run_at,
         hold_connection=hold_connection,
@@ -261,7 +268,7 @@ def _pause(state: State, outcome: Outcome) -> Transition:
         attempts=state.attempts,
         reason=outcome.reason,
         message=outcome.message,
-        verdict=Verdict.UNKNOWN if state.in_doubt else None,
+        verdict=state.doubt,
         pause_connection=outcome.retry_after,
     )
 
@@ -286,13 +293,20 @@ def withdraw(state: State, at: Moment) -> Transition | None:
     return _end_unproven(Status.WITHDRAWN, state, "withdrawn", at)
 
 
+def _unproven(state: State) -> tuple[Verdict, Evidence | None]:
+    """Return the verdict of what ends without proof: a yes before a replay still stands."""
+    if state.doubt is Verdict.ACCEPTED:
+        return Verdict.ACCEPTED, Evidence.RESPONSE
+    return Verdict.UNKNOWN, None
+
+
 def _end_unproven(status: Status, state: State, reason: str, at: Moment, message: str | None = None) -> Transition:
     # Nobody refused it and nothing proves it: either it never got through, or it is in doubt.
-    doubt = state.in_doubt
+    verdict, evidence = _unproven(state) if state.in_doubt else (Verdict.NOT_CANCELLED, Evidence.NEVER_SENT)
     return _ended(
         status,
-        Verdict.UNKNOWN if doubt else Verdict.NOT_CANCELLED,
-        None if doubt else Evidence.NEVER_SENT,
+        verdict,
+        evidence,
         at,
         attempts=state.attempts,
         reason=reason,
@@ -309,17 +323,12 @@ def why_not_replay(status: Status, verdict: Verdict | None) -> str | None:
     return None
 
 
-def doubt_kept(verdict: Verdict | None) -> Verdict | None:
-    """Return what a replay still has to fear: a request of an earlier generation that may have landed."""
-    return Verdict.UNKNOWN if verdict in {Verdict.UNKNOWN, Verdict.ACCEPTED} else None
-
-
 _SPENDS_ATTEMPT = frozenset({Kind.IN_DOUBT, Kind.NOT_SENT})
 _LEAVES_DOUBT = frozenset({Kind.IN_DOUBT, Kind.STILL_RUNNING})
 
 
 def _try_again(state: State, outcome: Outcome, at: Moment) -> Transition:
-    doubt = state.in_doubt or outcome.kind in _LEAVES_DOUBT
+    verdict = state.doubt or (Verdict.UNKNOWN if outcome.kind in _LEAVES_DOUBT else None)
     if outcome.kind in _SPENDS_ATTEMPT:
         attempts = state.attempts + 1
         due = at.now + _delay(attempts, outcome.retry_after, at)
@@ -333,10 +342,10 @@ def _try_again(state: State, outcome: Outcome, at: Moment) -> Transition:
             attempts=attempts,
             reason=outcome.reason,
             message=outcome.message,
-            verdict=Verdict.UNKNOWN if doubt else None,
+            verdict=verdict,
             run_at=due,
         )
-    known = msgspec.structs.replace(state, attempts=attempts, verdict=Verdict.UNKNOWN if doubt else None)
+    known = msgspec.structs.replace(state, attempts=attempts, verdict=verdict)
     return _end_unproven(ended, known, outcome.reason, at, outcome.message)
 
 

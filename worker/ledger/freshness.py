@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 c, k, f = cancellations.c, connections.c, freshness.c
 
 _CRAWLS = tuple(Crawls.__struct_fields__)
+FIRST_LOOK_SECONDS = 86_400.0  # what changed so long before Trackstar was first asked is read too
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +38,7 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     asked: bool  # whether Trackstar was asked about it already
     force_after: datetime | None
     look_at: datetime | None
-    looked_to: datetime | None
+    looked_to: datetime | None  # None until Trackstar was asked
     next_known_by: datetime | None  # of what waits for a crawl; None where nothing does
     with_person: bool  # whether something is for a person that may pass by itself
     now: datetime
@@ -111,6 +112,8 @@ def keep(db: sa.Connection, seen: Mapping[str, Crawls | None]) -> None:
     """Keep what was seen of these connections' crawls; None: Trackstar was asked, and says nothing of them."""
     for connection_id, crawls in sorted(seen.items()):
         _upsert(db, connection_id, msgspec.structs.asdict(crawls) if crawls else {"status": CrawlStatus.UNKNOWN})
+    first = now_plus(sa.literal(-FIRST_LOOK_SECONDS, sa.Float()))
+    db.execute(sa.update(freshness).where(f.looked_to.is_(None), f.connection_id.in_(seen)).values(looked_to=first))
 
 
 def set_trackstar_id(db: sa.Connection, connection_id: str, trackstar_id: str) -> None:

@@ -136,6 +136,13 @@ partial_index("ix_cancellations_unsettled", c.connection_id, c.order_id, where=U
 # What later crawls can prove or overturn.
 WATCHED = c.verdict.in_([sa.literal_column(f"'{each}'") for each in ("accepted", "cancelled", "unknown")])
 partial_index("ix_cancellations_watched", c.connection_id, c.ended_at, c.verdict, where=WATCHED)
+# What a worker of an older version ended without proof, date or person: none, once it was read again.
+LEFT_OPEN = sa.and_(
+    *(column.is_(None) for column in (c.confirm_at, c.known_by, c.needs_person)),
+    c.ended_at.is_not(None),
+    c.verdict.in_([sa.literal_column(f"'{each}'") for each in ("accepted", "unknown")]),
+)
+partial_index("ix_cancellations_left_open", c.ended_at, where=LEFT_OPEN)
 partial_index("ix_cancellations_confirm", c.confirm_at, where=c.confirm_at.is_not(None))
 sa.Index("ix_cancellations_order", c.order_id)
 sa.Index("ix_cancellations_received_at", c.received_at)

@@ -14,7 +14,7 @@ from msgspec.structs import asdict
 
 from worker.cancellation import lifecycle
 from worker.cancellation.fairness import turn_key
-from worker.cancellation.lifecycle import Moment, doubt_kept
+from worker.cancellation.lifecycle import KEPT_BY_REPLAY, Moment
 from worker.cancellation.request import is_record_id
 from worker.cancellation.status import FINAL, TRANSITIONS, UNSENT, Status, Verdict
 from worker.errors import TooLateError, UnknownCancellationError
@@ -493,15 +493,13 @@ def _made_pending(
 
 # ---- ended → pending
 
-_KEEPS_DOUBT = [verdict for verdict in Verdict if doubt_kept(verdict)]
-
 
 @_writes(frm=FINAL, to={S.PENDING})
 def replay(db: sa.Connection, ids: Iterable[str], *, send_by: datetime | None = None) -> set[str]:
     """Make ended cancellations pending again, each as a new generation with a new key; return those that were.
 
     Left out are those that have not ended and those proven cancelled. An old `send_by` goes: it has passed, or the
-    person who replays would say it again. What an earlier generation may have done stays in doubt.
+    person who replays would say it again. What an earlier generation may have done is kept in mind.
     """
     source = rows_parameter(db.dialect.name, {"id": RecordId})
     rows = db.execute(
@@ -520,7 +518,7 @@ def replay(db: sa.Connection, ids: Iterable[str], *, send_by: datetime | None = 
             confirm_at=sa.null(),
             known_by=sa.null(),
             needs_person=sa.null(),
-            verdict=sa.case((c.verdict.in_(_KEEPS_DOUBT), sa.literal(Verdict.UNKNOWN, sa.Text())), else_=sa.null()),
+            verdict=sa.case((c.verdict.in_(sorted(KEPT_BY_REPLAY)), c.verdict), else_=sa.null()),
             evidence=sa.null(),
             outcome_reason=sa.null(),
             outcome_message=sa.null(),

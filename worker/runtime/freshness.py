@@ -17,9 +17,9 @@ from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.answer import NoReply
-from worker.cancellation.freshness import CrawlStatus, ahead_of, broken, needs_forcing, observe
+from worker.cancellation.freshness import ahead_of, broken, forecast, needs_forcing, observe
 from worker.cancellation.proof import foresee
-from worker.ledger import confirmations, freshness
+from worker.ledger import freshness, rereads
 from worker.ledger.database import read_only
 from worker.ledger.vault import CredentialsError
 from worker.runtime.attempt import LedgerClock
@@ -110,6 +110,7 @@ class Freshness:
         seen = [(each, observe(each.crawls, schedules.get(each.trackstar_id), now)) for each in watched]
         with self._ledger.begin() as db:
             freshness.keep(db, {each.connection_id: crawls for each, crawls in seen})
+            rereads.adopt(db)
         for each, crawls in seen:
             self._follow(each, crawls, now)
         with read_only(self._ledger) as db:
@@ -158,7 +159,7 @@ class Freshness:
             log.warning("freshness.crawls_fail", connection_id=watch.connection_id, problem=problem)
         elif was and not problem:
             log.info("freshness.crawls_again", connection_id=watch.connection_id)
-        changed = completed or problem != was or _forecast(before) != _forecast(crawls)
+        changed = completed or problem != was or forecast(before) != forecast(crawls)
         overtaken = watch.next_known_by is not None and watch.next_known_by <= now
         if changed or overtaken or (watch.with_person and watch.readable and not problem):
             self._revise(watch, crawls, now)
@@ -166,7 +167,7 @@ class Freshness:
     def _after_a_crawl(self, connection_id: str) -> None:
         with self._ledger.begin() as db:
             freshness.look_now(db, connection_id)
-        for move in (confirmations.read_soon, confirmations.send_soon):
+        for move in (rereads.read_soon, rereads.send_soon):
             moved = ROWS
             while moved == ROWS and self.loop.running:
                 with self._ledger.begin() as db:
@@ -179,7 +180,7 @@ class Freshness:
         after: str | None = ""
         while after is not None and self.loop.running:
             with self._ledger.begin() as db:
-                after = confirmations.revise(db, watch.connection_id, then, ROWS, after)
+                after = rereads.revise(db, watch.connection_id, then, ROWS, after)
         self._on_changed()
 
     # -- crawls that are asked for
@@ -224,10 +225,3 @@ def _is_final(status: int) -> bool:
     """Whether asking again soon would be answered in the same way: neither too fast, nor no access, nor a failure."""
     passing = status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT}
     return not passing and (status < HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.NOT_IMPLEMENTED)
-
-
-def _forecast(crawls: Crawls | None) -> object:
-    """Return what the times rest on by which something is known."""
-    if crawls is None or crawls.status is CrawlStatus.UNKNOWN:
-        return None
-    return (crawls.known, crawls.frequency, crawls.began_at)

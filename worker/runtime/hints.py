@@ -58,7 +58,8 @@ class Hints:
         if not entries:
             return POLL_SECONDS
         read = [read_hint(dict(zip(flat[::2], flat[1::2], strict=True))) for _, flat in entries]
-        hints = {hint for hint in read if hint is not None}
+        # In one order for all workers, or two of them could wait for one another.
+        hints = sorted({hint for hint in read if hint is not None}, key=repr)
         with self._ledger.begin() as db:
             moved = sum(look_again(db, hint.connection_id, hint.order_id) for hint in hints)
         self._redis.xdel(HINTS, *(entry_id for entry_id, _ in entries))  # once they are followed

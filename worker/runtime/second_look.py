@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import structlog
 
 from worker.cancellation.answer import NoReply
+from worker.cancellation.freshness import CrawlStatus
 from worker.cancellation.outcome import OrderState, judge_order
 from worker.cancellation.proof import confirm
-from worker.ledger import confirmations, freshness
+from worker.ledger import freshness, rereads
 from worker.ledger.database import read_only
 from worker.ledger.results import ConfirmResult
 from worker.ledger.vault import CredentialsError
@@ -37,20 +38,22 @@ log = structlog.get_logger()
 
 LEASE_SECONDS = 60.0  # after which another worker may read what this one has not
 BUDGET_SECONDS = 20.0  # of one run; what is left is read by the next, or by another worker
-FIRST_SECONDS = 86_400.0  # how far back the first look of a connection goes
-OVERLAP_SECONDS = 600.0  # between two looks at least, for warehouses that note a change late
+OVERLAP = timedelta(seconds=600)  # between two looks, for warehouses that note a change late
 HOURLY = timedelta(hours=1)  # where nobody tells of crawls
 LIMITS = (1_000, 100)  # orders on a page; the second where their documents are too long for one answer
 MAX_PAGES = 200
 
 
-def span(looked_to: datetime | None, crawls: Crawls | None, now: datetime) -> tuple[datetime, datetime]:
-    """Return since when changes are read, and up to when all are then known."""
-    to = crawls.began_at if crawls and crawls.known and crawls.began_at else now
-    # What one crawl has missed the next one brings, with the time at which it changed.
-    period = crawls.frequency + crawls.length if crawls and crawls.frequency else HOURLY.total_seconds()
-    overlap = timedelta(seconds=max(OVERLAP_SECONDS, period))
-    return (looked_to or now - timedelta(seconds=FIRST_SECONDS)) - overlap, to
+def all_known_to(looked_to: datetime, crawls: Crawls | None, now: datetime) -> datetime:
+    """Return up to when all changes are known once those since `looked_to` were read.
+
+    What one crawl has missed the next one brings, with the time at which it changed: two crawls must have come since.
+    """
+    if crawls is None or crawls.status is CrawlStatus.UNKNOWN:
+        return now - 2 * HOURLY
+    if not crawls.known or crawls.began_at is None or crawls.frequency is None:
+        return looked_to
+    return crawls.before_began_at or crawls.began_at - timedelta(seconds=crawls.frequency + crawls.length)
 
 
 class SecondLook:
@@ -66,15 +69,18 @@ class SecondLook:
         until = time.monotonic() + BUDGET_SECONDS
         for watch in watched:
             due = watch.look_at is not None and watch.look_at <= clock.now() and watch.readable
-            if due and time.monotonic() < until and running():
-                self._look(watch, clock)
+            if due and watch.looked_to is not None and time.monotonic() < until and running():
+                self._look(watch, watch.looked_to, clock)
 
-    def _look(self, watch: Watch, clock: LedgerClock) -> None:
+    def _look(self, watch: Watch, looked_to: datetime, clock: LedgerClock) -> None:
         with self._ledger.begin() as db:
             if not freshness.claim_look(db, watch.connection_id, LEASE_SECONDS):
                 return
-        since, to = span(watch.looked_to, watch.crawls, clock.now())
-        if self._read_pages(watch, since, clock):
+        now = clock.now()
+        # Nothing that ended longer ago is watched.
+        looked_to = max(looked_to, now - timedelta(seconds=self._context.policy.watch))
+        if self._read_pages(watch, looked_to - OVERLAP, clock):
+            to = max(looked_to, all_known_to(looked_to, watch.crawls, now))
             with self._ledger.begin() as db:
                 known = watch.crawls is not None and watch.crawls.known
                 freshness.looked(db, watch.connection_id, to, None if known else HOURLY)
@@ -112,7 +118,7 @@ class SecondLook:
         if not telling:
             return
         with read_only(self._ledger) as db:
-            claims = confirmations.watched_orders(db, watch.connection_id, telling)
+            claims = rereads.watched_orders(db, watch.connection_id, telling)
         for claim in claims:
             found = confirm(
                 claim.known, telling[claim.order_id], now=now, crawls=watch.crawls, policy=self._context.policy

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from bench.month.world import HOUR, Agenda, Order, Shop, at, seconds_of
-from worker.cancellation.freshness import Crawls, broken, needs_forcing, observe
+from worker.cancellation.freshness import Crawls, broken, forecast, needs_forcing, observe
 from worker.cancellation.lifecycle import NOT_FOUND_YET, Moment, State, Transition, decide, expire, must_read
 from worker.cancellation.outcome import OrderState, Outcome, classify, classify_read, judge_order
 from worker.cancellation.policy import Policy
@@ -26,8 +26,9 @@ from worker.cancellation.proof import (
     known_by_at_the_latest,
 )
 from worker.cancellation.status import FINAL, Evidence, Status, Verdict
-from worker.runtime.freshness import ASK_SECONDS, FORCE_SECONDS, REFUSED_SECONDS, _forecast
-from worker.runtime.second_look import span
+from worker.ledger.freshness import FIRST_LOOK_SECONDS
+from worker.runtime.freshness import ASK_SECONDS, FORCE_SECONDS, REFUSED_SECONDS
+from worker.runtime.second_look import OVERLAP, all_known_to
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -214,6 +215,7 @@ class Worker:
             return
         self.counts["polls"] += 1
         before, now = self.crawls, self.now
+        self._looked_to = self._looked_to or now - timedelta(seconds=FIRST_LOOK_SECONDS)
         self.crawls = crawls = observe(before, self.shop.schedule(), now)
         self._follow(before, crawls, now)
         if self._look_at is not None and self._look_at <= self.agenda.now:
@@ -236,7 +238,7 @@ class Worker:
         problem, was = broken(crawls, now), broken(before, before.seen_at) if before else None
         overtaken = any(row.known_by is not None and row.known_by <= now for row in self.waiting)
         passing = not problem and any(row.needs_person in PASSING for row in self.waiting)
-        if completed or problem != was or overtaken or passing or _forecast(before) != _forecast(crawls):
+        if completed or problem != was or overtaken or passing or forecast(before) != forecast(crawls):
             self._revise(crawls, now)
 
     def _after_a_crawl(self) -> None:
@@ -270,8 +272,8 @@ class Worker:
 
     def _look(self) -> None:
         crawls = self.crawls
-        since, to = span(self._looked_to, crawls, self.now)
-        changed, pages = self.shop.changed_since(seconds_of(since))
+        looked_to = self._looked_to or self.now
+        changed, pages = self.shop.changed_since(seconds_of(looked_to - OVERLAP))
         self.counts["looks"] += pages
         for order in changed:
             row = self.rows.get(order.id)
@@ -283,7 +285,8 @@ class Worker:
                 if found.verdict != row.verdict:
                     self._confirmed(row, found)
         known = crawls is not None and crawls.known
-        self._looked_to, self._look_at = to, None if known else self.agenda.now + HOUR
+        self._looked_to = max(looked_to, all_known_to(looked_to, crawls, self.now))
+        self._look_at = None if known else self.agenda.now + HOUR
 
     # -- what is promised at any instant
 
