@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pytest
 from celery import Celery
+from redis import Connection, ConnectionPool, Redis
 
 from worker.broker.worker_queue import ATTEMPT_BATCH, WorkerQueue
 
 if TYPE_CHECKING:
     from kombu.message import Message
-    from redis import Redis
 
 IDS = ["00000000-0000-5000-8000-000000000001"]
 
@@ -37,3 +38,24 @@ def test_the_list_of_a_worker_that_is_gone_goes_by_itself(redis: Redis) -> None:
     own.put(IDS)
 
     assert 0 < redis.ttl(own.queue.name) <= 600
+
+
+class Killed(BaseException):
+    """The worker's process is gone."""
+
+
+class KilledWhileSending(Connection):
+    """A connection whose process is killed once it has sent the first part of what it has to send."""
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        super().send_packed_command(command[:1], check_health)  # type: ignore[no-untyped-call]
+        if len(command) > 1:
+            raise Killed
+
+
+def test_a_worker_that_is_killed_while_it_hands_out_leaves_no_list_for_ever(redis: Redis) -> None:
+    pool = ConnectionPool(KilledWhileSending, **redis.connection_pool.connection_kwargs)
+    with Redis(connection_pool=pool) as killed, pytest.raises(Killed):
+        WorkerQueue(killed, "w-1").put(IDS * 400)
+
+    assert -1 != redis.ttl(WorkerQueue(redis, "w-1").queue.name)

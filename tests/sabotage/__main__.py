@@ -595,6 +595,11 @@ LIST = [
         (("cli/service.py", "        if not passes(error):\n            raise\n", "        raise\n"),),
         ("tests/e2e/test_database_surroundings.py -k before_its_database",),
     ),
+    Sabotage(
+        "a killed worker leaves no list in Redis for ever (P8)",
+        (("broker/worker_queue.py", "pipeline(transaction=True)", "pipeline(transaction=False)"),),
+        ("tests/integration/test_worker_queue.py",),
+    ),
 ]
 
 

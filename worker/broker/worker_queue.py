@@ -36,7 +36,9 @@ class WorkerQueue:
 
     def put(self, ids: Sequence[str]) -> None:
         """Hand these out, in one message. Raises RedisError."""
-        pipeline = self._redis.pipeline(transaction=False)
+        # redis-py sends a long message and what follows it one after the other: a worker that is killed in between
+        # would leave a list for ever.
+        pipeline = self._redis.pipeline(transaction=True)
         pipeline.lpush(self.queue.name, batch_message(self.queue.name, ids))
         pipeline.expire(self.queue.name, QUEUE_KEPT_SECONDS)
         pipeline.execute()
