@@ -21,6 +21,7 @@ PACKAGE = Path(inspect.getfile(worker)).parent
 TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 ONE_FILE = "ledger/transitions.py"
 AFTER_THE_END = "ledger/confirmations.py"
+LOOKED_AT_AGAIN = "ledger/rereads.py"
 
 LEGAL = {(source, target) for source, targets in TRANSITIONS.items() for target in targets}
 LEASE = Lease("00000000-0000-5000-8000-000000000001", "me", 1)
@@ -110,11 +111,17 @@ def test_no_other_file_writes_a_status() -> None:
 
 def test_what_is_known_of_an_ended_cancellation_changes_in_a_file_that_writes_no_status() -> None:
     columns = {column for column, _ in written_columns(TREES[AFTER_THE_END])}
-    chosen = {ast.unparse(call.args[1]) for call in calls_in(TREES[AFTER_THE_END], "_bring_forward")}
 
     assert {"'verdict'", "'known_by'", "'needs_person'"} < columns
+    assert set() == {each for each in columns if each[0] != "'"}  # none is chosen while it runs
+
+
+def test_what_is_looked_at_again_is_chosen_in_a_file_that_writes_only_when() -> None:
+    columns = {column for column, _ in written_columns(TREES[LOOKED_AT_AGAIN])}
+    chosen = {ast.unparse(call.args[1]) for call in calls_in(TREES[LOOKED_AT_AGAIN], "_bring_forward")}
+
     # The one column that is chosen while it runs is one of two.
-    assert ({"when.name"}, {"c.confirm_at", "c.run_at"}) == ({each for each in columns if each[0] != "'"}, chosen)
+    assert ({"when.name", "'confirm_at'"}, {"c.confirm_at", "c.run_at"}) == (columns, chosen)
 
 
 def test_no_other_file_inserts_a_cancellation() -> None:
