@@ -262,6 +262,15 @@ def test_an_instant_that_was_told_is_kept_where_the_new_one_is_hardly_later(
     assert at(expected) == foresee(known, at(1000), crawls(-600), POLICY, held=False).known_by
 
 
+@pytest.mark.parametrize("passed", [3731, 3740, 3789])
+def test_once_the_second_crawl_has_ended_the_instant_that_was_told_stays_until_it_is_read(passed: float) -> None:
+    ends = 3610 + 120.0
+    known = structs.replace(UNKNOWN, known_by=at(ends + READ_SECONDS))
+
+    then = foresee(known, at(passed), crawls(10, 3610, seen_at=at(passed)), POLICY, held=False)
+    assert (at(passed), known.known_by) == (then.confirm_at, then.known_by)
+
+
 # ---- a person
 
 

@@ -86,7 +86,9 @@ def foresee(known: Unproven, now: datetime, crawls: Crawls | None, policy: Polic
     """Say anew by when an end without proof is known, where it waits for a crawl; `held`: it cannot be read now."""
     if held and (known.known_by is None or known.known_by <= now):
         return Prospect(None, needs_person=NeedsPerson.NO_ACCESS)
-    return _steady(known, prospect(known.ended_at, now, crawls, policy), now)
+    # Once the copy is fresh only the read is missing, and it was told by when that is done.
+    learnt = not is_fresh(known.ended_at, now, crawls, policy)
+    return _steady(known, prospect(known.ended_at, now, crawls, policy), now, learnt=learnt)
 
 
 def _steady(known: Unproven, then: Prospect, now: datetime, *, learnt: bool = True) -> Prospect:
