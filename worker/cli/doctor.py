@@ -290,6 +290,6 @@ _REMEDIES = {
     "outage": "Its warehouse does not answer; it is probed and goes on by itself.",
     "trackstar_outage": "Trackstar does not answer; it is probed and goes on by itself.",
     "rate_limited": "Trackstar asks for a pause; it ends by itself, or by `cancel-worker connections resume {id}`.",
-    "operator": "A person holds it: `cancel-worker connections resume {id}`.",
+    "operator": "A person holds it (who: `cancel-worker audit list --target {id}`): `... connections resume {id}`.",
     "unknown_connection": "Nobody has added it: `cancel-worker connections add {id}`.",
 }
