@@ -17,10 +17,10 @@ depends_on = None
 
 TABLE = "audit"
 INDEXES = {
-    "ix_audit_at": ["at"],
-    "ix_audit_actor": ["actor", "at"],
-    "ix_audit_action": ["action", "at"],
-    "ix_audit_target_id": ["target_id", "at"],
+    "ix_audit_at": ["at", "id"],
+    "ix_audit_actor": ["actor", "at", "id"],
+    "ix_audit_action": ["action", "at", "id"],
+    "ix_audit_target_id": ["target_id", "at", "id"],
 }
 
 

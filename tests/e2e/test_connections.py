@@ -49,9 +49,13 @@ def test_what_an_operator_holds_waits_until_it_is_resumed(deployment: Deployment
     assert "pending" == deployment.record(waits).status
     assert 0 == deployment.trackstar.traffic(shop).writes
 
-    assert (0, "Connection shop-1 goes on.\n") == run(deployment, "connections", "resume", shop, "--reason", "open again")
+    assert (0, "Connection shop-1 goes on.\n") == run(
+        deployment, "connections", "resume", shop, "--reason", "open again"
+    )
     assert "succeeded" == deployment.client.wait(waits, 30).status
-    assert (0, "Connection shop-1 was not held.\n") == run(deployment, "connections", "resume", shop, "--reason", "open again")
+    assert (0, "Connection shop-1 was not held.\n") == run(
+        deployment, "connections", "resume", shop, "--reason", "open again"
+    )
 
 
 def test_a_connection_is_removed_only_when_nothing_waits_or_by_force(deployment: Deployment, shop: str) -> None:

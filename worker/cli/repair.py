@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
@@ -29,10 +30,10 @@ def withdraw(
 ) -> None:
     """Take back cancels that were not sent yet."""
     by = acting(who, reason)
-    producer = client(by.actor)
-    for record_id in ids:
-        producer.withdraw(record_id, reason=by.reason)
-        console.print(f"{record_id}  withdrawn")
+    with closing(client(by.actor)) as producer:
+        for record_id in ids:
+            producer.withdraw(record_id, reason=by.reason)
+            console.print(f"{record_id}  withdrawn")
 
 
 class Seen(StrEnum):
