@@ -386,8 +386,8 @@ def many_ended(make_database: Callable[[str], str], vault: TokenVault) -> Iterat
 ACTS = 200_000
 MANY_ACTS = """
     INSERT INTO audit (at, actor, action, target_kind, target_id)
-    SELECT now() - n * interval '1 s', 'person-' || n % 1000, CASE WHEN n % 100 = 0 THEN 'prune' ELSE 'replay' END, 'cancellation',
-           CASE WHEN n % 1000 = 0 THEN 'one' ELSE 'target-' || n END
+    SELECT now() - n * interval '1 s', 'person-' || n % 1000, CASE WHEN n % 100 = 0 THEN 'prune' ELSE 'replay' END,
+           'cancellation', CASE WHEN n % 1000 = 0 THEN 'one' ELSE 'target-' || n END
     FROM generate_series(1, :crowd) AS n
 """
 SHOWN = 20
