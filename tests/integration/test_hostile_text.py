@@ -16,7 +16,7 @@ from worker.cancellation.request import CancelRequest
 from worker.cli import main, parts
 from worker.dev.sandbox import Sandbox
 from worker.inputs.text import visible
-from worker.ledger import connections, dead_letters, transitions
+from worker.ledger import audit, connections, dead_letters, transitions
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.dead_letters import DeadLetter
 from worker.ledger.schema import attempts, cancellations
@@ -117,6 +117,8 @@ def _cancellation(ledger: Engine, vault: TokenVault, number: int, value: str) ->
             "replayed": False,
         }
         db.execute(insert(attempts).values(row))
+        seen = (audit.Action.REVEAL, audit.Kind.CANCELLATION, request.record_id)
+        audit.write(db, audit.By(value, value), *seen, after={value: value})
         return request.record_id
 
 
@@ -181,6 +183,7 @@ def missing(said: str) -> list[str]:
         ("replay", "--status", "rejected", "--dry-run"),
         ("connections", "list"),
         ("dead-letters", "list"),
+        ("audit", "list", "--limit", "100"),
     ],
     ids=" ".join,
 )
@@ -199,7 +202,9 @@ def test_the_story_of_a_cancellation_shows_every_value_as_it_is(terminal: Termin
         shown = SGR.sub("", said)
 
         assert f"Order {within(value)} of connection {visible(value)}\n" in shown
-        assert 6 <= shown.count(within(value).rstrip()), shown  # twice there; who asked, the attempt, the reasons
+        assert 8 <= shown.count(within(value).rstrip()), (
+            shown
+        )  # twice there; who asked, the attempt, the reasons, an act
         assert set() == obeyed(said)
 
 
