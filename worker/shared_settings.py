@@ -34,6 +34,7 @@ def policy() -> Policy:
 
 def actor(stated: str | None = None) -> str:
     """Return who acts: what is stated, else CANCEL_ACTOR, else user@host. Raises SettingsError."""
+    # Of a program too: its user and machine say which one it was, where a word such as "api" would name nobody.
     for named in (stated, from_environment("CANCEL_ACTOR")):
         if named and printable(named).strip():
             return named.strip()

@@ -80,13 +80,14 @@ def requeue(
     who: Who = None,
 ) -> None:
     """Put the job of a dead letter on the inbox again, as it came or corrected."""
+    by = acting(who, reason)
     with ledger() as opened, read_only(opened) as db:
         letter = dead_letters.get(db, number)
     text = _job_of(letter) if job is None else _read(job)
     request = parse_request(text)  # the same judgement as the intake's, before anything is sent
     with closing(client()) as producer:
         producer.enqueue_many([msgspec.structs.asdict(request)])
-    by, made = acting(who, reason), {"cancellation_id": request.record_id}
+    made = {"cancellation_id": request.record_id}
     with (
         ledger() as opened,
         opened.begin() as db,
