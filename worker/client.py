@@ -30,7 +30,8 @@ from worker.errors import (
     LedgerUnavailableError,
     UnknownCancellationError,
 )
-from worker.ledger import hints, queries, transitions
+from worker.ledger import audit, hints, queries, transitions
+from worker.ledger.audit import Action, Kind
 from worker.ledger.database import open_ledger, read_only
 from worker.ledger.problems import ledger_problem
 from worker.ledger.queries import Cancellation, Standing
@@ -52,14 +53,19 @@ class CancelClient:
     """Enqueues cancels and answers for them. Safe to share between threads; make one per process.
 
     `redis_url` and `database_url` default to REDIS_URL and DATABASE_URL. Without a database it can only enqueue.
+    `actor` is who acts by it, for the audit: a person where one is known, else the program. It defaults to
+    CANCEL_ACTOR, else user@host.
     """
 
-    def __init__(self, redis_url: str | None = None, database_url: str | None = None) -> None:
+    def __init__(
+        self, redis_url: str | None = None, database_url: str | None = None, *, actor: str | None = None
+    ) -> None:
         self._redis_url = redis_url or from_environment("REDIS_URL") or "redis://localhost:6379/0"
         self._database_url = database_url or from_environment("DATABASE_URL")
         self._replicas, self._replicas_asked_at = 0, -REPLICAS_ASKED_EVERY_SECONDS
         self._writes_per_second = shared_settings.writes_per_second()
         self._policy = shared_settings.policy()
+        self._actor = actor
 
     @cached_property
     def _redis(self) -> Any:
@@ -155,10 +161,18 @@ class CancelClient:
         """Return when a job that is enqueued now would be sent, and the reason of its connection's hold, if any."""
         return self._ask(queries.next_turn, connection_id, priority, self._writes_per_second)
 
-    def withdraw(self, cancellation_id: str) -> None:
-        """Take back a cancel that was not sent yet. Raises TooLateError or UnknownCancellationError."""
+    def withdraw(self, cancellation_id: str, *, reason: str | None = None) -> None:
+        """Take back a cancel that was not sent yet; `reason` says why, and is kept with the client's `actor`.
+
+        Raises TooLateError or UnknownCancellationError.
+        """
         self.get(cancellation_id)  # a connection that was cut is replaced here, where to ask twice is harmless
-        with _ledger_errors(), self._ledger.begin() as db:
+        by = audit.acting(shared_settings.actor(self._actor), reason)
+        with (
+            _ledger_errors(),
+            self._ledger.begin() as db,
+            audit.recorded(db, by, Action.WITHDRAW, Kind.CANCELLATION, [cancellation_id]),
+        ):
             transitions.withdraw(db, cancellation_id, Policy())
 
     def safe_to_refund(self, cancellation_id: str) -> RefundAnswer:
@@ -266,7 +280,7 @@ def _already_ended(
     return AlreadyEndedError(
         f"The cancel of order {first.order_id!r} of connection {first.connection_id!r}{others} has ended already: "
         f"{first.status}, verdict {first.verdict}. Nothing is sent for it. To cancel the order again, run "
-        f"`cancel-worker replay {first.id}`, or enqueue it with a new idempotency key.",
+        f"`cancel-worker replay {first.id} --reason ...`, or enqueue it with a new idempotency key.",
         [found for found in records if found],
         ids,
     )

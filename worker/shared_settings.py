@@ -5,9 +5,14 @@ Knows their names; what else they may be, `settings` checks where a worker start
 
 from __future__ import annotations
 
+import getpass
+import os
+import socket
+
 from worker.cancellation.pace import DOCUMENTED_WRITES_PER_SECOND
 from worker.cancellation.policy import Policy
 from worker.environment import SettingsError, from_environment
+from worker.inputs.text import printable
 from worker.inputs.values import problem_of_number
 
 MAX_SECONDS = 30 * 86_400.0  # of any setting
@@ -25,6 +30,22 @@ def policy() -> Policy:
         retry_horizon=_numbers("RETRY_HORIZON_SECONDS", (default.retry_horizon,))[0],
         read_back=_numbers("READ_BACK_SECONDS", default.read_back),
     )
+
+
+def actor(stated: str | None = None) -> str:
+    """Return who acts: what is stated, else CANCEL_ACTOR, else user@host. Raises SettingsError."""
+    # Of a program too: its user and machine say which one it was, where a word such as "api" would name nobody.
+    for named in (stated, from_environment("CANCEL_ACTOR")):
+        if named and printable(named).strip():
+            return named.strip()
+    return f"{_user()}@{socket.gethostname()}"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name, and no LOGNAME
+        return f"uid {os.getuid()}"
 
 
 def _numbers(name: str, default: tuple[float, ...]) -> tuple[float, ...]:

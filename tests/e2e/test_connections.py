@@ -49,9 +49,13 @@ def test_what_an_operator_holds_waits_until_it_is_resumed(deployment: Deployment
     assert "pending" == deployment.record(waits).status
     assert 0 == deployment.trackstar.traffic(shop).writes
 
-    assert (0, "Connection shop-1 goes on.\n") == run(deployment, "connections", "resume", shop)
+    assert (0, "Connection shop-1 goes on.\n") == run(
+        deployment, "connections", "resume", shop, "--reason", "open again"
+    )
     assert "succeeded" == deployment.client.wait(waits, 30).status
-    assert (0, "Connection shop-1 was not held.\n") == run(deployment, "connections", "resume", shop)
+    assert (0, "Connection shop-1 was not held.\n") == run(
+        deployment, "connections", "resume", shop, "--reason", "open again"
+    )
 
 
 def test_a_connection_is_removed_only_when_nothing_waits_or_by_force(deployment: Deployment, shop: str) -> None:
@@ -59,13 +63,13 @@ def test_a_connection_is_removed_only_when_nothing_waits_or_by_force(deployment:
     assert 0 == run(deployment, "connections", "hold", shop)[0]
     waits = cancel(deployment, "o-1")
     deployment.wait_until(lambda: deployment.client.get(waits), "its record")
-    code, said = run(deployment, "connections", "remove", shop)
+    code, said = run(deployment, "connections", "remove", shop, "--reason", "left us")
 
     assert 2 == code
     assert "1 cancellations of shop-1 have not ended" in " ".join(said.split())
 
-    assert 0 == run(deployment, "connections", "remove", shop, "--force")[0]
-    assert 2 == run(deployment, "connections", "resume", shop)[0]
+    assert 0 == run(deployment, "connections", "remove", shop, "--force", "--reason", "left us")[0]
+    assert 2 == run(deployment, "connections", "resume", shop, "--reason", "open again")[0]
     assert "pending" == deployment.record(waits).status
 
     assert 0 == run(deployment, "connections", "add", shop, typed=f"{token_of(shop)}\n".encode())[0]

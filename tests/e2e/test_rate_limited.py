@@ -89,7 +89,7 @@ def test_resume_ends_it_at_once_also_for_who_was_told_to_wait(deployment: Deploy
     deployment.start_worker()
     told, behind = held(deployment), cancel(deployment, "o-2")
 
-    assert (0, "Connection shop-1 goes on.\n") == run(deployment, "connections", "resume", shop)
+    assert (0, "Connection shop-1 goes on.\n") == run(deployment, "connections", "resume", shop, "--reason", "now")
     began = time.monotonic()
     assert ["succeeded"] * 2 == [deployment.client.wait(each, 30).status for each in (told, behind)]
     assert time.monotonic() - began < 10

@@ -30,12 +30,13 @@ def test_a_refused_cancel_is_replayed_with_a_new_key_and_its_timeline_shows_both
     assert "1 would be replayed" in said
     assert refused == deployment.client.get(refused.id)
 
-    assert 0 == run(deployment, "replay", refused.id)[0]
+    assert 0 == run(deployment, "replay", refused.id, "--reason", "corrected")[0]
     deployment.wait_until(lambda: deployment.record(refused.id).status == "succeeded", "the replay")
 
     truth = deployment.trackstar.order(shop, "o-1").truth
     assert [refused.id, f"{refused.id}-2"] == [request.key for request in truth.cancels]
     code, said = run(deployment, "show", "o-1")
+    assert "replay, by " in said
     assert ["validation_failed", "replayed", "accepted"] == [
         word for word in re.split(r"[\s,:]+", said) if word in {"validation_failed", "replayed", "accepted"}
     ]
@@ -47,7 +48,7 @@ def test_a_proven_cancel_is_not_replayed_and_it_says_why(deployment: Deployment,
     deployment.trackstar.add_order(shop, "o-1")
     deployment.start_worker()
     ended = deployment.client.wait(deployment.client.enqueue(shop, "o-1"), 30)
-    code, said = run(deployment, "replay", ended.id)
+    code, said = run(deployment, "replay", ended.id, "--reason", "asked again")
 
     assert 1 == code
     assert "its order is proven cancelled" in said

@@ -254,7 +254,7 @@ def test_what_is_not_known_is_not_replayed(operator: Operator, ledger: Engine, s
 
     for name in (unknown, "no-id"):
         sentence = f"Nothing in the ledger has the id {name}: see `cancel-worker list`."
-        assert (2, sentence) == operator.run("replay", known, name)
+        assert (2, sentence) == operator.run("replay", known, name, "--reason", "asked again")
     assert before == get(ledger, known)
 
 
@@ -357,7 +357,7 @@ def test_nothing_is_done_to_a_connection_that_nobody_knows(operator: Operator, d
     operator.environment["CREDENTIAL_KEYS"] = OPERATORS_KEY
     sentence = "There is no connection shop-9: see `cancel-worker connections list`."
 
-    assert (2, sentence) == operator.run("connections", deed, "shop-9", typed="token\n")
+    assert (2, sentence) == operator.run("connections", deed, "shop-9", "--reason", "asked", typed="token\n")
 
 
 # ---- the worker, its health, the doctor

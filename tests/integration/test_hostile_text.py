@@ -16,7 +16,7 @@ from worker.cancellation.request import CancelRequest
 from worker.cli import main, parts
 from worker.dev.sandbox import Sandbox
 from worker.inputs.text import visible
-from worker.ledger import connections, dead_letters, transitions
+from worker.ledger import audit, connections, dead_letters, transitions
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.dead_letters import DeadLetter
 from worker.ledger.schema import attempts, cancellations
@@ -117,6 +117,8 @@ def _cancellation(ledger: Engine, vault: TokenVault, number: int, value: str) ->
             "replayed": False,
         }
         db.execute(insert(attempts).values(row))
+        seen = (audit.Action.REVEAL, audit.Kind.CANCELLATION, request.record_id)
+        audit.write(db, audit.By(value, value), *seen, after={value: value})
         return request.record_id
 
 
@@ -181,6 +183,7 @@ def missing(said: str) -> list[str]:
         ("replay", "--status", "rejected", "--dry-run"),
         ("connections", "list"),
         ("dead-letters", "list"),
+        ("audit", "list", "--limit", "100"),
     ],
     ids=" ".join,
 )
@@ -199,7 +202,9 @@ def test_the_story_of_a_cancellation_shows_every_value_as_it_is(terminal: Termin
         shown = SGR.sub("", said)
 
         assert f"Order {within(value)} of connection {visible(value)}\n" in shown
-        assert 6 <= shown.count(within(value).rstrip()), shown  # twice there; who asked, the attempt, the reasons
+        assert 8 <= shown.count(within(value).rstrip()), (
+            shown
+        )  # twice there; who asked, the attempt, the reasons, an act
         assert set() == obeyed(said)
 
 
@@ -236,12 +241,16 @@ def test_what_a_command_says_of_a_value_that_was_typed_or_known_is_shown_as_it_i
         ("connections", "set", "--name", value, "--trackstar-id", f"x{value}", "--", value): 1,
         ("resolve", record_id, "cancelled", "--reason", f"x{value}", "--as", value): 0,
         ("resolve", "--reason", "seen", "--", value, "cancelled"): 0,
-        ("connections", "resume", "--", value): 1,
+        ("connections", "resume", "--reason", f"x{value}", "--as", value, "--", value): 1,
         ("connections", "rotate", "--", f"no{value}"): 1,
-        ("connections", "remove", "--force", "--", value): 1,
+        ("connections", "remove", "--force", "--reason", f"x{value}", "--", value): 1,
+        ("audit", "list", "--target", value): 1,
+        ("audit", "list", "--actor", value): 0,
+        ("audit", "list", "--json"): 0,
         ("withdraw", "--", value): 0,
         ("withdraw", record_id): 0,
-        ("replay", record_id): 0,
+        ("replay", "--reason", f"x{value}", "--", record_id): 0,
+        ("show", record_id): 0,
         ("enqueue", "-c", value, "--", value): 0,
         ("dead-letters", "requeue", "1", "--job", value.replace("\x00", "")): 0,
     }

@@ -18,6 +18,7 @@ from worker.cancellation.proof import Prospect
 from worker.cancellation.request import CancelRequest
 from worker.cancellation.status import Evidence, Status, Verdict
 from worker.ledger import (
+    audit,
     backlog,
     claims,
     connections,
@@ -198,12 +199,12 @@ def look_at_the_heads(db: Connection) -> None:
     assert {"shop", "other"} == {head.connection_id for head in backlog.heads(db)[0]}
 
 
-def statements_of(db: Connection, work: Callable[[Connection], None]) -> list[tuple[str, dict[str, Any]]]:
-    """Run it, and return its statements on cancellations with their parameters."""
+def statements_of(db: Connection, work: Callable[[Connection], object]) -> list[tuple[str, dict[str, Any]]]:
+    """Run it, and return its statements on cancellations, or on acts, with their parameters."""
     seen: list[tuple[str, dict[str, Any]]] = []
 
     def collect(_db: Connection, _cursor: Any, statement: str, parameters: dict[str, Any], *_: Any) -> None:
-        if "cancellations" in statement:
+        if "cancellations" in statement or "audit" in statement:
             seen.append((statement, parameters))
 
     event.listen(db, "before_cursor_execute", collect)
@@ -376,5 +377,56 @@ def many_ended(make_database: Callable[[str], str], vault: TokenVault) -> Iterat
         db.execute(text("ALTER TABLE cancellations SET (autovacuum_enabled = off)"))
         db.execute(text(MANY_ENDED), {"crowd": ENDED})
         db.execute(text(SOME_THAT_WAIT))
+    yield engine
+    engine.dispose()
+
+
+# -- acts of people are found by an index, and no more are read than are shown
+
+ACTS = 200_000
+MANY_ACTS = """
+    INSERT INTO audit (at, actor, action, target_kind, target_id)
+    SELECT now() - n * interval '1 s', 'person-' || n % 1000, CASE WHEN n % 100 = 0 THEN 'prune' ELSE 'replay' END,
+           'cancellation', CASE WHEN n % 1000 = 0 THEN 'one' ELSE 'target-' || n END
+    FROM generate_series(1, :crowd) AS n
+"""
+SHOWN = 20
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["no statistics", "analyzed"])
+@pytest.mark.parametrize(
+    ("asked", "index"),
+    [
+        ({}, "ix_audit_at"),
+        ({"since": datetime.now(UTC) - timedelta(days=1)}, "ix_audit_at"),
+        ({"actor": "person-1"}, "ix_audit_actor"),
+        ({"action": "prune"}, "ix_audit_action"),
+        ({"target_id": "one", "kind": "cancellation"}, "ix_audit_target_id"),
+        ({"actor": "person-1", "since": datetime.now(UTC) - timedelta(days=1)}, "ix_audit_actor"),
+    ],
+    ids=str,
+)
+def test_acts_are_read_from_an_index_the_newest_first_and_no_others(
+    many_acts: Engine, asked: dict[str, Any], index: str, analyzed: bool
+) -> None:
+    if analyzed:
+        with many_acts.begin() as db:
+            db.execute(text("ANALYZE audit"))
+    with many_acts.connect() as db:
+        ran = statements_of(db, lambda db: audit.find(db, **asked, limit=SHOWN))
+        db.rollback()
+        plan = plan_of(db, *ran[-1], "force_custom_plan")
+        db.rollback()
+
+    assert {index} == {each["Index Name"] for each in nodes(plan) if "Index Name" in each}
+    assert (SHOWN, 0) == (rows_looked_at(plan), largest_sort(plan))
+
+
+@pytest.fixture(scope="module")
+def many_acts(make_database: Callable[[str], str]) -> Iterator[Engine]:
+    engine = open_ledger(make_database("postgresql"), pool_size=1, plan_once=True)
+    with engine.begin() as db:
+        db.execute(text("ALTER TABLE audit SET (autovacuum_enabled = off)"))
+        db.execute(text(MANY_ACTS), {"crowd": ACTS})
     yield engine
     engine.dispose()

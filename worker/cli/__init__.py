@@ -14,8 +14,8 @@ from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.request import InvalidRequest
-from worker.cli import connections, dead_letters, doctor, local, orders, repair, service
-from worker.cli.parts import SafeConsole
+from worker.cli import audit, connections, dead_letters, doctor, local, orders, repair, service
+from worker.cli.parts import SafeConsole, scrubbed
 from worker.environment import SettingsError
 from worker.errors import (
     AlreadyEndedError,
@@ -31,8 +31,6 @@ from worker.ledger.dead_letters import UnknownDeadLetterError
 from worker.ledger.migrations import SchemaError
 from worker.ledger.problems import ledger_problem
 from worker.ledger.vault import CredentialsError
-from worker.settings import known_secrets
-from worker.telemetry.logs import MIN_SECRET_LENGTH, without_secrets
 
 app = typer.Typer(
     help="Stops an order before the warehouse ships it.",
@@ -42,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(connections.app, name="connections")
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(audit.app, name="audit")
 for command in (
     local.demo,
     service.run,
@@ -96,6 +95,5 @@ def main() -> None:
 
 
 def _fail(code: int, sentence: str) -> NoReturn:
-    sentence = without_secrets(sentence, [value for value in known_secrets() if len(value) >= MIN_SECRET_LENGTH])
-    SafeConsole(stderr=True, soft_wrap=True).print(sentence, style="red")
+    SafeConsole(stderr=True, soft_wrap=True).print(scrubbed(sentence), style="red")
     sys.exit(code)

@@ -9,10 +9,11 @@ import typer
 from redis import RedisError
 from rich.table import Table
 
-from worker.cli.parts import console, ledger, moment
+from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger, moment
 from worker.cli.words import in_few_words
 from worker.inputs.text import visible
-from worker.ledger import connections, freshness, holds, queries
+from worker.ledger import audit, connections, freshness, holds, queries
+from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
 from worker.ledger.vault import TokenVault, fingerprint
 from worker.runtime.known_keys import workers_without
@@ -20,6 +21,8 @@ from worker.settings import load_settings
 from worker.streams import connect_redis
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from sqlalchemy import Connection
 
     from worker.settings import Settings
@@ -43,13 +46,15 @@ def add(
     integration: Annotated[str | None, typer.Option(help="The warehouse system's name.")] = None,
     writes_per_second: WritesPerSecond = None,
     trackstar_id: TrackstarId = None,
+    reason: Why = None,
+    who: Who = None,
 ) -> None:
     """Add a connection, or give a known one a new token. Jobs that waited for it go on."""
     vault = TokenVault(load_settings().keys)
     vault.encrypt("")  # says how to make a key before anybody types a secret
     _check_trackstar_id(trackstar_id)
     token = _read_token(connection_id)
-    with ledger() as opened, opened.begin() as db:
+    with ledger() as opened, opened.begin() as db, _act(db, Action.ADD, connection_id, acting(who, reason)):
         connections.add(
             db,
             connection_id,
@@ -69,12 +74,14 @@ def set_(
     name: Annotated[str | None, typer.Option(help="For people.")] = None,
     writes_per_second: WritesPerSecond = None,
     trackstar_id: TrackstarId = None,
+    reason: Why = None,
+    who: Who = None,
 ) -> None:
     """Change what is stated of a known connection; its token and its hold stay."""
     if name is None and writes_per_second is None and trackstar_id is None:
         raise typer.BadParameter("say what: --name, --writes-per-second or --trackstar-id")
     _check_trackstar_id(trackstar_id)
-    with ledger() as opened, opened.begin() as db:
+    with ledger() as opened, opened.begin() as db, _act(db, Action.SET, connection_id, acting(who, reason)):
         _known(db, connection_id)
         connections.change(db, connection_id, name=name, writes_per_second=writes_per_second)
         if trackstar_id is not None:
@@ -111,31 +118,32 @@ def list_(
 
 
 @app.command()
-def rotate(connection_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+def rotate(connection_id: Annotated[str, typer.Argument(metavar="ID")], reason: Why = None, who: Who = None) -> None:
     """Give a known connection a new token; every worker uses it from its next claim on."""
     vault = TokenVault(load_settings().keys)
     vault.encrypt("")  # says how to make a key before anybody types a secret
     with ledger() as opened, read_only(opened) as db:
         _known(db, connection_id)
     token = _read_token(connection_id)
-    with ledger() as opened, opened.begin() as db:
+    with ledger() as opened, opened.begin() as db, _act(db, Action.ROTATE, connection_id, acting(who, reason)):
         connections.add(db, connection_id, vault.encrypt(token))
     console.print(f"Connection {connection_id} has a new token.")
 
 
 @app.command()
-def hold(connection_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+def hold(connection_id: Annotated[str, typer.Argument(metavar="ID")], reason: Why = None, who: Who = None) -> None:
     """Set a connection aside: its jobs wait, and expire at their send_by, until it is resumed."""
-    with ledger() as opened, opened.begin() as db:
+    with ledger() as opened, opened.begin() as db, _act(db, Action.HOLD, connection_id, acting(who, reason)):
         _known(db, connection_id)
         holds.hold_by_operator(db, connection_id)
     console.print(f"Connection {connection_id} is held.")
 
 
 @app.command()
-def resume(connection_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
-    """End any hold of a connection; its jobs go out at its pace."""
-    with ledger() as opened, opened.begin() as db:
+def resume(connection_id: Annotated[str, typer.Argument(metavar="ID")], reason: Why = None, who: Who = None) -> None:
+    """End any hold of a connection; its jobs go out at its pace. Needs --reason."""
+    by = acting_for_a_reason(who, reason)
+    with ledger() as opened, opened.begin() as db, _act(db, Action.RESUME, connection_id, by):
         row = _known(db, connection_id)
         if not row.has_token:
             raise ValueError(
@@ -152,9 +160,12 @@ def remove(
     force: Annotated[
         bool, typer.Option("--force", help="Also while jobs wait; they wait on until it is added.")
     ] = False,
+    reason: Why = None,
+    who: Who = None,
 ) -> None:
-    """Forget a connection's token. Its cancellations stay: they are the record of what happened."""
-    with ledger() as opened, opened.begin() as db:
+    """Forget a connection's token. Its cancellations stay: they are the record of what happened. Needs --reason."""
+    by = acting_for_a_reason(who, reason)
+    with ledger() as opened, opened.begin() as db, _act(db, Action.REMOVE, connection_id, by):
         _known(db, connection_id)
         waiting = connections.count_waiting(db, connection_id)
         if waiting and not force:
@@ -171,6 +182,8 @@ def rekey(
     force: Annotated[
         bool, typer.Option("--force", help="Also while a worker lacks the key, which then can read no token.")
     ] = False,
+    reason: Why = None,
+    who: Who = None,
 ) -> None:
     """Encrypt every token with the first of CREDENTIAL_KEYS; then the old keys can go."""
     settings = load_settings()
@@ -180,6 +193,7 @@ def rekey(
         _refuse_while_unknown(settings)
     with ledger() as opened, opened.begin() as db:
         count = connections.rekey(db, vault.reencrypt)
+        audit.write(db, acting(who, reason), Action.REKEY, Kind.CONNECTION, after={"tokens": count})
     tokens = "1 token is" if count == 1 else f"{count} tokens are"
     console.print(f"{tokens} encrypted with the first key.")
 
@@ -205,6 +219,10 @@ def _check_trackstar_id(trackstar_id: str | None) -> None:
         raise typer.BadParameter(
             f"an id of Trackstar has 1 to {MAX_ID_LENGTH} characters", param_hint="--trackstar-id"
         )
+
+
+def _act(db: Connection, action: Action, connection_id: str, by: audit.By) -> AbstractContextManager[None]:
+    return audit.recorded(db, by, action, Kind.CONNECTION, [connection_id])
 
 
 def _known(db: Connection, connection_id: str) -> connections.ConnectionRow:

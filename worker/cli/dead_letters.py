@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.cancellation.request import parse_request
-from worker.cli.parts import client, console, ledger, moment
-from worker.ledger import dead_letters
+from worker.cli.parts import Who, Why, acting, client, console, ledger, moment
+from worker.ledger import audit, dead_letters
+from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
 from worker.streams import INBOX
 
@@ -74,14 +76,23 @@ def requeue(
     job: Annotated[
         Path | None, typer.Option(help="A file with the corrected job, one JSON object; - reads standard input.")
     ] = None,
+    reason: Why = None,
+    who: Who = None,
 ) -> None:
     """Put the job of a dead letter on the inbox again, as it came or corrected."""
+    by = acting(who, reason)
     with ledger() as opened, read_only(opened) as db:
         letter = dead_letters.get(db, number)
     text = _job_of(letter) if job is None else _read(job)
     request = parse_request(text)  # the same judgement as the intake's, before anything is sent
-    client().enqueue_many([msgspec.structs.asdict(request)])
-    with ledger() as opened, opened.begin() as db:
+    with closing(client()) as producer:
+        producer.enqueue_many([msgspec.structs.asdict(request)])
+    made = {"cancellation_id": request.record_id}
+    with (
+        ledger() as opened,
+        opened.begin() as db,
+        audit.recorded(db, by, Action.REQUEUE, Kind.DEAD_LETTER, [number], **made),
+    ):
         dead_letters.note_requeued(db, number)
     console.print(f"{request.record_id}  {request.order_id}")
 

@@ -285,11 +285,12 @@ _NO_ANSWER = {
     "proxy_failed": "Check TRACKSTAR_PROXY, and its user and password.",
 }
 _SAYS = {True: "available", False: "not available", None: "not told"}
+_RESUME = "`cancel-worker connections resume {id} --reason ...`"
 _REMEDIES = {
     "credentials": "Give it a new token: `cancel-worker connections rotate {id}`.",
     "outage": "Its warehouse does not answer; it is probed and goes on by itself.",
     "trackstar_outage": "Trackstar does not answer; it is probed and goes on by itself.",
-    "rate_limited": "Trackstar asks for a pause; it ends by itself, or by `cancel-worker connections resume {id}`.",
-    "operator": "A person holds it: `cancel-worker connections resume {id}`.",
+    "rate_limited": f"Trackstar asks for a pause; it ends by itself, or by {_RESUME}.",
+    "operator": f"A person holds it (`cancel-worker audit list --target {{id}}` says who): {_RESUME}.",
     "unknown_connection": "Nobody has added it: `cancel-worker connections add {id}`.",
 }

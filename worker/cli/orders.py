@@ -13,10 +13,9 @@ from rich.table import Table
 from worker import shared_settings
 from worker.cancellation.lifecycle import NOT_FOUND_YET
 from worker.cancellation.status import SafeToRefund, Status
-from worker.cli.parts import client, console, ledger, moment, overview, refund
+from worker.cli.parts import client, console, ledger, moment, overview, print_json, refund
 from worker.cli.words import why_a_person
 from worker.errors import AlreadyEndedError, LedgerUnavailableError, UnknownCancellationError
-from worker.inputs.text import visible_json
 from worker.ledger import queries
 from worker.ledger.database import read_only
 from worker.ledger.queries import Cancellation, Timeline
@@ -110,7 +109,7 @@ def show(
         for found in timelines:
             expected = asked.expected_at(found.cancellation.id)
             if as_json:
-                _print_json({**_as_json(found), "expected_at": expected})
+                print_json({**_as_json(found), "expected_at": expected})
             else:
                 _print_timeline(found, expected)
 
@@ -138,13 +137,9 @@ def list_(
         )
     if as_json:
         for row in found:
-            _print_json(_without_document(row))
+            print_json(_without_document(row))
     else:
         console.print(overview(found))
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    print(visible_json(msgspec.json.encode(document)))  # noqa: T201 - for programs, one line each
 
 
 def _without_document(found: Cancellation) -> dict[str, Any]:
@@ -161,6 +156,7 @@ def _as_json(found: Timeline) -> dict[str, Any]:
         "order_snapshot": msgspec.Raw(msgspec.json.format(document.encode(), indent=-1)) if document else None,
         "attempts_made": found.attempts,
         "events": found.events,
+        "acts": found.acts,
     }
 
 
@@ -229,6 +225,9 @@ def _lines(found: Timeline) -> list[tuple[datetime, str]]:
         again = f" (generation {tried['generation']})" if tried["generation"] > 1 else ""
         lines.append((tried["started_at"], f"{verb}{again}, {answer}, {tried['reason']}{error}{request}"))
     lines += [(told["created_at"], _told(told["type"], told["payload"])) for told in found.events]
+    lines += [
+        (act.at, f"{act.action}, by {act.actor}" + (f": {act.reason}" if act.reason else "")) for act in found.acts
+    ]
     return lines
 
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from worker import shared_settings
 from worker.cancellation.status import SafeToRefund
 from worker.cli.words import refund_in_words
 from worker.client import CancelClient
 from worker.environment import from_environment
-from worker.inputs.text import visible
+from worker.inputs.text import visible, visible_json
+from worker.ledger import audit
 from worker.ledger.database import open_ledger
+from worker.settings import known_secrets
+from worker.telemetry.logs import MIN_SECRET_LENGTH, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -47,8 +53,30 @@ console = SafeConsole(width=None if sys.stdout.isatty() else 160)
 DEFAULT_DATABASE = "sqlite:///cancellations.sqlite3"
 
 
-def client() -> CancelClient:
-    return CancelClient(database_url=from_environment("DATABASE_URL") or DEFAULT_DATABASE)
+def client(who: str | None = None) -> CancelClient:
+    return CancelClient(database_url=from_environment("DATABASE_URL") or DEFAULT_DATABASE, actor=who)
+
+
+Who = Annotated[str | None, typer.Option("--as", help="Your name; default: CANCEL_ACTOR, else user@host.")]
+Why = Annotated[str | None, typer.Option("--reason", help="Why; it is kept beside your name (`audit list`).")]
+
+
+def acting(who: str | None, why: str | None) -> audit.By:
+    """Return who acts and why, for the audit, without a secret of the environment that was pasted into it."""
+    return audit.acting(scrubbed(shared_settings.actor(who)), scrubbed(why) if why else None)
+
+
+def acting_for_a_reason(who: str | None, why: str | None, *, ask: str = "say why") -> audit.By:
+    """Return who acts and why, where an act must have a reason. Raises BadParameter without one."""
+    by = acting(who, why)
+    if by.reason is None:
+        raise typer.BadParameter(f"{ask}; it is kept beside your name", param_hint="--reason")
+    return by
+
+
+def scrubbed(text: str) -> str:
+    """Return a text without the secrets that the environment holds."""
+    return str(without_secrets(text, [value for value in known_secrets() if len(value) >= MIN_SECRET_LENGTH]))
 
 
 @contextmanager
@@ -78,6 +106,10 @@ def refund(found: Cancellation) -> Text:
 
 def moment(when: datetime | None) -> str:
     return f"{when:%Y-%m-%d %H:%M:%S} UTC" if when else ""
+
+
+def print_json(document: dict[str, Any]) -> None:
+    print(visible_json(msgspec.json.encode(document)))  # noqa: T201 - for programs, one line each
 
 
 def overview(found: Iterable[Cancellation]) -> Table:

@@ -16,7 +16,7 @@ from worker.cancellation.pace import seconds_to_send
 from worker.cancellation.policy import Policy
 from worker.cancellation.request import is_record_id
 from worker.cancellation.status import FINAL, SafeToRefund, Status, Verdict, safe_to_refund
-from worker.ledger import outlook
+from worker.ledger import audit, outlook
 from worker.ledger.dialects import (
     RecordId,
     bind_rows,
@@ -194,12 +194,16 @@ def next_turn(
     return row.now + timedelta(seconds=seconds_to_send(row[2], row.writes_per_second or default_rate)), None
 
 
+MAX_ACTS = 1_000  # of one cancellation in its timeline
+
+
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     """One cancellation with everything that happened to it, in order."""
 
     cancellation: Cancellation
     attempts: list[dict[str, Any]]
     events: list[dict[str, Any]]
+    acts: list[audit.Act]  # of people, the newest first
 
 
 def timeline(db: sa.Connection, record_id: str, policy: Policy = _DEFAULT) -> Timeline | None:
@@ -220,6 +224,7 @@ def timeline(db: sa.Connection, record_id: str, policy: Policy = _DEFAULT) -> Ti
         cancellation=found,
         attempts=[{**row._mapping, "cancellation_id": record_id} for row in tried],  # noqa: SLF001
         events=[{**row._mapping, "payload": msgspec.json.decode(row.payload)} for row in told],  # noqa: SLF001
+        acts=audit.find(db, kind=audit.Kind.CANCELLATION, target_id=record_id, limit=MAX_ACTS),
     )
 
 

@@ -218,3 +218,24 @@ dead_letters = sa.Table(
     sa.Column("requeued_at", UtcTimestamp),  # when a person sent it again
     sa.UniqueConstraint("source", "entry_id"),
 )
+
+# What people did. Nobody changes a row. No check of words: a newer command may write one that an older does not know.
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", RowId, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcTimestamp, nullable=False),
+    sa.Column("actor", sa.String(255), nullable=False),
+    sa.Column("action", sa.String(32), nullable=False),
+    sa.Column("target_kind", sa.String(32), nullable=False),
+    sa.Column("target_id", sa.String(255)),  # null: all of that kind
+    sa.Column("reason", sa.Text),
+    # Facts that `ledger.audit` names: no token, no document, nothing personal of an order.
+    sa.Column("before", sa.JSON(none_as_null=True)),
+    sa.Column("after", sa.JSON(none_as_null=True)),
+)
+# Each in the order in which acts are shown, to the last column: a page is read, and nothing is sorted.
+sa.Index("ix_audit_at", audit.c.at, audit.c.id)
+sa.Index("ix_audit_actor", audit.c.actor, audit.c.at, audit.c.id)
+sa.Index("ix_audit_action", audit.c.action, audit.c.at, audit.c.id)
+sa.Index("ix_audit_target_id", audit.c.target_id, audit.c.at, audit.c.id)
