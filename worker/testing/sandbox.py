@@ -34,7 +34,7 @@ LONG_ENOUGH = 1_000  # answers: more than are asked for within the retry horizon
 OUTCOMES: dict[str, OrderOptions | None] = {
     "cancelled": {},
     "retried": {"script": ["503"]},
-    "lost": {"script": ["applied_then:hang:60"]},  # it landed, and nobody heard the answer
+    "lost": {"script": ["applied_then:reset"]},  # it landed, and nobody heard the answer
     "accepted_then_cancelled": {"script": ["open:1800"]},
     "accepted_then_shipped": {"script": ["open:ship:1800"]},
     "accepted_then_open": {"script": ["open"]},
