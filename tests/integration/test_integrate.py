@@ -143,6 +143,16 @@ def test_steps_are_answered_one_after_another(
     assert 2 <= (trackstar_sandbox.now - began).total_seconds() < 60
 
 
+def test_a_pause_that_the_server_asks_for_takes_its_time(
+    trackstar_sandbox: TrackstarSandbox, cancel_client: CancelClient
+) -> None:
+    trackstar_sandbox.answers("1", "429:120")
+    began = trackstar_sandbox.now
+    cancel_client.wait(cancel_client.enqueue(SHOP, "1"))
+
+    assert timedelta(seconds=120) == trackstar_sandbox.now - began
+
+
 def test_an_outcome_that_nobody_knows_is_refused(
     trackstar_sandbox: TrackstarSandbox, cancel_client: CancelClient
 ) -> None:
