@@ -146,10 +146,7 @@ class CancelClient:
             if found is not None and found.ended:
                 return found
             if deadline is not None and time.monotonic() >= deadline:
-                state = f"is {found.status}" if found else "is not in the ledger yet"
-                raise TimeoutError(
-                    f"Cancellation {cancellation_id} {state} after {timeout:g} s; it goes on: ask again."
-                )
+                raise not_ended(cancellation_id, found, timeout or 0.0)
             time.sleep(pause)
             pause = min(pause * 1.5, 1.0)
 
@@ -250,6 +247,12 @@ class CancelClient:
         except LedgerUnavailableError:
             return {}  # a ledger that is away does not stop anyone from enqueuing
         return _ended_of(requests, known)
+
+
+def not_ended(cancellation_id: str, found: Cancellation | None, seconds: float) -> TimeoutError:
+    """Return what `wait` raises after so many seconds."""
+    state = f"is {found.status}" if found else "is not in the ledger yet"
+    return TimeoutError(f"Cancellation {cancellation_id} {state} after {seconds:g} s; it goes on: ask again.")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ An instant and the database's clock, INSERT ... ON CONFLICT, a list of rows as o
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -83,6 +83,15 @@ def _now_plus_postgresql(element: now_plus, compiler: Any, **kw: Any) -> str:
 def _now_plus_sqlite(element: now_plus, compiler: Any, **kw: Any) -> str:
     (seconds,) = element.clauses
     return f"strftime('{_SQLITE_FORMAT}', 'now', ({compiler.process(seconds, **kw)}) || ' seconds')"
+
+
+def keep_time(connection: Any, now: Callable[[], datetime]) -> None:
+    """Let a driver's connection to SQLite take its time from `now`: for tests of whoever builds on the client."""
+
+    def strftime(_format: str, _now: str, shift: str) -> str:  # the one form in which `now_plus` asks for it
+        return instant_text(now() + timedelta(seconds=float(shift.removesuffix(" seconds"))))
+
+    connection.create_function("strftime", 3, strftime)
 
 
 def now_plus_parameter(name: str) -> now_plus:
