@@ -432,7 +432,6 @@ def test_outcomes_are_counted_from_the_newest_by_the_index_of_their_receipt(
         assert 0 < rows_looked_at(plan) <= (most_read + 2 if analyzed else ENDED + 2), mode
 
 
-
 @pytest.fixture(scope="module")
 def many_outcomes(make_database: Callable[[str], str], vault: TokenVault) -> Iterator[Engine]:
     engine = open_ledger(make_database("postgresql"), pool_size=1, plan_once=True)

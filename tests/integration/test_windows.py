@@ -1,7 +1,9 @@
-"""What chance a cancel has, counted from our own outcomes on both ledgers; the command, and the warning of `enqueue`."""
+"""What chance a cancel has, counted from our own outcomes on both ledgers; the command; what `enqueue` warns of."""
 
 from __future__ import annotations
 
+import json
+import sys
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,13 +17,17 @@ from worker.cancellation.lifecycle import Transition
 from worker.cancellation.proof import Confirmation
 from worker.cancellation.request import CancelRequest
 from worker.cancellation.status import Evidence, Status, Verdict
+from worker.cli import main, orders, parts
 from worker.ledger import claims, connections, outcomes, results, transitions
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.schema import cancellations
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import Engine
 
+    from worker.client import CancelClient
     from worker.ledger.vault import TokenVault
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -238,3 +244,130 @@ def test_a_later_read_says_when_the_order_was_created_where_the_answer_did_not(l
     with ledger.begin() as db:
         results.commit_results(db, [results.ConfirmResult(claim=due, attempts=(), confirmation=proven)])
     assert CREATED == created_at(ledger)
+
+
+# ---- the command, and the warning
+
+
+class Shell:
+    """Runs commands in this process on the ledger of a test; returns their exit code and what they said."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def run(self, *words: str) -> tuple[int, str]:
+        self._monkeypatch.setattr(sys, "argv", ["cancel-worker", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        written = self._capsys.readouterr()
+        return int(ended.value.code or 0), written.out + written.err
+
+
+@pytest.fixture
+def shell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], database_url: str, redis_url: str
+) -> Iterator[Shell]:
+    monkeypatch.setattr(parts.console, "_width", 160)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    made: list[CancelClient] = []  # a process that ends closes its client; this one goes on
+    monkeypatch.setattr(orders, "client", lambda: made.append(parts.client()) or made[-1])
+    yield Shell(monkeypatch, capsys)
+    for each in made:
+        each.close()
+
+
+def flat(said: str) -> str:
+    return " ".join(said.split())
+
+
+@pytest.mark.usefixtures("shops")
+def test_the_command_says_shares_with_their_bounds_by_age_and_by_hour(ledger: Engine, shell: Shell) -> None:
+    for _ in range(9):
+        end(ledger, age=timedelta(minutes=20))
+    end(ledger, "hero-2", age=timedelta(days=4), **FAILURE)
+    end(ledger, "none", verdict="accepted")
+    code, said = shell.run("windows")
+    lines = [flat(line) for line in said.splitlines()]
+
+    assert 0 == code
+    when = f"{TODAY_AT_9:%Y-%m-%d %H:%M:%S} UTC"
+    assert f"Of the newest 11 cancellations, received since {when}:" == lines[0]
+    assert "shiphero" in lines
+    for line in (
+        f"at any time 9 of 10 60% to 98% {when}",
+        f"the order 15 min to 1 h old 9 of 9 70% to 100% {when}",
+        "the order 3 days old or older 0 of 1 0% to 79%",
+        f"09:00 to 10:00 UTC 9 of 10 60% to 98% {when}",
+        "the order of an age that nobody has said 0 of 0 nobody knows 1",
+    ):
+        assert line in lines
+    assert "logiwa" not in said
+    assert lines.index("shiphero") < lines.index("a warehouse system that nobody has stated")
+
+
+@pytest.mark.usefixtures("shops")
+def test_the_command_is_narrowed_to_a_connection_or_a_system(ledger: Engine, shell: Shell) -> None:
+    end(ledger, "hero-1")
+    end(ledger, "lo", sent=NOW - timedelta(days=40))
+
+    assert "logiwa" not in shell.run("windows")[1]
+    assert "logiwa" in shell.run("windows", "--days", "41")[1]
+    assert "logiwa" not in shell.run("windows", "--days", "41", "-c", "hero-1")[1]
+    assert "shiphero" not in shell.run("windows", "--days", "41", "--integration", "LOGIWA")[1]
+    assert "No cancellation was received in the last 30 days." not in shell.run("windows")[1]
+    assert 2 == shell.run("windows", "-c", "hero-1", "--integration", "logiwa")[0]
+
+
+def test_the_command_has_nothing_to_say_of_an_empty_ledger(ledger: Engine, shell: Shell) -> None:
+    del ledger
+    assert (0, "No cancellation was received in the last 30 days.\n") == shell.run("windows")
+
+
+@pytest.mark.usefixtures("shops")
+def test_for_programs_each_count_is_an_object_of_its_own(ledger: Engine, shell: Shell) -> None:
+    for _ in range(30):
+        end(ledger, "lo", age=timedelta(hours=13), **FAILURE)
+    of_all, of_age, of_hour = (json.loads(line) for line in shell.run("windows", "--json")[1].splitlines())
+    counts = {"succeeded": 0, "failed": 30, "undecided": 0, "last_success": None}
+    judged = {"integration_name": "logiwa", **counts, "low": 0.0, "high": 0.1135, "small": True}
+
+    assert judged == of_all
+    assert {**judged, "age_from": 43_200, "age_to": 86_400} == of_age
+    assert {**judged, "hour_utc": 9} == of_hour
+
+
+@pytest.mark.usefixtures("shops")
+def test_who_enqueues_is_warned_where_the_chance_is_small(ledger: Engine, shell: Shell) -> None:
+    for _ in range(30):
+        end(ledger, "lo", **FAILURE)
+        end(ledger, "hero-1", age=timedelta(hours=1))
+        end(ledger, "hero-1", age=timedelta(days=5), **FAILURE)
+    code, never = shell.run("enqueue", "o-1", "-c", "lo")
+    old = shell.run("enqueue", "o-1", "-c", "hero-2")[1]
+
+    assert 0 == code
+    assert "The chance is small: of the cancels in this warehouse system 0 of 30 succeeded (at most 11%;" in never
+    assert "of the cancels of orders 4 h old or older in this warehouse system 0 of 30 succeeded" in old
+    assert "chance" not in shell.run("enqueue", "o-1", "-c", "none")[1]
+
+
+@pytest.mark.usefixtures("shops")
+def test_who_enqueues_in_an_hour_in_which_nothing_succeeds_is_warned_of_it(ledger: Engine, shell: Shell) -> None:
+    now = datetime.now(UTC)
+    for _ in range(30):
+        end(ledger, sent=now - timedelta(hours=6))
+        end(ledger, sent=now - timedelta(days=1), **FAILURE)
+    said = shell.run("enqueue", "o-1", "-c", "hero-1")[1]
+
+    hour = f"{now:%H}:00 to {now + timedelta(hours=1):%H}:00 UTC"
+    if now.hour == datetime.now(UTC).hour:
+        assert f"of the cancels sent from {hour} in this warehouse system 0 of 30 succeeded" in said
+
+
+def test_a_ledger_that_is_away_warns_of_nothing(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "sqlite:////nowhere/x")
+    code, said = shell.run("enqueue", "o-1", "-c", "lo")
+
+    assert (0, False) == (code, "chance" in said)

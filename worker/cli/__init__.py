@@ -14,7 +14,7 @@ from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.request import InvalidRequest
-from worker.cli import connections, dead_letters, doctor, local, orders, repair, service
+from worker.cli import connections, dead_letters, doctor, local, orders, repair, service, windows
 from worker.cli.parts import SafeConsole
 from worker.environment import SettingsError
 from worker.errors import (
@@ -55,6 +55,7 @@ for command in (
     repair.replay,
     repair.withdraw,
     repair.resolve,
+    windows.windows,
 ):
     app.command(name=command.__name__.rstrip("_"))(command)
 

@@ -14,6 +14,7 @@ from worker import shared_settings
 from worker.cancellation.lifecycle import NOT_FOUND_YET
 from worker.cancellation.status import SafeToRefund, Status
 from worker.cli.parts import client, console, ledger, moment, overview, refund
+from worker.cli.windows import warn_of_small_chance
 from worker.cli.words import why_a_person
 from worker.errors import AlreadyEndedError, LedgerUnavailableError, UnknownCancellationError
 from worker.inputs.text import visible_json
@@ -62,6 +63,8 @@ def enqueue(
     except AlreadyEndedError as error:
         ids, ended_before = error.ids, {found.id for found in error.cancellations}
         console.print(str(error), style="red", soft_wrap=True)
+    if ended_before != set(ids):
+        warn_of_small_chance(connection)
     if not wait:
         for order_id, record_id in zip(order_ids, ids, strict=True):
             if record_id not in ended_before:

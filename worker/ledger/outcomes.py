@@ -7,7 +7,7 @@ so its cost does not grow with the ledger. Knows rows; what the counts say, `can
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import sqlalchemy as sa
@@ -17,6 +17,11 @@ from worker.cancellation.outcome import NOT_SUPPORTED
 from worker.cancellation.status import Evidence, Status, Verdict
 from worker.ledger.dialects import db_now, now_plus, seconds_between, utc_hour
 from worker.ledger.schema import cancellations, connections
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql.base import ReadOnlyColumnCollection
+
+    Columns = ReadOnlyColumnCollection[str, sa.ColumnElement[Any]]
 
 c = cancellations.c
 k = connections.c
@@ -102,7 +107,7 @@ def _recent(days: float, most: int) -> sa.CTE:
     )
 
 
-def _age_of(dialect: str, r: Any) -> sa.ColumnElement[int]:
+def _age_of(dialect: str, r: Columns) -> sa.ColumnElement[int]:
     """Return the number of AGE_EDGES that an order had reached when its cancel was first sent."""
     seconds = seconds_between(dialect, r.order_created_at, r.first_sent_at)
     below = [(seconds < edge, number) for number, edge in enumerate(AGE_EDGES)]
@@ -110,23 +115,21 @@ def _age_of(dialect: str, r: Any) -> sa.ColumnElement[int]:
     return sa.case((unknown, sa.null()), *below, else_=len(AGE_EDGES))
 
 
-def _succeeded(r: Any) -> sa.ColumnElement[bool]:
+def _succeeded(r: Columns) -> sa.ColumnElement[bool]:
     # What was refused and is cancelled all the same, another has cancelled: it says nothing of ours.
     return (r.verdict == Verdict.CANCELLED.value) & (r.status != Status.REJECTED.value) & r.ended_at.is_not(None)
 
 
-def _failed(r: Any) -> sa.ColumnElement[bool]:
+def _failed(r: Columns) -> sa.ColumnElement[bool]:
     # What Trackstar itself refuses never came to the warehouse, but for a system that knows no cancel.
     came = r.evidence.not_in([Evidence.NEVER_SENT.value, Evidence.REFUSAL.value]) | (r.outcome_reason == NOT_SUPPORTED)
     return (r.verdict == Verdict.NOT_CANCELLED.value) & r.ended_at.is_not(None) & came
 
 
-def _undecided(r: Any) -> sa.ColumnElement[bool]:
+def _undecided(r: Columns) -> sa.ColumnElement[bool]:
     return r.verdict.in_([Verdict.ACCEPTED.value, Verdict.UNKNOWN.value]) & r.ended_at.is_not(None)
 
 
 def _cell(row: Any) -> Cell:
-    tally = Tally(
-        succeeded=row.succeeded, failed=row.failed, undecided=row.undecided, last_success=row.last_success
-    )
+    tally = Tally(succeeded=row.succeeded, failed=row.failed, undecided=row.undecided, last_success=row.last_success)
     return Cell(system=row.system, age=row.age, hour=int(row.hour), tally=tally)
