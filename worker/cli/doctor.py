@@ -18,6 +18,7 @@ from worker.cancellation.standstill import STANDSTILL_SECONDS
 from worker.cli.findings import Finding
 from worker.cli.parts import console, opened_ledger
 from worker.cli.proof import proof_findings
+from worker.cli.words import connection_called, remedy_of_hold
 from worker.inputs.faults import fault
 from worker.ledger import backlog, migrations
 from worker.ledger.database import read_only
@@ -227,7 +228,7 @@ def _connections(settings: Settings) -> Iterator[Finding]:
         if silent < MAX_SILENT:
             answer = trackstar.read_connection(row.id)
             silent = silent + 1 if isinstance(answer, NoReply) else 0
-            yield from _answered(f"Connection {row.id}", answer)
+            yield from _answered(_part(row), answer)
     yield from _others(found)
 
 
@@ -239,10 +240,14 @@ def _others(found: Survey) -> Iterator[Finding]:
         yield Finding("Connections", f"{found.unknown} that nobody has added; jobs for them wait", remedy)
 
 
+def _part(row: Surveyed) -> str:
+    return f"Connection {connection_called(row.id, row.name, row.owner)}"
+
+
 def _kept(row: Surveyed, vault: TokenVault) -> Iterator[Finding]:
-    part = f"Connection {row.id}"
+    part = _part(row)
     if row.hold_reason:
-        remedy = _REMEDIES.get(row.hold_reason, "See `cancel-worker connections list`.").format(id=row.id)
+        remedy = remedy_of_hold(row.hold_reason, row.id)
         yield Finding(part, f"held ({row.hold_reason}), {row.waiting} wait", remedy)
     try:
         if row.encrypted_token:
@@ -285,11 +290,3 @@ _NO_ANSWER = {
     "proxy_failed": "Check TRACKSTAR_PROXY, and its user and password.",
 }
 _SAYS = {True: "available", False: "not available", None: "not told"}
-_REMEDIES = {
-    "credentials": "Give it a new token: `cancel-worker connections rotate {id}`.",
-    "outage": "Its warehouse does not answer; it is probed and goes on by itself.",
-    "trackstar_outage": "Trackstar does not answer; it is probed and goes on by itself.",
-    "rate_limited": "Trackstar asks for a pause; it ends by itself, or by `cancel-worker connections resume {id}`.",
-    "operator": "A person holds it: `cancel-worker connections resume {id}`.",
-    "unknown_connection": "Nobody has added it: `cancel-worker connections add {id}`.",
-}

@@ -15,7 +15,7 @@ from worker.cancellation.lifecycle import NOT_FOUND_YET
 from worker.cancellation.status import SafeToRefund, Status
 from worker.cli.parts import client, console, ledger, moment, overview, refund
 from worker.cli.windows import warn_of_small_chance
-from worker.cli.words import why_a_person
+from worker.cli.words import connection_called, why_a_person
 from worker.errors import AlreadyEndedError, LedgerUnavailableError, UnknownCancellationError
 from worker.inputs.text import visible_json
 from worker.ledger import queries
@@ -178,7 +178,8 @@ _ENDS = {
 
 def _print_timeline(found: Timeline, expected: datetime | None) -> None:
     row = found.cancellation
-    console.print(f"Order {row.order_id} of connection {row.connection_id}", style="bold")
+    where = connection_called(row.connection_id, row.connection_name, row.connection_owner)
+    console.print(f"Order {row.order_id} of connection {where}", style="bold")
     console.print(f"Safe to refund: {_answer(row)}", style=refund(row).style)
     console.print(_in_words(row))
     if expected is not None and not row.ended:

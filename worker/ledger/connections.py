@@ -16,7 +16,7 @@ from worker.ledger.schema import LEASED, PENDING, WAITING, cancellations, connec
 from worker.ledger.vault import CredentialsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 c = cancellations.c
 k = connections.c
@@ -33,6 +33,7 @@ class ConnectionRow(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     name: str | None
+    owner: str | None
     integration_name: str | None
     writes_per_second: float | None
     hold_reason: str | None
@@ -48,12 +49,12 @@ def add(
     encrypted_token: str,
     *,
     name: str | None = None,
+    owner: str | None = None,
     integration_name: str | None = None,
     writes_per_second: float | None = None,
 ) -> None:
     """Add a connection, or give a known one a new token. Jobs that waited for it go on."""
-    known = {"name": name, "integration_name": integration_name, "writes_per_second": writes_per_second}
-    stated = {key: value for key, value in known.items() if value is not None}
+    stated = _stated(name=name, owner=owner, integration_name=integration_name, writes_per_second=writes_per_second)
     statement = insert(db.dialect.name, connections).values(
         id=connection_id, access_token=encrypted_token, created_at=db_now(), updated_at=db_now(), **stated
     )
@@ -76,12 +77,22 @@ def add(
 
 
 def change(
-    db: sa.Connection, connection_id: str, *, name: str | None = None, writes_per_second: float | None = None
+    db: sa.Connection,
+    connection_id: str,
+    *,
+    name: str | None = None,
+    owner: str | None = None,
+    integration_name: str | None = None,
+    writes_per_second: float | None = None,
 ) -> None:
-    """Change what is stated of a known connection; its token and its hold stay."""
-    stated = {key: value for key, value in (("name", name), ("writes_per_second", writes_per_second)) if value}
+    """Change what is stated of a known connection, an empty text to nothing; its token and its hold stay."""
+    stated = _stated(name=name, owner=owner, integration_name=integration_name, writes_per_second=writes_per_second)
     if stated:
         db.execute(sa.update(connections).where(k.id == connection_id).values(updated_at=db_now(), **stated))
+
+
+def _stated(**given: str | float | None) -> dict[str, Any]:
+    return {column: value or None for column, value in given.items() if value is not None}
 
 
 def ensure_default(db: sa.Connection, encrypted_token: str, decrypt: Callable[[str], str], token: str) -> None:
@@ -108,6 +119,7 @@ _elsewhere = (
 _FACTS = (
     k.id,
     k.name,
+    k.owner,
     k.integration_name,
     k.writes_per_second,
     k.hold_reason,
@@ -145,6 +157,20 @@ def find(db: sa.Connection, connection_id: str) -> ConnectionRow | None:
     """Return one connection, or None where no job has named it and nobody has added it; `waiting` is not counted."""
     row = db.execute(sa.select(*_FACTS).where(k.id == connection_id)).one_or_none()
     return ConnectionRow(**row._mapping) if row else None  # noqa: SLF001
+
+
+def known(db: sa.Connection, connection_id: str) -> ConnectionRow:
+    """Return one connection; raises ValueError with a sentence where no job has named it and nobody has added it."""
+    row = find(db, connection_id)
+    if row is None:
+        raise ValueError(f"There is no connection {connection_id}: see `cancel-worker connections list`.")
+    return row
+
+
+def people_of(db: sa.Connection, ids: Collection[str]) -> dict[str, tuple[str | None, str | None]]:
+    """Return name and owner of these connections by their id."""
+    rows = db.execute(sa.select(k.id, k.name, k.owner).where(k.id.in_(ids)))
+    return {row.id: (row.name, row.owner) for row in rows}
 
 
 def count_waiting(db: sa.Connection, connection_id: str) -> int:
