@@ -88,6 +88,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     connections: tuple[ListedConnection, ...] = ()  # where the list of all was asked for
     next_token: str | None = None  # of the next page, where pages were asked for
     syncing: bool | None = None  # where a crawl was asked for: whether it runs
+    link: str | None = None  # where a magic link was asked for: https, and safe to show
 
 
 class NoReply(msgspec.Struct, frozen=True):

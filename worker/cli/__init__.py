@@ -14,7 +14,8 @@ from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.request import InvalidRequest
-from worker.cli import connections, dead_letters, doctor, local, orders, repair, service, windows
+from worker.cli import connections, dead_letters, doctor, local, one_connection, orders, repair, service, windows
+from worker.cli.one_connection import NoLinkError, TrackstarAwayError
 from worker.cli.parts import SafeConsole
 from worker.environment import SettingsError
 from worker.errors import (
@@ -40,6 +41,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+connections.app.command()(one_connection.show)
+connections.app.command()(one_connection.mend_link)
 app.add_typer(connections.app, name="connections")
 app.add_typer(dead_letters.app, name="dead-letters")
 for command in (
@@ -67,14 +70,14 @@ WRONG_INPUT = (
     SettingsError,
     CredentialsError,
 )
-UNREACHABLE = (InboxUnavailableError, LedgerUnavailableError)
+UNREACHABLE = (InboxUnavailableError, LedgerUnavailableError, TrackstarAwayError)
 
 
 def main() -> None:
     """Run the command line and turn every error into a sentence and an exit code."""
     try:
         app()
-    except (AlreadyEndedError, TooLateError, NotResolvableError, TimeoutError) as error:
+    except (AlreadyEndedError, TooLateError, NotResolvableError, NoLinkError, TimeoutError) as error:
         _fail(1, str(error))
     except WRONG_INPUT as error:
         _fail(2, str(error))

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.answer import NoReply, Reply
 from worker.cancellation.standstill import STANDSTILL_SECONDS
+from worker.cli.asking import asking_client
 from worker.cli.findings import Finding
 from worker.cli.parts import console, opened_ledger
 from worker.cli.proof import proof_findings
@@ -28,7 +29,6 @@ from worker.ledger.vault import CredentialsError, TokenVault
 from worker.runtime.transport import Transport, what_workers_say
 from worker.settings import Settings, load_settings
 from worker.streams import GROUP, INBOX, connect_redis
-from worker.trackstar.client import TrackstarClient
 
 if TYPE_CHECKING:
     from worker.ledger.backlog import Survey, Surveyed
@@ -203,8 +203,7 @@ def _workers(settings: Settings) -> Iterator[Finding]:
 
 
 def _connections(settings: Settings) -> Iterator[Finding]:
-    key = settings.trackstar_api_key.get_secret_value()
-    if not key:
+    if not settings.trackstar_api_key.get_secret_value():
         yield Finding("Trackstar", "no API key", "Set TRACKSTAR_API_KEY.")
         return
     try:
@@ -212,16 +211,7 @@ def _connections(settings: Settings) -> Iterator[Finding]:
             found = backlog.survey(db, MAX_ASKED)
     except SQLAlchemyError:
         return  # told above
-    trackstar = TrackstarClient(
-        settings.trackstar_base_url,
-        key,
-        connect_timeout=settings.connect_timeout_seconds,
-        request_timeout=min(settings.request_timeout_seconds, 15),
-        max_response_bytes=settings.max_response_bytes,
-        threads=1,
-        ca_bundle=settings.ca_bundle,
-        proxy=settings.trackstar_proxy.get_secret_value(),
-    )
+    trackstar = asking_client(settings)
     silent = 0
     for row in found.chosen:
         yield from _kept(row, TokenVault(settings.keys))

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
+from worker.cancellation.fairness import PRIORITY_RANK
+from worker.cancellation.status import Status
 from worker.ledger.dialects import db_now, insert
 from worker.ledger.holds import CREDENTIALS, RATE_LIMITED, UNKNOWN_CONNECTION
 from worker.ledger.outbox import add_events
-from worker.ledger.schema import LEASED, PENDING, WAITING, cancellations, connections
+from worker.ledger.schema import LEASED, PENDING, WAITING, WATCHED, cancellations, connections
 from worker.ledger.vault import CredentialsError
 
 if TYPE_CHECKING:
@@ -180,6 +182,39 @@ def count_waiting(db: sa.Connection, connection_id: str) -> int:
         for which in (PENDING, WAITING, LEASED)
     )
     return sum(db.execute(sa.select(*(each.scalar_subquery() for each in mine))).one())
+
+
+class Affected(msgspec.Struct, frozen=True):
+    """What has not ended of one connection and one priority, and its earliest `send_by`."""
+
+    priority: str
+    count: int
+    send_by: datetime | None
+
+
+def affected(db: sa.Connection, connection_id: str) -> list[Affected]:
+    """Return who waits for a connection, by priority, the most urgent first."""
+    # By the partial indexes of what is live, as `list_all` counts.
+    live = sa.union_all(
+        *(
+            sa.select(c.priority, c.send_by).where(c.connection_id == connection_id, which)
+            for which in (PENDING, WAITING, LEASED)
+        )
+    ).subquery()
+    rows = db.execute(
+        sa.select(live.c.priority, sa.func.count(), sa.func.min(live.c.send_by)).group_by(live.c.priority)
+    )
+    return sorted((Affected(*row) for row in rows), key=lambda each: PRIORITY_RANK[each.priority])
+
+
+def last_success(db: sa.Connection, connection_id: str) -> datetime | None:
+    """Return when a cancel of a connection last succeeded, proven or as Trackstar said."""
+    return db.execute(
+        sa.select(c.ended_at)
+        .where(c.connection_id == connection_id, WATCHED, c.status == Status.SUCCEEDED.value)
+        .order_by(c.ended_at.desc())
+        .limit(1)
+    ).scalar()
 
 
 def encrypted_tokens(db: sa.Connection) -> dict[str, str]:
