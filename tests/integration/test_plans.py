@@ -331,6 +331,14 @@ def list_what_is_watched(db: Connection) -> None:
     assert ["shop"] == [each.connection_id for each in freshness.watched(db, 14 * 86_400)]
 
 
+def count_who_is_affected(db: Connection) -> None:
+    assert [20] == [each.count for each in connections.affected(db, "shop")]
+
+
+def find_the_last_success(db: Connection) -> None:
+    assert connections.last_success(db, "shop")
+
+
 def rows_looked_at(plan: Plan) -> int:
     """How many rows of tables and entries of indexes a plan has read, with those that it left out again."""
     scans = (each for each in nodes(plan) if each["Node Type"].endswith("Scan") and "Relation Name" in each)
@@ -346,6 +354,9 @@ def rows_looked_at(plan: Plan) -> int:
         ({"ix_cancellations_unsettled"}, 40 + 2 * 20, say_anew_when_it_is_known),
         ({"ix_cancellations_order"}, 50 + 30 + 2 * 30, compare_with_what_changed),
         ({"ix_cancellations_unsettled", "ix_cancellations_watched"}, 4 * 40 + 10, list_what_is_watched),
+        ({"ix_cancellations_turn", "ix_cancellations_due", "ix_cancellations_leased"}, 20, count_who_is_affected),
+        # Beside what was rejected since.
+        ({"ix_cancellations_watched"}, 20 + 1, find_the_last_success),
     ],
 )
 def test_what_waits_for_a_crawl_is_read_by_its_index_among_all_that_has_ended(
