@@ -202,7 +202,9 @@ def test_the_story_of_a_cancellation_shows_every_value_as_it_is(terminal: Termin
         shown = SGR.sub("", said)
 
         assert f"Order {within(value)} of connection {within(value)} (owner {within(value)})\n" in shown
-        assert 7 <= shown.count(within(value).rstrip()), shown  # three times there; who asked, the attempt, the reasons
+        assert 7 <= shown.count(within(value).rstrip()), (
+            shown
+        )  # three times there; who asked, the attempt, the reasons
         assert set() == obeyed(said)
 
 

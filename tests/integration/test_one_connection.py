@@ -298,7 +298,7 @@ def test_the_link_of_a_connection_without_access_is_shown_as_text(
 def test_the_link_is_that_of_trackstars_own_id_and_whoever_needs_none_is_told(
     ledger: Engine, shell: Shell, trackstar: Sandbox
 ) -> None:
-    trackstar.world.connect("shop-1", "t", trackstar_id="conn/7")
+    trackstar.world.connect("another", "t-2", trackstar_id="conn/7")
     with ledger.begin() as db:
         freshness.set_trackstar_id(db, "shop-1", "conn/7")
     code, said = shell.run("connections", "mend-link", "shop-1")

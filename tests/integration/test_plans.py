@@ -413,11 +413,11 @@ def count_one_connection(db: Connection) -> None:
 
 
 def count_one_system(db: Connection) -> None:
-    assert outcomes.of_integration(db, "nobody", most=RECENT).rows == RECENT
+    assert RECENT == outcomes.of_integration(db, "nobody", most=RECENT).rows
 
 
 def count_one_hour(db: Connection) -> None:
-    assert 100 < outcomes.of_all(db, days=1 / 24, most=RECENT).rows <= 360
+    assert 360 >= outcomes.of_all(db, days=1 / 24, most=RECENT).rows > 100
 
 
 @pytest.mark.parametrize("analyzed", [False, True], ids=["no statistics", "analyzed"])

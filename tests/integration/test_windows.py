@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select, text, update
 
 from worker.cancellation.answer import Order
 from worker.cancellation.chances import Tally, by_age, by_hour, by_system, total
@@ -101,6 +101,16 @@ def test_outcomes_are_counted_by_system_by_age_and_by_the_hour_in_utc(ledger: En
     } == by_hour(systems["shiphero"])
     assert (5, TODAY_AT_9) == (sample.rows, sample.since)
     assert abs(sample.now - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+@pytest.mark.usefixtures("shops")
+def test_the_hour_is_that_of_utc_wherever_the_session_is(ledger: Engine) -> None:
+    end(ledger)
+    with ledger.connect() as db:
+        if ledger.dialect.name == "postgresql":
+            db.execute(text("SET TIME ZONE 'Asia/Tokyo'"))
+        assert [9] == [cell.hour for cell in outcomes.of_all(db).cells]
+        db.rollback()
 
 
 @pytest.mark.parametrize(

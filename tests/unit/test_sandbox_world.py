@@ -1,5 +1,6 @@
 """The sandbox's rules without a socket: what Trackstar promises, the fault script, and the truth that is kept."""
 
+import json
 import threading
 from typing import Any
 
