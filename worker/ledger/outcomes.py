@@ -27,8 +27,8 @@ c = cancellations.c
 k = connections.c
 
 DAYS = 30
-MAX_ROWS = 200_000  # cancellations that are looked at: about half a second
-MAX_ROWS_AT_ONCE = 20_000  # where somebody waits who has asked for something else
+MAX_ROWS = 200_000  # cancellations that are looked at: about a second
+MAX_ROWS_AT_ONCE = 20_000  # below a tenth of one, where somebody waits who has asked for something else
 SECONDS_OF_A_DAY = 86_400.0
 
 
