@@ -85,7 +85,7 @@ def ids(ledger: Engine, vault: TokenVault) -> list[str]:
 
 def _cancellation(ledger: Engine, vault: TokenVault, number: int, value: str) -> str:
     with ledger.begin() as db:
-        connections.add(db, value, vault.encrypt("t"), name=value, integration_name=value)
+        connections.add(db, value, vault.encrypt("t"), name=value, owner=value, integration_name=value)
         request = CancelRequest(connection_id="default", order_id=f"o-{number}")
         transitions.accept(db, [request])
         hostile: dict[str, Any] = dict.fromkeys(FIELDS, value)
@@ -99,6 +99,8 @@ def _cancellation(ledger: Engine, vault: TokenVault, number: int, value: str) ->
                 order_snapshot=document,
                 status="rejected",
                 verdict="not_cancelled",
+                evidence="read_back",
+                first_sent_at=NOW,
                 ended_at=NOW,
                 attempts=1,
                 claims=1,
@@ -182,6 +184,7 @@ def missing(said: str) -> list[str]:
         ("list", "--limit", "100"),
         ("replay", "--status", "rejected", "--dry-run"),
         ("connections", "list"),
+        ("windows",),
         ("dead-letters", "list"),
         ("audit", "list", "--limit", "100"),
     ],
@@ -201,10 +204,9 @@ def test_the_story_of_a_cancellation_shows_every_value_as_it_is(terminal: Termin
         said = terminal.run("show", record_id)
         shown = SGR.sub("", said)
 
-        assert f"Order {within(value)} of connection {visible(value)}\n" in shown
-        assert 8 <= shown.count(within(value).rstrip()), (
-            shown
-        )  # twice there; who asked, the attempt, the reasons, an act
+        assert f"Order {within(value)} of connection {within(value)} (owner {within(value)})\n" in shown
+        # three times there; who asked, the attempt, the reasons, an act
+        assert 9 <= shown.count(within(value).rstrip()), shown
         assert set() == obeyed(said)
 
 
@@ -238,7 +240,12 @@ def test_what_a_command_says_of_a_value_that_was_typed_or_known_is_shown_as_it_i
     commands: dict[tuple[str, ...], int] = {
         ("show", f"no{value}"): 0,
         ("connections", "hold", "--", value): 1,
-        ("connections", "set", "--name", value, "--trackstar-id", f"x{value}", "--", value): 1,
+        ("connections", "set", "--name", value, "--owner", value, "--trackstar-id", f"x{value}", "--", value): 1,
+        ("connections", "show", "--", value): 1,
+        ("windows", f"--integration=no{value}"): 0,
+        ("windows", "-c", value, "--json"): 0,
+        ("connections", "show", "--json", "--", value): 0,
+        ("connections", "mend-link", "--", f"no{value}"): 0,
         ("resolve", record_id, "cancelled", "--reason", f"x{value}", "--as", value): 0,
         ("resolve", "--reason", "seen", "--", value, "cancelled"): 0,
         ("connections", "resume", "--reason", f"x{value}", "--as", value, "--", value): 1,

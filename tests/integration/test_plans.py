@@ -25,6 +25,7 @@ from worker.ledger import (
     deadlines,
     freshness,
     outbox,
+    outcomes,
     queries,
     rereads,
     results,
@@ -331,6 +332,14 @@ def list_what_is_watched(db: Connection) -> None:
     assert ["shop"] == [each.connection_id for each in freshness.watched(db, 14 * 86_400)]
 
 
+def count_who_is_affected(db: Connection) -> None:
+    assert [20] == [each.count for each in connections.affected(db, "shop")]
+
+
+def find_the_last_success(db: Connection) -> None:
+    assert connections.last_success(db, "shop")
+
+
 def rows_looked_at(plan: Plan) -> int:
     """How many rows of tables and entries of indexes a plan has read, with those that it left out again."""
     scans = (each for each in nodes(plan) if each["Node Type"].endswith("Scan") and "Relation Name" in each)
@@ -346,6 +355,9 @@ def rows_looked_at(plan: Plan) -> int:
         ({"ix_cancellations_unsettled"}, 40 + 2 * 20, say_anew_when_it_is_known),
         ({"ix_cancellations_order"}, 50 + 30 + 2 * 30, compare_with_what_changed),
         ({"ix_cancellations_unsettled", "ix_cancellations_watched"}, 4 * 40 + 10, list_what_is_watched),
+        ({"ix_cancellations_turn", "ix_cancellations_due", "ix_cancellations_leased"}, 20, count_who_is_affected),
+        # Beside what was rejected since.
+        ({"ix_cancellations_watched"}, 20 + 1, find_the_last_success),
     ],
 )
 def test_what_waits_for_a_crawl_is_read_by_its_index_among_all_that_has_ended(
@@ -428,5 +440,68 @@ def many_acts(make_database: Callable[[str], str]) -> Iterator[Engine]:
     with engine.begin() as db:
         db.execute(text("ALTER TABLE audit SET (autovacuum_enabled = off)"))
         db.execute(text(MANY_ACTS), {"crowd": ACTS})
+    yield engine
+    engine.dispose()
+
+
+# -- outcomes are counted from the newest rows, however many there are
+
+RECENT = 5_000
+MANY_AGES = """
+    INSERT INTO cancellations (id, connection_id, order_id, idempotency_key, requested_at, received_at, status,
+                               priority, first_sent_at, ended_at, verdict, evidence, order_created_at)
+    SELECT gen_random_uuid(), CASE n % 2 WHEN 0 THEN 'shop' ELSE 'other' END, 'o-' || n, 'k-' || n, t, t,
+           'succeeded', 'normal', t, t, 'cancelled', 'response', t - n * interval '1 s'
+    FROM (SELECT n, now() - n * interval '10 s' AS t FROM generate_series(1, :crowd) AS n) AS made
+"""
+
+
+def count_all_outcomes(db: Connection) -> None:
+    assert RECENT == sum(cell.tally.trials for cell in outcomes.of_all(db, most=RECENT).cells)
+
+
+def count_one_connection(db: Connection) -> None:
+    assert RECENT / 2 == sum(cell.tally.trials for cell in outcomes.of_connection(db, "other", most=RECENT).cells)
+
+
+def count_one_system(db: Connection) -> None:
+    assert RECENT == outcomes.of_integration(db, "nobody", most=RECENT).rows
+
+
+def count_one_hour(db: Connection) -> None:
+    assert 360 >= outcomes.of_all(db, days=1 / 24, most=RECENT).rows > 100
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["no statistics", "analyzed"])
+@pytest.mark.parametrize(
+    ("work", "most_read"),
+    [(count_all_outcomes, RECENT), (count_one_connection, RECENT), (count_one_system, RECENT), (count_one_hour, 361)],
+)
+def test_outcomes_are_counted_from_the_newest_by_the_index_of_their_receipt(
+    many_outcomes: Engine, work: Callable[[Connection], None], most_read: int, analyzed: bool
+) -> None:
+    if analyzed:
+        with many_outcomes.begin() as db:
+            db.execute(text("ANALYZE cancellations"))
+    for mode in ("force_generic_plan", "force_custom_plan"):
+        with many_outcomes.connect() as db:
+            ran = statements_of(db, work)
+            plan = plan_of(db, *ran[-1], mode)
+            db.rollback()
+
+        scanned = {each["Index Name"] for each in nodes(plan) if "Index Name" in each}
+        assert {"ix_cancellations_received_at"} <= scanned <= {"ix_cancellations_received_at", "pk_connections"}, mode
+        # Without statistics the days alone are the bound.
+        assert 0 < rows_looked_at(plan) <= (most_read + 2 if analyzed else ENDED + 2), mode
+
+
+@pytest.fixture(scope="module")
+def many_outcomes(make_database: Callable[[str], str], vault: TokenVault) -> Iterator[Engine]:
+    engine = open_ledger(make_database("postgresql"), pool_size=1, plan_once=True)
+    with engine.begin() as db:
+        for name in ("shop", "other"):
+            connections.add(db, name, vault.encrypt("token"), integration_name=name)
+        db.execute(text("ALTER TABLE cancellations SET (autovacuum_enabled = off)"))
+        db.execute(text(MANY_AGES), {"crowd": ENDED})
     yield engine
     engine.dispose()

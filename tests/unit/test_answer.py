@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -101,12 +102,27 @@ def test_the_founding_sample_is_read_as_one_open_order() -> None:
         status=200,
         body="object",
         id="id",
-        orders=(Order(id="order_id", status="open", shipped=False, document=reply.orders[0].document),),
+        orders=(
+            Order(
+                id="order_id",
+                status="open",
+                shipped=False,
+                document=reply.orders[0].document,
+                created_at=datetime(2022, 1, 1, tzinfo=UTC),
+            ),
+        ),
         unused_fields='[\n    ""\n  ]',
         request_id="req-1",
         replayed=True,
         retry_after=2.0,
     )
+
+
+@pytest.mark.parametrize("odd", [None, "", "soon", 0, -1, True, [], {}, "0001-01-01T00:00:00Z", 10**40, "2022-13-01"])
+def test_an_odd_date_of_creation_says_nothing_and_spoils_nothing(odd: Any) -> None:
+    (order,) = read({"data": {"id": "a", "status": "open", "created_date": odd}}).orders
+
+    assert ("a", "open", None) == (order.id, order.status, order.created_at)
 
 
 def test_the_founding_sample_is_kept_byte_for_byte() -> None:

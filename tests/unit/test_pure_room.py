@@ -41,6 +41,7 @@ def test_the_room_holds_these_rules_and_no_other_file() -> None:
         "answer",
         "backoff",
         "celery_message",
+        "chances",
         "fairness",
         "freshness",
         "lifecycle",

@@ -1,5 +1,6 @@
 """The sandbox's rules without a socket: what Trackstar promises, the fault script, and the truth that is kept."""
 
+import json
 import threading
 from typing import Any
 
@@ -609,6 +610,17 @@ def test_the_sandbox_of_trackstar_is_made_once_and_emptied_after(world: World, c
     assert body_of(contract.generate("k")) == made
     assert "open" == world.order(made["connection_id"], "sandbox-order-1").truth.status
     assert 401 == contract.generate("x").status
+
+
+def test_a_link_to_mend_a_connection_is_made_for_the_api_key_alone(world: World, contract: Contract) -> None:
+    world.connect("shop-7", trackstar_id="conn/7")
+    made = [contract.magic_link("k", json.dumps({"connection_id": each}).encode()) for each in ("shop-7", "conn/7")]
+    assert {"https://link.sandbox.invalid/conn%2F7"} == {body_of(each)["data"]["url"] for each in made}
+    assert 401 == contract.magic_link("x", b'{"connection_id": "shop-7"}').status
+    assert (404, "trackstar") == refusal(contract.magic_link("k", b'{"connection_id": "shop-9"}'))
+    odd = (b"", b"[]", b"{}", b"\xff", b'"shop-7"')
+    assert [422] * 5 == [contract.magic_link("k", body).status for body in odd]
+    assert 404 == contract.magic_link("k", b'{"connection_id": 7}').status
 
 
 def test_control_makes_and_alters_orders_and_tells_the_truth(world: World, contract: Contract) -> None:

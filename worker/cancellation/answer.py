@@ -13,6 +13,7 @@ import msgspec
 from worker.cancellation.freshness import Schedule
 from worker.inputs.body import text_of
 from worker.inputs.headers import LimitProblem, RateLimit, RetryAfter
+from worker.inputs.instants import read_instant
 from worker.inputs.raw_json import (
     NOTHING,
     document_of,
@@ -46,6 +47,7 @@ class Order(msgspec.Struct, frozen=True):
     status: str | None
     shipped: bool  # goods have left, whole or in part
     document: str  # the JSON text as it came, unknown fields and nulls included
+    created_at: datetime | None = None
 
 
 class ConnectionFacts(msgspec.Struct, frozen=True):
@@ -86,6 +88,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     connections: tuple[ListedConnection, ...] = ()  # where the list of all was asked for
     next_token: str | None = None  # of the next page, where pages were asked for
     syncing: bool | None = None  # where a crawl was asked for: whether it runs
+    link: str | None = None  # where a magic link was asked for: https, and safe to show
 
 
 class NoReply(msgspec.Struct, frozen=True):
@@ -125,6 +128,7 @@ class _OrderFields(msgspec.Struct):
     id: msgspec.Raw = NOTHING
     status: msgspec.Raw = NOTHING
     shipments: msgspec.Raw = NOTHING
+    created_date: msgspec.Raw = NOTHING
 
 
 class _ShipmentFields(msgspec.Struct):
@@ -180,6 +184,7 @@ def _read_order(raw: msgspec.Raw) -> Order:
         status=printable(status) if status else None,
         shipped=status in _SHIPPED_STATUSES or _any_shipped(fields.shipments),
         document=json_text(raw) or "",
+        created_at=read_instant(value_of(fields.created_date)),
     )
 
 

@@ -13,6 +13,7 @@ from worker.cancellation.answer import MAX_ITEMS, ConnectionFacts, Kept, ListedC
 from worker.cancellation.freshness import MAX_PERIOD_SECONDS, MIN_PERIOD_SECONDS, CrawlStatus, Schedule
 from worker.inputs.body import text_of
 from worker.inputs.instants import read_instant, read_period
+from worker.inputs.links import read_link
 from worker.inputs.raw_json import (
     NOTHING,
     document_of,
@@ -32,6 +33,7 @@ ORDERS_CRAWL = "get_orders"
 MAX_CONNECTIONS = 10_000  # of one page
 MAX_ORDERS = 1_000  # of one page
 _MAX_TOKEN_LENGTH = 4096  # of a page's token: it goes into an address
+_MAX_DEPTH = 4  # at which a link is looked for: nobody documents where it stands
 _UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 _STATUSES = {
@@ -65,6 +67,7 @@ class _ScheduleFields(msgspec.Struct):
 
 
 _envelope = msgspec.json.Decoder(_Envelope)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _connection = msgspec.json.Decoder(_ConnectionFields)
 _schedule = msgspec.json.Decoder(_ScheduleFields)
 
@@ -129,6 +132,32 @@ def read_crawl_request(status: int, content: bytes, **kept: Unpack[Kept]) -> Rep
         return reply
     syncing = value_of(envelope.syncing)
     return msgspec.structs.replace(reply, orders=(), syncing=syncing if isinstance(syncing, bool) else None)
+
+
+def read_magic_link(status: int, content: bytes, **kept: Unpack[Kept]) -> Reply:
+    """Read an answer to `POST /magic-links`: the first `url` in it that is a link, wherever it stands."""
+    reply = read_reply(status, content, **kept)
+    if reply.body != "object":
+        return reply
+    try:
+        return msgspec.structs.replace(reply, orders=(), link=_link_in(document_of(content), _MAX_DEPTH))
+    except _UNREADABLE:
+        return reply
+
+
+def _link_in(raw: msgspec.Raw, depth: int) -> str | None:
+    if depth == 0:
+        return None
+    if is_list(raw):
+        parts = first_items(raw, MAX_ITEMS)[:MAX_ITEMS]
+    elif is_object(raw):
+        fields = _fields.decode(raw)
+        if "url" in fields and (link := read_link(value_of(fields["url"]))):
+            return link
+        parts = list(fields.values())[:MAX_ITEMS]
+    else:
+        return None
+    return next((link for each in parts if (link := _link_in(each, depth - 1))), None)
 
 
 def _envelope_of(reply: Reply, content: bytes) -> _Envelope | None:

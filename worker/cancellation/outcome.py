@@ -70,6 +70,8 @@ _TRACKSTAR_REFUSALS: dict[int, str] = {
     HTTPStatus.UNPROCESSABLE_ENTITY: "validation_failed",
 }
 
+NOT_SUPPORTED = "not_supported"  # the warehouse's system knows no cancel
+
 # A person must act on these although each ends one cancellation only.
 ALARMING_REASONS = frozenset({"key_reused", "not_enabled", "redirected", "tls_failed"})
 
@@ -88,7 +90,7 @@ def classify(answer: Answer, order_id: str) -> Outcome:
         return _outcome(Kind.NO_ACCESS, _access_reason(answer), answer)
     if status == HTTPStatus.NOT_IMPLEMENTED:
         # Permanent although 5xx: this integration has no cancel.
-        return _outcome(Kind.REFUSED, "not_supported", answer)
+        return _outcome(Kind.REFUSED, NOT_SUPPORTED, answer)
     if 400 <= status < 500:  # noqa: PLR2004
         return _client_error(answer)
     if 300 <= status < 400:  # noqa: PLR2004
@@ -185,7 +187,7 @@ def classify_read(answer: Answer, order_id: str) -> ReadBack:
             return ReadBack(shows=OrderState.ABSENT, reason="order_not_found")
         return ReadBack(shows=OrderState.UNREADABLE, reason=f"http_{status}")
     if status == HTTPStatus.NOT_IMPLEMENTED:
-        return ReadBack(shows=OrderState.UNREADABLE, reason="not_supported")
+        return ReadBack(shows=OrderState.UNREADABLE, reason=NOT_SUPPORTED)
     obey = status == HTTPStatus.SERVICE_UNAVAILABLE
     return ReadBack(shows=OrderState.LATER, reason=f"http_{status}", retry_after=answer.retry_after if obey else None)
 

@@ -14,7 +14,19 @@ from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.request import InvalidRequest
-from worker.cli import audit, connections, dead_letters, doctor, local, orders, repair, service
+from worker.cli import (
+    audit,
+    connections,
+    dead_letters,
+    doctor,
+    local,
+    one_connection,
+    orders,
+    repair,
+    service,
+    windows,
+)
+from worker.cli.one_connection import NoLinkError, TrackstarAwayError
 from worker.cli.parts import SafeConsole, scrubbed
 from worker.environment import SettingsError
 from worker.errors import (
@@ -38,6 +50,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+connections.app.command()(one_connection.show)
+connections.app.command()(one_connection.mend_link)
 app.add_typer(connections.app, name="connections")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(audit.app, name="audit")
@@ -54,6 +68,7 @@ for command in (
     repair.replay,
     repair.withdraw,
     repair.resolve,
+    windows.windows,
 ):
     app.command(name=command.__name__.rstrip("_"))(command)
 
@@ -65,14 +80,14 @@ WRONG_INPUT = (
     SettingsError,
     CredentialsError,
 )
-UNREACHABLE = (InboxUnavailableError, LedgerUnavailableError)
+UNREACHABLE = (InboxUnavailableError, LedgerUnavailableError, TrackstarAwayError)
 
 
 def main() -> None:
     """Run the command line and turn every error into a sentence and an exit code."""
     try:
         app()
-    except (AlreadyEndedError, TooLateError, NotResolvableError, TimeoutError) as error:
+    except (AlreadyEndedError, TooLateError, NotResolvableError, NoLinkError, TimeoutError) as error:
         _fail(1, str(error))
     except WRONG_INPUT as error:
         _fail(2, str(error))

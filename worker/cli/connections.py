@@ -31,6 +31,9 @@ MAX_ID_LENGTH = 255
 TrackstarId = Annotated[
     str | None, typer.Option(help="Its id at Trackstar, where that is not ours: whose crawls are looked at.")
 ]
+Name = Annotated[str | None, typer.Option(help="For people; shown beside its id. An empty one is none.")]
+Owner = Annotated[str | None, typer.Option(help="Who answers for it, for people; shown beside its id.")]
+Integration = Annotated[str | None, typer.Option(help="The warehouse system's name.")]
 WritesPerSecond = Annotated[float | None, typer.Option(min=0.1, help="Where its limit is not the usual.")]
 
 app = typer.Typer(
@@ -42,8 +45,9 @@ app = typer.Typer(
 @app.command()
 def add(
     connection_id: Annotated[str, typer.Argument(metavar="ID")],
-    name: Annotated[str | None, typer.Option(help="For people.")] = None,
-    integration: Annotated[str | None, typer.Option(help="The warehouse system's name.")] = None,
+    name: Name = None,
+    owner: Owner = None,
+    integration: Integration = None,
     writes_per_second: WritesPerSecond = None,
     trackstar_id: TrackstarId = None,
     reason: Why = None,
@@ -53,6 +57,7 @@ def add(
     vault = TokenVault(load_settings().keys)
     vault.encrypt("")  # says how to make a key before anybody types a secret
     _check_trackstar_id(trackstar_id)
+    _check_texts(name, owner, integration)
     token = _read_token(connection_id)
     with ledger() as opened, opened.begin() as db, _act(db, Action.ADD, connection_id, acting(who, reason)):
         connections.add(
@@ -60,6 +65,7 @@ def add(
             connection_id,
             vault.encrypt(token),
             name=name,
+            owner=owner,
             integration_name=integration,
             writes_per_second=writes_per_second,
         )
@@ -71,19 +77,29 @@ def add(
 @app.command(name="set")
 def set_(
     connection_id: Annotated[str, typer.Argument(metavar="ID")],
-    name: Annotated[str | None, typer.Option(help="For people.")] = None,
+    name: Name = None,
+    owner: Owner = None,
+    integration: Integration = None,
     writes_per_second: WritesPerSecond = None,
     trackstar_id: TrackstarId = None,
     reason: Why = None,
     who: Who = None,
 ) -> None:
     """Change what is stated of a known connection; its token and its hold stay."""
-    if name is None and writes_per_second is None and trackstar_id is None:
-        raise typer.BadParameter("say what: --name, --writes-per-second or --trackstar-id")
+    if all(each is None for each in (name, owner, integration, writes_per_second, trackstar_id)):
+        raise typer.BadParameter("say what: --name, --owner, --integration, --writes-per-second or --trackstar-id")
     _check_trackstar_id(trackstar_id)
+    _check_texts(name, owner, integration)
     with ledger() as opened, opened.begin() as db, _act(db, Action.SET, connection_id, acting(who, reason)):
         _known(db, connection_id)
-        connections.change(db, connection_id, name=name, writes_per_second=writes_per_second)
+        connections.change(
+            db,
+            connection_id,
+            name=name,
+            owner=owner,
+            integration_name=integration,
+            writes_per_second=writes_per_second,
+        )
         if trackstar_id is not None:
             freshness.set_trackstar_id(db, connection_id, trackstar_id)
     console.print(f"Connection {connection_id} is changed.")
@@ -99,12 +115,13 @@ def list_(
         more = 0 if everything else connections.count_unknown(db) - connections.SHOWN_UNKNOWN
         crawls, now = freshness.crawls_of_all(db), queries.now(db)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("id", "name", "integration", "held", "since", "token", "not ended", "copy of its orders"):
+    for column in ("id", "name", "owner", "integration", "held", "since", "token", "not ended", "copy of its orders"):
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(
             row.id,
             row.name or "",
+            row.owner or "",
             row.integration_name or "",
             (row.hold_reason or "") + (f" until {moment(row.held_until)}" if row.held_until else ""),
             moment(row.held_at),
@@ -225,11 +242,13 @@ def _act(db: Connection, action: Action, connection_id: str, by: audit.By) -> Ab
     return audit.recorded(db, by, action, Kind.CONNECTION, [connection_id])
 
 
+def _check_texts(*texts: str | None) -> None:
+    if any(text is not None and len(text) > MAX_ID_LENGTH for text in texts):
+        raise typer.BadParameter(f"a name, an owner and a warehouse system have {MAX_ID_LENGTH} characters at most")
+
+
 def _known(db: Connection, connection_id: str) -> connections.ConnectionRow:
-    row = connections.find(db, connection_id)
-    if row is None:
-        raise ValueError(f"There is no connection {connection_id}: see `cancel-worker connections list`.")
-    return row
+    return connections.known(db, connection_id)
 
 
 def _read_token(connection_id: str) -> str:

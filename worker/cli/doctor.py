@@ -15,9 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.answer import NoReply, Reply
 from worker.cancellation.standstill import STANDSTILL_SECONDS
+from worker.cli.asking import asking_client
 from worker.cli.findings import Finding
 from worker.cli.parts import console, opened_ledger
 from worker.cli.proof import proof_findings
+from worker.cli.words import connection_called, remedy_of_hold
 from worker.inputs.faults import fault
 from worker.ledger import backlog, migrations
 from worker.ledger.database import read_only
@@ -27,7 +29,6 @@ from worker.ledger.vault import CredentialsError, TokenVault
 from worker.runtime.transport import Transport, what_workers_say
 from worker.settings import Settings, load_settings
 from worker.streams import GROUP, INBOX, connect_redis
-from worker.trackstar.client import TrackstarClient
 
 if TYPE_CHECKING:
     from worker.ledger.backlog import Survey, Surveyed
@@ -202,8 +203,7 @@ def _workers(settings: Settings) -> Iterator[Finding]:
 
 
 def _connections(settings: Settings) -> Iterator[Finding]:
-    key = settings.trackstar_api_key.get_secret_value()
-    if not key:
+    if not settings.trackstar_api_key.get_secret_value():
         yield Finding("Trackstar", "no API key", "Set TRACKSTAR_API_KEY.")
         return
     try:
@@ -211,23 +211,14 @@ def _connections(settings: Settings) -> Iterator[Finding]:
             found = backlog.survey(db, MAX_ASKED)
     except SQLAlchemyError:
         return  # told above
-    trackstar = TrackstarClient(
-        settings.trackstar_base_url,
-        key,
-        connect_timeout=settings.connect_timeout_seconds,
-        request_timeout=min(settings.request_timeout_seconds, 15),
-        max_response_bytes=settings.max_response_bytes,
-        threads=1,
-        ca_bundle=settings.ca_bundle,
-        proxy=settings.trackstar_proxy.get_secret_value(),
-    )
+    trackstar = asking_client(settings)
     silent = 0
     for row in found.chosen:
         yield from _kept(row, TokenVault(settings.keys))
         if silent < MAX_SILENT:
             answer = trackstar.read_connection(row.id)
             silent = silent + 1 if isinstance(answer, NoReply) else 0
-            yield from _answered(f"Connection {row.id}", answer)
+            yield from _answered(_part(row), answer)
     yield from _others(found)
 
 
@@ -239,10 +230,14 @@ def _others(found: Survey) -> Iterator[Finding]:
         yield Finding("Connections", f"{found.unknown} that nobody has added; jobs for them wait", remedy)
 
 
+def _part(row: Surveyed) -> str:
+    return f"Connection {connection_called(row.id, row.name, row.owner)}"
+
+
 def _kept(row: Surveyed, vault: TokenVault) -> Iterator[Finding]:
-    part = f"Connection {row.id}"
+    part = _part(row)
     if row.hold_reason:
-        remedy = _REMEDIES.get(row.hold_reason, "See `cancel-worker connections list`.").format(id=row.id)
+        remedy = remedy_of_hold(row.hold_reason, row.id)
         yield Finding(part, f"held ({row.hold_reason}), {row.waiting} wait", remedy)
     try:
         if row.encrypted_token:
@@ -285,12 +280,3 @@ _NO_ANSWER = {
     "proxy_failed": "Check TRACKSTAR_PROXY, and its user and password.",
 }
 _SAYS = {True: "available", False: "not available", None: "not told"}
-_RESUME = "`cancel-worker connections resume {id} --reason ...`"
-_REMEDIES = {
-    "credentials": "Give it a new token: `cancel-worker connections rotate {id}`.",
-    "outage": "Its warehouse does not answer; it is probed and goes on by itself.",
-    "trackstar_outage": "Trackstar does not answer; it is probed and goes on by itself.",
-    "rate_limited": f"Trackstar asks for a pause; it ends by itself, or by {_RESUME}.",
-    "operator": f"A person holds it (`cancel-worker audit list --target {{id}}` says who): {_RESUME}.",
-    "unknown_connection": "Nobody has added it: `cancel-worker connections add {id}`.",
-}

@@ -14,7 +14,8 @@ from worker import shared_settings
 from worker.cancellation.lifecycle import NOT_FOUND_YET
 from worker.cancellation.status import SafeToRefund, Status
 from worker.cli.parts import client, console, ledger, moment, overview, print_json, refund
-from worker.cli.words import why_a_person
+from worker.cli.windows import warn_of_small_chance
+from worker.cli.words import connection_called, why_a_person
 from worker.errors import AlreadyEndedError, LedgerUnavailableError, UnknownCancellationError
 from worker.ledger import queries
 from worker.ledger.database import read_only
@@ -61,6 +62,8 @@ def enqueue(
     except AlreadyEndedError as error:
         ids, ended_before = error.ids, {found.id for found in error.cancellations}
         console.print(str(error), style="red", soft_wrap=True)
+    if ended_before != set(ids):
+        warn_of_small_chance(connection)
     if not wait:
         for order_id, record_id in zip(order_ids, ids, strict=True):
             if record_id not in ended_before:
@@ -171,7 +174,8 @@ _ENDS = {
 
 def _print_timeline(found: Timeline, expected: datetime | None) -> None:
     row = found.cancellation
-    console.print(f"Order {row.order_id} of connection {row.connection_id}", style="bold")
+    where = connection_called(row.connection_id, row.connection_name, row.connection_owner)
+    console.print(f"Order {row.order_id} of connection {where}", style="bold")
     console.print(f"Safe to refund: {_answer(row)}", style=refund(row).style)
     console.print(_in_words(row))
     if expected is not None and not row.ended:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from worker import shared_settings
 from worker.cancellation.status import SafeToRefund
-from worker.cli.words import refund_in_words
+from worker.cli.words import connection_called, refund_in_words
 from worker.client import CancelClient
 from worker.environment import from_environment
 from worker.inputs.text import visible, visible_json
@@ -118,7 +118,7 @@ def overview(found: Iterable[Cancellation]) -> Table:
         table.add_column(name, overflow="fold", no_wrap=name in {"status", "verdict"})
     for row in found:
         table.add_row(
-            row.connection_id,
+            connection_called(row.connection_id, row.connection_name, row.connection_owner),
             row.order_id,
             row.status + (f" (held: {row.hold_reason})" if row.hold_reason and not row.ended else ""),
             row.verdict or "",

@@ -46,6 +46,25 @@ _PERSON = {
 }
 
 
+_RESUME = "`cancel-worker connections resume {id} --reason ...`"
+_HOLDS = {
+    "credentials": (
+        "Give it a new token: `cancel-worker connections rotate {id}`; or, where the warehouse's own credentials have "
+        "changed, let the customer enter them anew: `cancel-worker connections mend-link {id}`."
+    ),
+    "outage": "Its warehouse does not answer; it is probed and goes on by itself.",
+    "trackstar_outage": "Trackstar does not answer; it is probed and goes on by itself.",
+    "rate_limited": f"Trackstar asks for a pause; it ends by itself, or by {_RESUME}.",
+    "operator": f"A person holds it (`cancel-worker audit list --target {{id}}` says who): {_RESUME}.",
+    "unknown_connection": "Nobody has added it: `cancel-worker connections add {id}`.",
+}
+
+
+def remedy_of_hold(reason: str, connection_id: str) -> str:
+    """Say what to do about a connection that is held."""
+    return _HOLDS.get(reason, "See `cancel-worker connections list`.").replace("{id}", connection_id)
+
+
 def refund_in_words(found: Cancellation) -> str:
     """Answer whether it is safe to refund, with the time of the answer, in few words."""
     answer = found.safe_to_refund
@@ -62,6 +81,14 @@ def why_a_person(found: Cancellation) -> tuple[str, str]:
         return "", ""
     why, remedy = _PERSON[NeedsPerson(found.needs_person)]
     return why, remedy.replace("{id}", found.id)
+
+
+def connection_called(connection_id: str, name: str | None, owner: str | None) -> str:
+    """Write a connection as people know it: its id, and what somebody has stated beside it."""
+    # What nobody has added, and the connection `default`, have their id for a name.
+    stated = [name or "" if name != connection_id else "", f"owner {owner}" if owner else ""]
+    told = ", ".join(filter(None, stated))
+    return f"{connection_id} ({told})" if told else connection_id
 
 
 def in_few_words(crawls: Crawls | None, now: datetime) -> str:

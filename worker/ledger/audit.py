@@ -38,6 +38,7 @@ class Action(StrEnum):
     HOLD = "hold"
     RESUME = "resume"
     REMOVE = "remove"
+    MEND_LINK = "mend-link"
     CHANGE = "change"
     WITHDRAW = "withdraw"
     REPLAY = "replay"
@@ -146,6 +147,7 @@ _OF_CANCELLATION = (
 )
 _OF_CONNECTION = (
     k.name,
+    k.owner,
     k.integration_name,
     k.writes_per_second,
     k.hold_reason,

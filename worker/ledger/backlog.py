@@ -93,6 +93,8 @@ class Surveyed(msgspec.Struct, frozen=True):
     """One connection as `doctor` looks at it."""
 
     id: str
+    name: str | None
+    owner: str | None
     hold_reason: str | None
     encrypted_token: str | None
     waiting: int  # up to MAX_COUNTED
@@ -116,12 +118,12 @@ def survey(db: sa.Connection, limit: int) -> Survey:
         sa.select(sa.func.count(k.access_token), sa.func.count() - sa.func.count(k.access_token))
     ).one()
     rows = db.execute(
-        sa.select(k.id, k.hold_reason, k.access_token)
+        sa.select(k.id, k.name, k.owner, k.hold_reason, k.access_token)
         .where(known)
         .order_by(k.hold_reason.is_(None), k.id)
         .limit(limit)
     ).all()
-    chosen = [Surveyed(row.id, row.hold_reason, row.access_token, _waiting(db, row.id)) for row in rows]
+    chosen = [Surveyed(*row, _waiting(db, row.id)) for row in rows]
     return Survey(chosen, total - len(chosen), unknown)
 
 

@@ -48,6 +48,7 @@ _CONFIRMATION = {
     "needs_person": sa.Text(),
     "order_status": sa.Text(),
     "order_snapshot": sa.Text(),
+    "order_created_at": UtcTimestamp(),
 }
 
 
@@ -89,6 +90,7 @@ def _confirming(dialect: str) -> ReturningUpdate[Any]:
             needs_person=source.c.needs_person,
             order_status=sa.func.coalesce(source.c.order_status, c.order_status),
             order_snapshot=sa.func.coalesce(source.c.order_snapshot, c.order_snapshot),
+            order_created_at=sa.func.coalesce(source.c.order_created_at, c.order_created_at),
         )
         .returning(c.id, c.claims, c.status, c.as_of, c.known_by, c.needs_person)
     )
@@ -103,6 +105,7 @@ def _row(claim: ConfirmClaim, found: Confirmation) -> dict[str, object]:
         "known": claim.verdict,
         "order_status": order.status if order else None,
         "order_snapshot": order.document if order else None,
+        "order_created_at": order.created_at if order else None,
     }
 
 

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
+from worker.cancellation.fairness import PRIORITY_RANK
+from worker.cancellation.status import Status
 from worker.ledger.dialects import db_now, insert
 from worker.ledger.holds import CREDENTIALS, RATE_LIMITED, UNKNOWN_CONNECTION
 from worker.ledger.outbox import add_events
-from worker.ledger.schema import LEASED, PENDING, WAITING, cancellations, connections
+from worker.ledger.schema import LEASED, PENDING, WAITING, WATCHED, cancellations, connections
 from worker.ledger.vault import CredentialsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 c = cancellations.c
 k = connections.c
@@ -33,6 +35,7 @@ class ConnectionRow(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     name: str | None
+    owner: str | None
     integration_name: str | None
     writes_per_second: float | None
     hold_reason: str | None
@@ -48,12 +51,12 @@ def add(
     encrypted_token: str,
     *,
     name: str | None = None,
+    owner: str | None = None,
     integration_name: str | None = None,
     writes_per_second: float | None = None,
 ) -> None:
     """Add a connection, or give a known one a new token. Jobs that waited for it go on."""
-    known = {"name": name, "integration_name": integration_name, "writes_per_second": writes_per_second}
-    stated = {key: value for key, value in known.items() if value is not None}
+    stated = _stated(name=name, owner=owner, integration_name=integration_name, writes_per_second=writes_per_second)
     statement = insert(db.dialect.name, connections).values(
         id=connection_id, access_token=encrypted_token, created_at=db_now(), updated_at=db_now(), **stated
     )
@@ -76,12 +79,22 @@ def add(
 
 
 def change(
-    db: sa.Connection, connection_id: str, *, name: str | None = None, writes_per_second: float | None = None
+    db: sa.Connection,
+    connection_id: str,
+    *,
+    name: str | None = None,
+    owner: str | None = None,
+    integration_name: str | None = None,
+    writes_per_second: float | None = None,
 ) -> None:
-    """Change what is stated of a known connection; its token and its hold stay."""
-    stated = {key: value for key, value in (("name", name), ("writes_per_second", writes_per_second)) if value}
+    """Change what is stated of a known connection, an empty text to nothing; its token and its hold stay."""
+    stated = _stated(name=name, owner=owner, integration_name=integration_name, writes_per_second=writes_per_second)
     if stated:
         db.execute(sa.update(connections).where(k.id == connection_id).values(updated_at=db_now(), **stated))
+
+
+def _stated(**given: str | float | None) -> dict[str, Any]:
+    return {column: value or None for column, value in given.items() if value is not None}
 
 
 def ensure_default(db: sa.Connection, encrypted_token: str, decrypt: Callable[[str], str], token: str) -> None:
@@ -108,6 +121,7 @@ _elsewhere = (
 _FACTS = (
     k.id,
     k.name,
+    k.owner,
     k.integration_name,
     k.writes_per_second,
     k.hold_reason,
@@ -147,6 +161,20 @@ def find(db: sa.Connection, connection_id: str) -> ConnectionRow | None:
     return ConnectionRow(**row._mapping) if row else None  # noqa: SLF001
 
 
+def known(db: sa.Connection, connection_id: str) -> ConnectionRow:
+    """Return one connection; raises ValueError with a sentence where no job has named it and nobody has added it."""
+    row = find(db, connection_id)
+    if row is None:
+        raise ValueError(f"There is no connection {connection_id}: see `cancel-worker connections list`.")
+    return row
+
+
+def people_of(db: sa.Connection, ids: Collection[str]) -> dict[str, tuple[str | None, str | None]]:
+    """Return name and owner of these connections by their id."""
+    rows = db.execute(sa.select(k.id, k.name, k.owner).where(k.id.in_(ids)))
+    return {row.id: (row.name, row.owner) for row in rows}
+
+
 def count_waiting(db: sa.Connection, connection_id: str) -> int:
     """Return how many cancellations of one connection have not ended."""
     mine = (
@@ -154,6 +182,39 @@ def count_waiting(db: sa.Connection, connection_id: str) -> int:
         for which in (PENDING, WAITING, LEASED)
     )
     return sum(db.execute(sa.select(*(each.scalar_subquery() for each in mine))).one())
+
+
+class Affected(msgspec.Struct, frozen=True):
+    """What has not ended of one connection and one priority, and its earliest `send_by`."""
+
+    priority: str
+    count: int
+    send_by: datetime | None
+
+
+def affected(db: sa.Connection, connection_id: str) -> list[Affected]:
+    """Return who waits for a connection, by priority, the most urgent first."""
+    # By the partial indexes of what is live, as `list_all` counts.
+    live = sa.union_all(
+        *(
+            sa.select(c.priority, c.send_by).where(c.connection_id == connection_id, which)
+            for which in (PENDING, WAITING, LEASED)
+        )
+    ).subquery()
+    rows = db.execute(
+        sa.select(live.c.priority, sa.func.count(), sa.func.min(live.c.send_by)).group_by(live.c.priority)
+    )
+    return sorted((Affected(*row) for row in rows), key=lambda each: PRIORITY_RANK[each.priority])
+
+
+def last_success(db: sa.Connection, connection_id: str) -> datetime | None:
+    """Return when a cancel of a connection last succeeded, proven or as Trackstar said."""
+    return db.execute(
+        sa.select(c.ended_at)
+        .where(c.connection_id == connection_id, WATCHED, c.status == Status.SUCCEEDED.value)
+        .order_by(c.ended_at.desc())
+        .limit(1)
+    ).scalar()
 
 
 def encrypted_tokens(db: sa.Connection) -> dict[str, str]:

@@ -99,6 +99,34 @@ def now_plus_parameter(name: str) -> now_plus:
     return now_plus(sa.bindparam(name, type_=sa.Float()))
 
 
+class utc_hour(FunctionElement[int]):  # noqa: N801 - it reads as SQL
+    """The hour of the day in UTC, 0 to 23, of an instant."""
+
+    type = sa.Integer()
+    inherit_cache = True
+
+
+@compiles(utc_hour, "postgresql")
+def _utc_hour_postgresql(element: utc_hour, compiler: Any, **kw: Any) -> str:
+    (instant,) = element.clauses
+    return f"CAST(extract(hour FROM {compiler.process(instant, **kw)} AT TIME ZONE 'UTC') AS INTEGER)"
+
+
+@compiles(utc_hour, "sqlite")
+def _utc_hour_sqlite(element: utc_hour, compiler: Any, **kw: Any) -> str:
+    (instant,) = element.clauses
+    return f"CAST(substr({compiler.process(instant, **kw)}, 12, 2) AS INTEGER)"  # all of them are in UTC
+
+
+def seconds_between(
+    dialect: str, earlier: sa.ColumnElement[datetime], later: sa.ColumnElement[datetime]
+) -> sa.ColumnElement[float]:
+    """Return the seconds from one instant to another."""
+    if is_sqlite(dialect):
+        return (sa.func.julianday(later, type_=sa.Float()) - sa.func.julianday(earlier, type_=sa.Float())) * 86_400.0
+    return sa.cast(sa.extract("epoch", later) - sa.extract("epoch", earlier), sa.Float())
+
+
 def clamped(dialect: str, value: sa.ColumnElement[Any], low: Any, high: Any) -> sa.Function[Any]:
     """Return a value, or the bound that it is beyond."""
     least, greatest = (sa.func.min, sa.func.max) if is_sqlite(dialect) else (sa.func.least, sa.func.greatest)

@@ -108,6 +108,18 @@ def crawls_of_all(db: sa.Connection) -> dict[str, Crawls]:
     return {row.connection_id: crawls for row in rows if (crawls := _crawls(row))}
 
 
+def crawls_of(db: sa.Connection, connection_id: str) -> Crawls | None:
+    """Return what is known of the crawls of one connection."""
+    row = db.execute(sa.select(*(f[name] for name in _CRAWLS)).where(f.connection_id == connection_id)).one_or_none()
+    return _crawls(row) if row else None
+
+
+def trackstar_id(db: sa.Connection, connection_id: str) -> str:
+    """Return under which id Trackstar knows a connection."""
+    known = sa.select(f.trackstar_id).where(f.connection_id == connection_id)
+    return db.execute(known).scalar() or connection_id
+
+
 def keep(db: sa.Connection, seen: Mapping[str, Crawls | None]) -> None:
     """Keep what was seen of these connections' crawls; None: Trackstar was asked, and says nothing of them."""
     for connection_id, crawls in sorted(seen.items()):

@@ -78,6 +78,8 @@ class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: datetime | None
     hold_reason: str | None = None  # of its connection
     held_until: datetime | None = None  # where that hold ends by itself at a known time
+    connection_name: str | None = None
+    connection_owner: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -91,9 +93,13 @@ class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
 
 _HOLD = sa.select(connections.c.hold_reason).where(connections.c.id == c.connection_id).scalar_subquery()
 _HOLD_END = sa.select(k.probe_at).where(k.id == c.connection_id, k.hold_reason == RATE_LIMITED).scalar_subquery()
+_NAME, _OWNER = (sa.select(each).where(k.id == c.connection_id).scalar_subquery() for each in (k.name, k.owner))
+_OF_CONNECTION = {"hold_reason", "held_until", "connection_name", "connection_owner"}
 _COLUMNS = (
-    *(c[name] for name in Cancellation.__struct_fields__ if name not in {"hold_reason", "held_until"}),
+    *(c[name] for name in Cancellation.__struct_fields__ if name not in _OF_CONNECTION),
     _HOLD.label("hold_reason"),
+    _NAME.label("connection_name"),
+    _OWNER.label("connection_owner"),
     _HOLD_END.label("held_until"),
     db_now().label("now"),
 )

@@ -33,6 +33,7 @@ connections = sa.Table(
     metadata,
     sa.Column("id", sa.String(255), primary_key=True),
     sa.Column("name", sa.String(255)),
+    sa.Column("owner", sa.String(255)),  # who answers for it, for people
     sa.Column("integration_name", sa.String(255)),
     sa.Column("access_token", sa.Text),  # a Fernet token; null while nobody has added the connection
     sa.Column("writes_per_second", sa.Float),  # null: the setting
@@ -83,6 +84,7 @@ cancellations = sa.Table(
     sa.Column("order_status", sa.Text),
     sa.Column("order_snapshot", sa.Text),  # the order's JSON as it came, not as we understand it
     sa.Column("unused_fields", sa.Text),
+    sa.Column("order_created_at", UtcTimestamp),  # as the order's document says; null where none has
     sa.Column("as_of", UtcTimestamp),  # the instant of which the verdict is true; null in old rows: when it ended
     sa.Column("confirm_at", UtcTimestamp),  # the next read-back
     # Where it is not known yet: the instant by which it will be, or why a person must settle it.

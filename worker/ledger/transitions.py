@@ -325,6 +325,7 @@ _TRANSITION = {
     "order_status": sa.Text(),
     "order_snapshot": sa.Text(),
     "unused_fields": sa.Text(),
+    "order_created_at": UtcTimestamp(),
 }
 
 
@@ -392,6 +393,7 @@ def _applying(dialect: str, source: sa.CTE, guard: sa.ColumnElement[bool]) -> Re
             order_status=sa.func.coalesce(source.c.order_status, c.order_status),
             order_snapshot=sa.func.coalesce(source.c.order_snapshot, c.order_snapshot),
             unused_fields=sa.func.coalesce(source.c.unused_fields, c.unused_fields),
+            order_created_at=sa.func.coalesce(source.c.order_created_at, c.order_created_at),
             lease_owner=sa.null(),
             lease_expires_at=sa.null(),
             ended_at=sa.case((final, db_now()), else_=sa.null()),
@@ -435,7 +437,8 @@ def _ends(changed: Sequence[sa.Row[Any]]) -> list[NewEvent]:
 def _transition_row(lease: Lease, transition: Transition) -> dict[str, Any]:
     order = transition.order
     seen = {"order_status": order.status, "order_snapshot": order.document} if order else {}
-    return {**asdict(transition), **_lease_row(lease), **seen, "order": None}
+    created = order.created_at if order else None
+    return {**asdict(transition), **_lease_row(lease), **seen, "order_created_at": created, "order": None}
 
 
 def withdraw(db: sa.Connection, record_id: str, policy: Policy) -> None:

@@ -11,6 +11,7 @@ from http.client import IncompleteRead  # urllib3's own is one too
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import msgspec
 import requests
 from requests.exceptions import InvalidHeader, RequestException
 from urllib3.exceptions import HTTPError, ReadTimeoutError
@@ -22,6 +23,7 @@ from worker.cancellation.listing import (
     read_connection,
     read_connections,
     read_crawl_request,
+    read_magic_link,
     read_orders_page,
 )
 from worker.cancellation.policy import Policy
@@ -120,6 +122,14 @@ class TrackstarClient:
         """
         headers = {"x-trackstar-access-token": access_token, "Content-Type": "application/json"}
         return self._send("POST", "/connections/sync", headers, read_crawl_request, body=_FORCED)
+
+    def magic_link(self, connection_id: str) -> Answer:
+        """`POST /magic-links`, with the API key alone: where a customer enters the warehouse's credentials anew.
+
+        A reply has `link`, a secret of that customer's: for a person to pass on, and for no log.
+        """
+        body = msgspec.json.encode({"connection_id": connection_id})
+        return self._send("POST", "/magic-links", {"Content-Type": "application/json"}, read_magic_link, body=body)
 
     def _send(
         self,

@@ -171,6 +171,14 @@ class Pacing:
             return None
         return free / 1e6 - seconds - micros / 1e6 if free < float("inf") else None
 
+    def limit(self, connection_id: str) -> float | None:
+        """Return the server's own limit (requests per second) where it is known to be lower than ours."""
+        try:
+            found = float(self._redis.hget(self._key(connection_id), "limit") or 0)
+        except (ResponseError, ValueError):  # a key of another type, or no number
+            return None
+        return found if MIN_RATE <= found <= MAX_RATE else None
+
     def reserve(self, wants: Mapping[str, tuple[float, int]]) -> dict[str, SlotReservation]:
         """Reserve up to as many slots for each connection as it wants: (requests per second, how many) by id."""
         if not wants:

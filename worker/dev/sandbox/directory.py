@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from worker.dev.sandbox import replies
 from worker.dev.sandbox.connections import Connection
@@ -50,6 +51,20 @@ class Directory:
             everybody, end = world.connections(), first + world.connections_per_page
             page = [_told(each, world.clock_skew) for each in everybody[first:end]]
             return replies.of({"data": page, "next_token": str(end) if end < len(everybody) else None})
+
+    def magic_link(self, api_key: str | None, body: bytes) -> Reply:
+        """Make a link with which a connection's customer would enter the warehouse's credentials anew."""
+        with self.world.changed:
+            if api_key != self.world.api_key:
+                return UNAUTHORISED
+            try:
+                name = json.loads(body)["connection_id"]
+            except (ValueError, TypeError, LookupError):
+                return replies.error(422, "What is wanted is a connection_id.")
+            found = self.world.connection_named(name) if isinstance(name, str) else None
+            if found is None:
+                return replies.error(404, "There is no such connection.")
+            return replies.of({"data": {"url": f"https://link.sandbox.invalid/{quote(found.trackstar_id, safe='')}"}})
 
     def generate(self, api_key: str | None) -> Reply:
         """Make the organisation's sandbox connection, or empty it; three open orders wait in it."""

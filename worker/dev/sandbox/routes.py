@@ -38,6 +38,8 @@ def route(contract: Contract, asked: Asked) -> Exchange | Reply:
             return contract.force_crawl(asked.caller, asked.body)
         case (method, "_sandbox", *rest):
             return control.handle(contract.world, method, tuple(filter(None, rest)), fields, asked.body)
+    if (asked.method, *words) == ("POST", "magic-links"):
+        return contract.magic_link(asked.caller.api_key, asked.body)
     return _by_api_key(contract, asked.method, words, asked.caller.api_key, fields) or NO_ENDPOINT
 
 
