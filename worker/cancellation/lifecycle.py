@@ -47,7 +47,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def doubt(self) -> Verdict | None:
-        """What stands if nothing more is learnt: an earlier request may have landed, or was accepted before a replay."""
+        """What stands if nothing more is learnt: an earlier request may have landed, or was accepted."""
         return self.verdict if self.verdict in KEPT_BY_REPLAY else None
 
     @property
