@@ -14,7 +14,7 @@ from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.request import InvalidRequest
-from worker.cli import connections, dead_letters, doctor, local, orders, repair, service
+from worker.cli import batches, connections, dead_letters, doctor, local, orders, repair, service
 from worker.cli.parts import SafeConsole
 from worker.environment import SettingsError
 from worker.errors import (
@@ -50,13 +50,14 @@ for command in (
     doctor.doctor,
     service.health,
     orders.enqueue,
+    batches.enqueue_file,
     orders.show,
     orders.list_,
     repair.replay,
     repair.withdraw,
     repair.resolve,
 ):
-    app.command(name=command.__name__.rstrip("_"))(command)
+    app.command(name=command.__name__.rstrip("_").replace("_", "-"))(command)
 
 WRONG_INPUT = (
     InvalidRequest,
