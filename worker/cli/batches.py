@@ -21,7 +21,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from worker.cancellation.job_file import UnreadableFileError, read_jobs
+from worker.cancellation.job_file import FileLine, UnreadableFileError, read_jobs
 from worker.cancellation.request import MAX_JOB_BYTES
 from worker.cancellation.status import SafeToRefund, Status, Verdict, safe_to_refund
 from worker.cli.parts import client, console
@@ -40,26 +40,24 @@ POLL_SECONDS = 0.5
 Job = dict[str, Any]
 
 
-class JobFile(msgspec.Struct):
-    """A copy of the input, which can be read again and again."""
+class JobFile:
+    """A copy of the input, which can be read again and again; `stated`: what a line leaves out."""
 
-    copy: IO[bytes]
-    name: str  # of the batch, where none is given: the file's name and the hash of its content
-    stated: Mapping[str, Any]  # what a line leaves out
+    def __init__(self, copy: IO[bytes], stated: Mapping[str, Any]) -> None:
+        self._copy = copy
+        self._stated = stated
 
-    def jobs(self) -> Iterator[Job]:
-        """Yield the jobs of all lines that have one."""
-        return (line.job for line in read_jobs(self._lines(), self.stated) if line.job is not None)
+    def lines(self) -> Iterator[FileLine]:
+        """Read each line as a job. Raises UnreadableFileError."""
+        return read_jobs(self._texts(), self._stated)
 
-    def problems(self) -> Iterator[str]:
-        """Yield a sentence for each bad line."""
-        return (
-            f"line {line.number}: {line.problem}" for line in read_jobs(self._lines(), self.stated) if line.problem
-        )
+    def jobs(self, start: int = 0, end: int | None = None) -> Iterator[Job]:
+        """Yield the jobs, from the one number to the other."""
+        return islice((line.job for line in self.lines() if line.job is not None), start, end)
 
-    def _lines(self) -> Iterator[str]:
-        self.copy.seek(0)
-        text = io.TextIOWrapper(self.copy, encoding="utf-8", newline="")
+    def _texts(self) -> Iterator[str]:
+        self._copy.seek(0)
+        text = io.TextIOWrapper(self._copy, encoding="utf-8", newline="")
         try:
             while line := text.readline(MAX_LINE_CHARACTERS):
                 yield line
@@ -92,14 +90,15 @@ def enqueue_file(
     with _copied(file) as (copy, name), closing(client()) as producer:
         source, deadline = JobFile(copy, {**stated, "batch": batch or name}), time.monotonic() + timeout
         total = _checked(source)
-        if canary and canary < total:
+        canary = canary if canary < total else 0
+        if canary:
             _send(producer, source, 0, canary, total)
             if not _show(_outcomes(producer, source, canary, deadline)):
                 console.print(f"The canary has not succeeded: only these {canary} were sent.", style="red")
                 raise typer.Exit(1)
             if not yes and sys.stdin.isatty() and file != "-":
                 typer.confirm(f"Send the other {total - canary}?", abort=True)
-        ended = _send(producer, source, min(canary, total), total, total)
+        ended = _send(producer, source, canary, total, total)
         console.print(f"{total} jobs are in batch {batch or name}; {ended} of them had ended before: nothing is sent.")
         if wait and not _show(_outcomes(producer, source, total, deadline)):
             raise typer.Exit(1)
