@@ -123,12 +123,19 @@ class CancelClient:
         """
         requests = [_request(job) for job in jobs]
         ids = [request.record_id for request in requests]
-        ended: dict[str, Standing] = {}
-        for start in range(0, len(requests), CHUNK):
-            ended |= self._send(requests[start : start + CHUNK])
-        if ended:
+        if ended := self._send_all(requests):
             raise _already_ended(ended, map(self.get, ended), ids)
         return ids
+
+    def enqueue_unless_ended(self, jobs: Iterable[Mapping[str, Any]]) -> dict[str, Standing]:
+        """Enqueue as `enqueue_many` does; return by id how those stand that have ended, instead of raising."""
+        return self._send_all([_request(job) for job in jobs])
+
+    def standing(self, jobs: Iterable[Mapping[str, Any]]) -> dict[str, Standing | None]:
+        """Return how the records of these jobs stand, by id; None while the ledger does not know one."""
+        requests = [_request(job) for job in jobs]
+        known = self._ask(queries.find_standing, requests)
+        return {request.record_id: known.get(request.record_id) for request in requests}
 
     def get(self, cancellation_id: str) -> Cancellation | None:
         """Return the cancellation as it stands, or None while the ledger does not know it."""
@@ -211,6 +218,12 @@ class CancelClient:
     def _ask_once(self, question: Callable[..., Answer], *about: object) -> Answer:
         with read_only(self._ledger) as db:
             return question(db, *about)
+
+    def _send_all(self, requests: Sequence[CancelRequest]) -> dict[str, Standing]:
+        ended: dict[str, Standing] = {}
+        for start in range(0, len(requests), CHUNK):
+            ended |= self._send(requests[start : start + CHUNK])
+        return ended
 
     def _send(self, requests: Sequence[CancelRequest]) -> dict[str, Standing]:
         """Send what has not ended; return what has, by record id."""

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker.cancellation.request import InvalidRequest
 from worker.cli import (
     audit,
+    batches,
     connections,
     dead_letters,
     doctor,
@@ -63,6 +64,7 @@ for command in (
     doctor.doctor,
     service.health,
     orders.enqueue,
+    batches.enqueue_file,
     orders.show,
     orders.list_,
     repair.replay,
@@ -70,7 +72,7 @@ for command in (
     repair.resolve,
     windows.windows,
 ):
-    app.command(name=command.__name__.rstrip("_"))(command)
+    app.command(name=command.__name__.rstrip("_").replace("_", "-"))(command)
 
 WRONG_INPUT = (
     InvalidRequest,

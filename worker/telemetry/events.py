@@ -128,6 +128,9 @@ STREAM_EVENTS = {
     ),
     "cancellation.known_by_moved": _event("stream", _OUTCOME, "It is known later than it was told."),
     "cancellation.replayed": _event("stream", f"{_ORDER} generation", "A person runs it again."),
+    "cancellation.changed": _event(
+        "stream", f"{_ORDER} generation priority send_by now", "A person changed it before it was sent."
+    ),
     "cancellation.wont_make_it": _event(
         "stream", f"{_ORDER} send_by expected_at", "It is expected after its send_by."
     ),
