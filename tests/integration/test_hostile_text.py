@@ -205,7 +205,7 @@ def test_the_story_of_a_cancellation_shows_every_value_as_it_is(terminal: Termin
 
 def test_json_holds_every_value_and_nothing_that_a_terminal_obeys(terminal: Terminal, ids: list[str]) -> None:
     listed = terminal.run("list", "--json", "--limit", "100")
-    told = [terminal.run("show", record_id, "--json") for record_id in ids]
+    told = [terminal.run("show", record_id, "--json", "--reveal") for record_id in ids]
 
     assert set(HOSTILE) == {json.loads(line)["order_id"] for line in listed.splitlines()}
     assert HOSTILE == [json.loads(said)["order_snapshot"]["id"] for said in told]

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import getpass
 import socket
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
 import typer
+from msgspec import structs
 
-from worker.cancellation.lifecycle import why_not_replay
-from worker.cancellation.status import Status, Verdict
+from worker.cancellation.lifecycle import why_not_replay, why_not_withdraw
+from worker.cancellation.policy import Policy
+from worker.cancellation.status import UNSENT, Status, Verdict
+from worker.cli.filters import DryRun, batched, by_filter
 from worker.cli.parts import client, console, ledger, overview
 from worker.environment import from_environment
 from worker.errors import UnknownCancellationError
-from worker.ledger import confirmations, queries, transitions
+from worker.ledger import confirmations, filters, queries, transitions
 from worker.ledger.database import read_only
+from worker.ledger.filters import EVERYTHING, Filter
 from worker.ledger.queries import Cancellation
 
 # What is meant where only a connection or a time is given: neither what succeeded nor what somebody took back.
@@ -24,12 +29,32 @@ WORTH_REPLAYING = (Status.EXHAUSTED, Status.EXPIRED, Status.REJECTED)
 CHUNK = 500  # rows in one transaction: short enough to stand in nobody's way
 
 
-def withdraw(ids: Annotated[list[str], typer.Argument(help="Ids of cancellations that were not sent yet.")]) -> None:
+@by_filter
+def withdraw(
+    which: Filter,
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="Ids of what was not sent yet; or choose by the options.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 1000,
+    dry_run: DryRun = False,
+) -> None:
     """Take back cancels that were not sent yet."""
-    producer = client()
-    for record_id in ids:
-        producer.withdraw(record_id)
-        console.print(f"{record_id}  withdrawn")
+    if ids and not dry_run:
+        producer = client()
+        for record_id in ids:
+            producer.withdraw(record_id)
+            console.print(f"{record_id}  withdrawn")
+        return
+    chosen = _allowed(_chosen(ids, which, sorted(UNSENT), limit), why_not_withdraw, "withdrawn")
+    if dry_run:
+        console.print(overview(chosen))
+        console.print(f"{len(chosen)} would be withdrawn.")
+        return
+    withdrawn = 0
+    for part in batched(chosen, CHUNK):
+        with ledger() as opened, opened.begin() as db:
+            withdrawn += len(transitions.withdraw_all(db, [row.id for row in part], Policy()))
+    console.print(f"{withdrawn} are withdrawn; {len(chosen) - withdrawn} were sent meanwhile.")
 
 
 class Seen(StrEnum):
@@ -55,43 +80,22 @@ def resolve(
     console.print(f"{record_id}  {seen.value}, says {by}. Safe to refund: {refund}.", soft_wrap=True)
 
 
+@by_filter
 def replay(
+    which: Filter,
     ids: Annotated[
         list[str] | None, typer.Argument(help="Ids of ended cancellations; or choose by the options.")
     ] = None,
-    status: Annotated[list[Status] | None, typer.Option(help="Ended so; may be given more than once.")] = None,
-    connection: Annotated[str | None, typer.Option("--connection", "-c", help="Of this connection only.")] = None,
-    reason: Annotated[str | None, typer.Option(help="With this outcome reason only, as in `list`.")] = None,
-    since: Annotated[datetime | None, typer.Option(help="Received since then (UTC).")] = None,
     send_by: Annotated[datetime | None, typer.Option(help="The new send_by (UTC); default: none.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 1000,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be replayed, and change nothing.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Run ended cancellations again: each with a new key, at its connection's pace."""
-    if not ids and not (status or connection or reason or since):
-        raise typer.BadParameter("say which: give ids, or at least one of --status, --connection, --reason, --since")
-    with ledger() as opened, read_only(opened) as db:
-        found = (
-            [_known(queries.get(db, record_id), record_id) for record_id in ids]
-            if ids
-            else queries.find(
-                db,
-                status=status or WORTH_REPLAYING,
-                connection_id=connection,
-                reason=reason,
-                since=since.replace(tzinfo=UTC) if since else None,
-                limit=limit,
-            )
-        )
-    refused = {row.id: why for row in found if (why := _why_not(row))}
-    chosen = [row for row in found if row.id not in refused]
-    for row_id, why in refused.items():
-        console.print(f"{row_id}  not replayed: {why}")
+    found = _chosen(ids, which, WORTH_REPLAYING, limit)
+    chosen = _allowed(found, why_not_replay, "replayed")
     if dry_run:
         console.print(overview(chosen))
-        console.print(f"{len(chosen)} would be replayed, {len(refused)} would not.")
+        console.print(f"{len(chosen)} would be replayed, {len(found) - len(chosen)} would not.")
         return
     replayed = _replay([row.id for row in chosen], send_by.replace(tzinfo=UTC) if send_by else None)
     console.print(f"{replayed} are pending again, each with a new key; {len(found) - replayed} are not.")
@@ -101,17 +105,37 @@ def replay(
 
 def _replay(ids: list[str], send_by: datetime | None) -> int:
     replayed = 0
-    for start in range(0, len(ids), CHUNK):
+    for part in batched(ids, CHUNK):
         with ledger() as opened, opened.begin() as db:
-            replayed += len(transitions.replay(db, ids[start : start + CHUNK], send_by=send_by))
+            replayed += len(transitions.replay(db, part, send_by=send_by))
     return replayed
+
+
+def _chosen(ids: list[str] | None, which: Filter, meant: Iterable[Status], limit: int) -> list[Cancellation]:
+    """Return what a person names by ids or by a filter; without a status, those of the statuses that are meant."""
+    if not ids and which == EVERYTHING:
+        raise typer.BadParameter("say which: give ids, or at least one option that chooses, such as --status")
+    with ledger(by_index=True) as opened, read_only(opened) as db:
+        if ids:
+            return [_known(queries.get(db, record_id), record_id) for record_id in ids]
+        return filters.find(db, structs.replace(which, status=which.status or tuple(meant)), limit=limit)
+
+
+def _allowed(
+    found: list[Cancellation], why_not: Callable[[Status, Verdict | None], str | None], done: str
+) -> list[Cancellation]:
+    """Return those of which nothing forbids it; say of the others why."""
+    refused = {row.id: why for row in found if (why := why_not(Status(row.status), _verdict(row)))}
+    for record_id, why in refused.items():
+        console.print(f"{record_id}  not {done}: {why}")
+    return [row for row in found if row.id not in refused]
+
+
+def _verdict(row: Cancellation) -> Verdict | None:
+    return Verdict(row.verdict) if row.verdict else None
 
 
 def _known(row: Cancellation | None, record_id: str) -> Cancellation:
     if row is None:
         raise UnknownCancellationError(f"Nothing in the ledger has the id {record_id}: see `cancel-worker list`.")
     return row
-
-
-def _why_not(row: Cancellation) -> str | None:
-    return why_not_replay(Status(row.status), Verdict(row.verdict) if row.verdict else None)
