@@ -57,7 +57,10 @@ HOSTILE = [
     "<script>alert(1)</script>",
     "{not a format} %s",
 ]
-FIELDS = ("connection_id", "order_id", "requested_by", "reason", "outcome_reason", "outcome_message", "order_status")
+FIELDS = (
+    *("connection_id", "order_id", "requested_by", "reason", "outcome_reason", "outcome_message", "order_status"),
+    *("reference_id", "order_number", "batch"),
+)
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SGR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -178,6 +181,7 @@ def missing(said: str) -> list[str]:
     "words",
     [
         ("list", "--limit", "100"),
+        ("list", "--limit", "100", "--csv"),
         ("replay", "--status", "rejected", "--dry-run"),
         ("connections", "list"),
         ("dead-letters", "list"),
@@ -199,6 +203,8 @@ def test_the_story_of_a_cancellation_shows_every_value_as_it_is(terminal: Termin
         shown = SGR.sub("", said)
 
         assert f"Order {within(value)} of connection {visible(value)}\n" in shown
+        for what in ("number", "reference", "batch"):
+            assert f"{what} {visible(value)}\n" in shown
         assert 6 <= shown.count(within(value).rstrip()), shown  # twice there; who asked, the attempt, the reasons
         assert set() == obeyed(said)
 
@@ -240,6 +246,12 @@ def test_what_a_command_says_of_a_value_that_was_typed_or_known_is_shown_as_it_i
         ("connections", "rotate", "--", f"no{value}"): 1,
         ("connections", "remove", "--force", "--", value): 1,
         ("withdraw", "--", value): 0,
+        ("withdraw", "--batch", value, "--dry-run"): 0,
+        ("list", "--metadata", f"from={value}", "--requested-by", value, "--reference", value): 0,
+        ("list", "--since", f"x{value}"): 0,
+        ("list", "--older-than", f"x{value}"): 0,
+        ("list", "--metadata", f"x{value}".replace("=", "")): 0,
+        ("list", "--after", f"x{value}"): 1,
         ("withdraw", record_id): 0,
         ("replay", record_id): 0,
         ("enqueue", "-c", value, "--", value): 0,

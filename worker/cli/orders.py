@@ -26,7 +26,7 @@ from worker.ledger.queries import DOCUMENT, Cancellation, Timeline
 if TYPE_CHECKING:
     from worker.client import CancelClient
 
-MOST_SHOWN = 20  # timelines of one name
+MAX_SHOWN = 20  # timelines of one name
 CSV_COLUMNS = [
     *(name for name in Cancellation.__struct_fields__ if name not in {*DOCUMENT, "metadata"}),
     *("metadata", "safe_to_refund"),
@@ -116,7 +116,7 @@ def show(
     """Tell what happened to one order's cancel, and whether it is safe to refund."""
     policy = shared_settings.policy()
     with ledger(by_index=True) as opened, read_only(opened) as db:
-        page = filters.find_page(db, Filter(name=name, connection_id=connection), limit=MOST_SHOWN)
+        page = filters.find_page(db, Filter(name=name, connection_id=connection), limit=MAX_SHOWN)
         timelines = [
             found
             for record_id in (name, *(each.id for each in page.found))
@@ -136,7 +136,7 @@ def show(
                 _print_timeline(found, expected)
     if page.after:
         _tell(
-            f"There are more than {MOST_SHOWN}: see `cancel-worker list` with --order, --reference or --order-number."
+            f"There are more than {MAX_SHOWN}: see `cancel-worker list` with --order, --reference or --order-number."
         )
 
 
@@ -211,7 +211,10 @@ _ENDS = {
 
 def _print_timeline(found: Timeline, expected: datetime | None) -> None:
     row = found.cancellation
-    console.print(f"Order {row.order_id} of connection {row.connection_id}{_numbers(row)}", style="bold")
+    console.print(f"Order {row.order_id} of connection {row.connection_id}", style="bold")
+    for what, value in (("number", row.order_number), ("reference", row.reference_id), ("batch", row.batch)):
+        if value:
+            console.print(f"{what} {value}")
     console.print(f"Safe to refund: {_answer(row)}", style=refund(row).style)
     console.print(_in_words(row))
     if expected is not None and not row.ended:
@@ -224,12 +227,6 @@ def _print_timeline(found: Timeline, expected: datetime | None) -> None:
     console.print(f"id {row.id}, priority {row.priority}, attempts {row.attempts}", style="dim")
     if document := _document(row):
         console.print(visible_json(bytes(document)), soft_wrap=True)
-
-
-def _numbers(row: Cancellation) -> str:
-    named = {"number": row.order_number, "reference": row.reference_id, "batch": row.batch}
-    said = ", ".join(f"{name} {value}" for name, value in named.items() if value)
-    return f" ({said})" if said else ""
 
 
 def _answer(row: Cancellation) -> str:
