@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 # Indexes over an expression. SQLite's are not reflected either: who copies their table (a batch) makes them anew.
-EXPRESSION_INDEXES = {"ix_cancellations_turn"}
+EXPRESSION_INDEXES = {"ix_cancellations_turn", "ix_cancellations_reference", "ix_cancellations_number"}
 
 
 def render_item(_kind: str, item: Any, autogen: Any) -> str | Literal[False]:

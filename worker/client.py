@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import RedisError, ResponseError
@@ -90,6 +90,9 @@ class CancelClient:
         requested_by: str | None = None,
         reason: str | None = None,
         metadata: Mapping[str, str | int | float | bool | None] | None = None,
+        reference_id: str | None = None,
+        order_number: str | None = None,
+        batch: str | None = None,
         session: Session | Connection | None = None,
     ) -> str:
         """Ask for one order to be cancelled; return the record's id.
@@ -107,6 +110,9 @@ class CancelClient:
             "requested_by": requested_by,
             "reason": reason,
             "metadata": dict(metadata) if metadata is not None else None,
+            "reference_id": reference_id,
+            "order_number": order_number,
+            "batch": batch,
         }
         request = _request(fields)
         if session is not None:
@@ -137,9 +143,12 @@ class CancelClient:
         known = self._ask(queries.find_standing, requests)
         return {request.record_id: known.get(request.record_id) for request in requests}
 
-    def get(self, cancellation_id: str) -> Cancellation | None:
-        """Return the cancellation as it stands, or None while the ledger does not know it."""
-        return self._ask(queries.get, cancellation_id, self._policy)
+    def get(self, cancellation_id: str, *, snapshot: bool = False) -> Cancellation | None:
+        """Return the cancellation as it stands, or None while the ledger does not know it.
+
+        With `snapshot` also the order as Trackstar returned it last, which holds personal data.
+        """
+        return self._ask(partial(queries.get, snapshot=snapshot), cancellation_id, self._policy)
 
     def wait(self, cancellation_id: str, timeout: float | None = None) -> Cancellation:
         """Wait until the cancellation has ended, for `timeout` seconds at most (None: for ever).

@@ -16,7 +16,7 @@ import psutil
 from redis import Redis
 
 from worker.client import CancelClient
-from worker.ledger import connections, queries
+from worker.ledger import connections, filters, queries
 from worker.ledger.database import open_ledger
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Deployment:
 
     def all(self, limit: int = 1000) -> list[Cancellation]:
         with self.ledger.connect() as db:
-            return queries.find(db, limit=limit)
+            return filters.find(db, limit=limit)
 
     def record(self, record_id: str) -> Cancellation:
         """Return a cancellation that the ledger knows."""
@@ -187,7 +187,7 @@ class Deployment:
 
     def timeline(self, record_id: str) -> Timeline:
         with self.ledger.connect() as db:
-            found = queries.timeline(db, record_id)
+            found = queries.timeline(db, record_id, snapshot=True)
         assert found is not None
         return found
 

@@ -13,7 +13,7 @@ from kombu import Queue
 from redis import ResponseError
 
 from worker.cancellation.request import CancelRequest
-from worker.ledger import queries
+from worker.ledger import filters
 from worker.runtime.celery_inbox import ARRIVED, BATCH, UNACKED, UNACKED_INDEX, UNACKED_SECONDS, CeleryInbox
 from worker.runtime.intake import Intake
 from worker.streams import CELERY_LIST, GROUP, INBOX
@@ -44,7 +44,7 @@ def taken_in(redis: Redis, ledger: Engine) -> list[str]:
     redis.xgroup_create(INBOX, GROUP, id="0", mkstream=True)
     Intake(redis, ledger, "w-1", lambda _: None, Vitals()).take()
     with ledger.connect() as db:
-        return [row.id for row in queries.find(db)]
+        return [row.id for row in filters.find(db)]
 
 
 @pytest.mark.parametrize("priority", [0, 3, 6, 9])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from cryptography.fernet import Fernet
 from sqlalchemy import update
 
 from worker.cancellation.request import CancelRequest
+from worker.cli import main
 from worker.ledger import connections, holds, migrations, queries, transitions
 from worker.ledger import dead_letters as letters
 from worker.ledger.database import read_only
@@ -138,9 +140,110 @@ def test_a_list_is_narrowed_by_all_that_is_given(operator: Operator, ledger: Eng
     succeed(ledger, ended)
 
     assert [ended] == [each["id"] for each in operator.lines("list", "--json", "--status", "succeeded", "-c", shop)]
-    assert [] == operator.lines("list", "--json", "--since", "2999-01-01")
+    assert [] == operator.lines("list", "--json", "--since", "2199-01-01")
     code, said = operator.run("list", "--status", "pending", "-c", "shop-2")
     assert (0, True, False) == (code, "(held: unknown_connection)" in said, "o-2" in said)
+
+
+def test_a_list_for_a_spreadsheet_has_a_header_and_goes_on_where_it_has_ended(
+    operator: Operator, ledger: Engine, shop: str
+) -> None:
+    ids = [accept(ledger, f"o-{n}", shop, order_number=f"={n}", metadata={"n": n}, batch="b") for n in range(3)]
+    read: list[dict[str, str]] = []
+    after: list[str] = []
+    while len(read) < len(ids):
+        words = ("list", "--csv", "--limit", "2", "--batch", "b", *after)
+        done = subprocess.run(
+            [PROGRAM, *words],
+            cwd=operator.folder,
+            env=operator.environment,
+            text=True,
+            capture_output=True,
+            check=True,
+        )
+        read += csv.DictReader(done.stdout.splitlines())
+        assert ("There are more" in done.stderr) is (len(read) < len(ids))
+        after = ["--after", read[-1]["id"]]
+        assert done.stderr == "" or " ".join(after) in done.stderr
+
+    assert ids[::-1] == [each["id"] for each in read]
+    assert [("'=2", '{"n": 2}', "not yet"), ("'=1", '{"n": 1}', "not yet"), ("'=0", '{"n": 0}', "not yet")] == [
+        (each["order_number"], each["metadata"], each["safe_to_refund"]) for each in read
+    ]
+
+
+FILTERS = {
+    "--status pending": 1,
+    "--verdict cancelled": 1,
+    "--refund yes": 1,
+    "--refund not-yet": 1,
+    "--evidence response": 1,
+    "--outcome-reason accepted": 1,
+    "--reason accepted": 1,
+    "--order o-1": 1,
+    "--reference ref-1": 1,
+    "--order-number 1001": 1,
+    "--batch monday": 1,
+    "--requested-by oms": 1,
+    "--metadata team=A": 1,
+    "--metadata team=A --metadata n=6": 0,
+    "--since 2026-01-01 --newer-than 1h": 2,
+    "--until 2026-01-01T09:30+01:00": 0,
+    "--older-than 2h": 0,
+    "--needs-person": 0,
+}
+
+
+def test_every_option_that_chooses_is_understood(
+    operator: Operator, ledger: Engine, shop: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {"reference_id": "REF-1", "order_number": "#1001", "batch": "monday"}
+    accept(ledger, "o-1", shop, requested_by="oms", metadata={"team": "A", "n": 5}, **fields)
+    succeed(ledger, accept(ledger, "o-2", shop))
+    for name, value in operator.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def listed(words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["cancel-worker", "list", "--json", *words.split()])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code, capsys.readouterr().err
+        return len(capsys.readouterr().out.splitlines())
+
+    assert FILTERS == {words: listed(words) for words in FILTERS}
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (("--refund", "maybe"), "not-yet"),
+        (("--since", "yesterday"), "write 2026-01-31"),
+        (("--older-than", "2 hours"), "write 90s, 15m"),
+        (("--metadata", "team"), "write key=value"),
+        (("--after", "no-id"), "begin again without it"),
+        (("--json", "--csv"), "choose one"),
+    ],
+    ids=str,
+)
+def test_what_chooses_nothing_is_said_with_what_to_write(
+    operator: Operator, ledger: Engine, words: tuple[str, ...], remedy: str
+) -> None:
+    assert ledger
+    code, said = operator.run("list", *words)
+
+    assert (2, True) == (code, remedy in said), said
+
+
+def test_a_cancel_is_shown_by_the_numbers_that_people_use(operator: Operator, ledger: Engine, shop: str) -> None:
+    accept(ledger, "o-1", shop, reference_id="REF-1", order_number="#1001", batch="monday")
+    accept(ledger, "o-2", shop, reference_id="1001")
+
+    for typed in ("ref-1", "REF-1"):
+        code, said = operator.run("show", typed)
+        assert (0, 1) == (code, said.count(" of connection"))
+        assert "Order o-1 of connection shop-1 number #1001 reference REF-1 batch monday Safe to refund" in said
+    code, said = operator.run("show", "#1001")
+    assert (0, True) == (code, said.index("Order o-2") < said.index("Order o-1"))
 
 
 def test_an_order_of_two_connections_is_shown_twice_and_of_one_where_that_is_said(
@@ -158,9 +261,11 @@ def test_an_order_of_two_connections_is_shown_twice_and_of_one_where_that_is_sai
 
 def test_what_is_shown_to_programs_has_the_order_as_it_came(operator: Operator, ledger: Engine, shop: str) -> None:
     record_id = accept(ledger, "o-1", shop)
-    (before,) = operator.lines("show", record_id, "--json")
+    (before,) = operator.lines("show", record_id, "--json", "--reveal")
     succeed(ledger, record_id)
-    (shown,) = operator.lines("show", record_id, "--json")
+    (shown,) = operator.lines("show", record_id, "--json", "--reveal")
+
+    assert not {"order_snapshot", "unused_fields"} & operator.lines("show", record_id, "--json")[0].keys()
 
     assert (None, "not yet", True) == (
         before["order_snapshot"],
@@ -256,6 +361,45 @@ def test_what_is_not_known_is_not_replayed(operator: Operator, ledger: Engine, s
         sentence = f"Nothing in the ledger has the id {name}: see `cancel-worker list`."
         assert (2, sentence) == operator.run("replay", known, name, "--reason", "asked again")
     assert before == get(ledger, known)
+
+
+def test_what_was_not_sent_is_withdrawn_by_a_filter_and_only_that(
+    operator: Operator, ledger: Engine, shop: str
+) -> None:
+    mine = [accept(ledger, f"o-{n}", shop, batch="monday") for n in range(3)]
+    other, ended, doubtful = accept(ledger, "x", shop), *(accept(ledger, n, shop, batch="monday") for n in ("e", "d"))
+    succeed(ledger, ended)
+    with ledger.begin() as db:
+        doubt = {"status": "waiting", "run_at": datetime(2026, 1, 2, tzinfo=UTC), "verdict": "unknown"}
+        db.execute(update(cancellations).where(cancellations.c.id == doubtful).values(doubt))
+
+    code, said = operator.run("withdraw", "--batch", "monday", "--dry-run")
+    assert (0, True) == (code, said.endswith("3 would be withdrawn."))
+    assert f"{doubtful} not withdrawn: it is waiting, so a request may have reached the warehouse" in said
+    assert "pending" == get(ledger, mine[0]).status  # type: ignore[union-attr]
+    code, said = operator.run("withdraw", "--batch", "monday")
+    assert (0, True) == (code, said.endswith("3 are withdrawn; 0 were sent meanwhile."))
+    assert [*["withdrawn"] * 3, "pending", "succeeded", "waiting"] == [
+        found.status for each in (*mine, other, ended, doubtful) if (found := get(ledger, each))
+    ]
+    assert 2 == operator.run("withdraw")[0]
+
+
+def test_what_ended_otherwise_than_hoped_is_replayed_by_a_filter(
+    operator: Operator, ledger: Engine, shop: str
+) -> None:
+    done, failed, other = (accept(ledger, n, shop, batch=n) for n in ("done", "failed", "other"))
+    succeed(ledger, done)
+    end = {"status": "exhausted", "ended_at": datetime(2026, 1, 2, tzinfo=UTC), "verdict": "unknown"}
+    with ledger.begin() as db:
+        db.execute(update(cancellations).where(cancellations.c.id.in_([failed, other])).values(end))
+
+    assert "1 would be replayed, 0 would not." in operator.run("replay", "--batch", "failed", "--dry-run")[1]
+    assert "0 are pending again" in operator.run("replay", "--batch", "done")[1]
+    assert "1 are pending again" in operator.run("replay", "--batch", "failed")[1]
+    assert ["succeeded", "pending", "exhausted"] == [
+        found.status for each in (done, failed, other) if (found := get(ledger, each))
+    ]
 
 
 def test_a_replay_of_everything_must_be_meant(operator: Operator) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker.cancellation.request import CancelRequest
-from worker.ledger import connections, migrations, queries, transitions
+from worker.ledger import connections, filters, migrations, transitions
 from worker.ledger.database import autocommit, open_ledger, read_only, refuses_the_row
 from worker.ledger.schema import metadata
 
@@ -308,7 +308,7 @@ def test_a_pooler_keeps_nothing_of_a_session_and_every_limit_holds(server: Postg
                     ).one()
                 )
         with read_only(engine) as db:
-            assert queries.find(db, limit=100)
+            assert filters.find(db, limit=100)
             assert 0 == db.execute(text("SELECT count(*) FROM pg_prepared_statements")).scalar_one()
     with psycopg.connect(pooler.url(name), autocommit=True) as another:
         left = another.execute("SHOW lock_timeout").fetchone()

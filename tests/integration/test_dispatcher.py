@@ -12,7 +12,7 @@ import pytest
 from redis import RedisError
 
 from worker.cancellation.request import CancelRequest
-from worker.ledger import queries, transitions
+from worker.ledger import filters, transitions
 from worker.runtime.dispatcher import Dispatcher
 from worker.runtime.executor import Executor
 from worker.telemetry.health import Vitals
@@ -69,7 +69,7 @@ def make_dispatcher(
 
 def statuses(ledger: Engine) -> Counter[str]:
     with ledger.connect() as db:
-        return Counter(row.status for row in queries.find(db, limit=JOBS))
+        return Counter(row.status for row in filters.find(db, limit=JOBS))
 
 
 def test_no_more_is_handed_out_than_there_are_threads_for(
@@ -99,7 +99,7 @@ def test_what_was_handed_out_and_not_consumed_is_given_back_when_the_worker_ends
 
     assert {"pending": JOBS} == statuses(ledger)
     with ledger.connect() as db:
-        assert {None} == {row.first_sent_at for row in queries.find(db, limit=JOBS)}
+        assert {None} == {row.first_sent_at for row in filters.find(db, limit=JOBS)}
 
 
 def test_a_message_that_could_not_be_published_is_given_back_and_goes_out_again(

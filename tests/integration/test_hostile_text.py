@@ -57,7 +57,10 @@ HOSTILE = [
     "<script>alert(1)</script>",
     "{not a format} %s",
 ]
-FIELDS = ("connection_id", "order_id", "requested_by", "reason", "outcome_reason", "outcome_message", "order_status")
+FIELDS = (
+    *("connection_id", "order_id", "requested_by", "reason", "outcome_reason", "outcome_message", "order_status"),
+    *("reference_id", "order_number", "batch"),
+)
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SGR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -182,6 +185,7 @@ def missing(said: str) -> list[str]:
     "words",
     [
         ("list", "--limit", "100"),
+        ("list", "--limit", "100", "--csv"),
         ("replay", "--status", "rejected", "--dry-run"),
         ("connections", "list"),
         ("windows",),
@@ -205,6 +209,8 @@ def test_the_story_of_a_cancellation_shows_every_value_as_it_is(terminal: Termin
         shown = SGR.sub("", said)
 
         assert f"Order {within(value)} of connection {within(value)} (owner {within(value)})\n" in shown
+        for what in ("number", "reference", "batch"):
+            assert f"{what} {visible(value)}\n" in shown
         # three times there; who asked, the attempt, the reasons, an act
         assert 9 <= shown.count(within(value).rstrip()), shown
         assert set() == obeyed(said)
@@ -212,7 +218,7 @@ def test_the_story_of_a_cancellation_shows_every_value_as_it_is(terminal: Termin
 
 def test_json_holds_every_value_and_nothing_that_a_terminal_obeys(terminal: Terminal, ids: list[str]) -> None:
     listed = terminal.run("list", "--json", "--limit", "100")
-    told = [terminal.run("show", record_id, "--json") for record_id in ids]
+    told = [terminal.run("show", record_id, "--json", "--reveal") for record_id in ids]
 
     assert set(HOSTILE) == {json.loads(line)["order_id"] for line in listed.splitlines()}
     assert HOSTILE == [json.loads(said)["order_snapshot"]["id"] for said in told]
@@ -255,6 +261,12 @@ def test_what_a_command_says_of_a_value_that_was_typed_or_known_is_shown_as_it_i
         ("audit", "list", "--actor", value): 0,
         ("audit", "list", "--json"): 0,
         ("withdraw", "--", value): 0,
+        ("withdraw", "--batch", value, "--dry-run"): 0,
+        ("list", "--metadata", f"from={value}", "--requested-by", value, "--reference", value): 0,
+        ("list", "--since", f"x{value}"): 0,
+        ("list", "--older-than", f"x{value}"): 0,
+        ("list", "--metadata", f"x{value}".replace("=", "")): 0,
+        ("list", "--after", f"x{value}"): 1,
         ("withdraw", record_id): 0,
         ("replay", "--reason", f"x{value}", "--", record_id): 0,
         ("show", record_id): 0,

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.request import CancelRequest
 from worker.inputs.entries import Entry
-from worker.ledger import queries
+from worker.ledger import filters
 from worker.ledger.database import open_ledger
 from worker.ledger.dialects import is_sqlite
 from worker.ledger.schema import dead_letters as kept_letters
@@ -59,7 +59,7 @@ def intake(inbox: Redis, ledger: Engine) -> Intake:
 
 def rows(ledger: Engine) -> dict[str, Cancellation]:
     with ledger.connect() as connection:
-        return {row.order_id: row for row in queries.find(connection, limit=10_000)}
+        return {row.order_id: row for row in filters.find(connection, limit=10_000)}
 
 
 def dead_letters(ledger: Engine) -> list[tuple[bytes, str, str]]:
@@ -339,7 +339,7 @@ def test_a_row_that_the_ledger_refuses_is_a_dead_letter_and_its_neighbours_are_s
     assert 4 == Intake(redis, ledger, "w-1", woken.append, VITALS).take()
 
     with ledger.connect() as db:
-        stored = {row.order_id for row in queries.find(db)}
+        stored = {row.order_id for row in filters.find(db)}
         kept = [tuple(row) for row in db.execute(select(kept_letters.c.raw, kept_letters.c.reason))]
         (error,) = db.execute(select(kept_letters.c.error).where(kept_letters.c.raw == raw(job(REFUSED)))).scalars()
     assert {"before", "behind"} == stored

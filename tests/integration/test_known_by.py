@@ -19,8 +19,9 @@ from worker.cancellation.status import FINAL, SafeToRefund, Status, Verdict
 from worker.cli.words import in_few_words, refund_in_words, why_a_person
 from worker.environment import SettingsError
 from worker.errors import UnknownCancellationError
-from worker.ledger import connections, freshness, hints, holds, outlook, queries, transitions
+from worker.ledger import connections, filters, freshness, hints, holds, outlook, queries, transitions
 from worker.ledger.database import open_ledger, read_only
+from worker.ledger.filters import Filter
 from worker.ledger.schema import attempts, cancellations, events
 from worker.ledger.schema import connections as connections_table
 
@@ -304,8 +305,8 @@ def test_what_needs_a_person_is_listed_and_nothing_else(ledger: Engine, shop: st
     change(ledger, limited, send_by=now + HOUR)
     end(ledger, never_sent, "not_cancelled", status="withdrawn")
     with read_only(ledger) as db:
-        listed = queries.find(db, needs_person=True)
-        of_one = queries.find(db, needs_person=True, connection_id=shop)
+        listed = filters.find(db, Filter(needs_person=True))
+        of_one = filters.find(db, Filter(needs_person=True, connection_id=shop))
 
     assert {person: "crawls_disabled", held: "connection_held"} == {each.id: each.needs_person for each in listed}
     assert [person] == [each.id for each in of_one]
@@ -318,7 +319,7 @@ def test_the_list_of_what_needs_a_person_reads_no_table(database_url: str, ledge
         crowd(db, shop)
     with read_only(engine) as db:
         event.listen(db, "before_cursor_execute", lambda _db, _cursor, said, given, *_: seen.append((said, given)))
-        queries.find(db, needs_person=True)
+        filters.find(db, Filter(needs_person=True))
         outlook.count_for_a_person(db)
         outlook.false_verdicts(db, 14 * 86_400.0)
         wanted = [each for each in seen if "cancellations" in each[0] or "events" in each[0]]

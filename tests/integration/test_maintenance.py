@@ -371,6 +371,21 @@ def test_due_read_backs_are_claimed_once_and_handed_out(ledger: Engine, housekee
 # -- events
 
 
+def test_documents_of_the_release_before_are_moved_with_each_poll_and_hurry_nobody(
+    ledger: Engine, housekeeper: Maintenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_MOVED", 2)
+    for number in range(3):
+        add(ledger, f"o-{number}", order_snapshot=f"{number}")
+    left: list[int] = []
+    for _ in range(3):
+        assert POLL_SECONDS == housekeeper.tick()
+        with ledger.connect() as db:
+            left.append(len(db.execute(select(c.id).where(c.order_snapshot.is_not(None))).all()))
+
+    assert [1, 0, 0] == left
+
+
 def test_events_that_nobody_published_are_announced(ledger: Engine, housekeeper: Maintenance, told: Told) -> None:
     with ledger.begin() as db:
         outbox.add_leased_events(db, [(None, "a.b", {})])

@@ -20,7 +20,7 @@ from worker.cancellation.request import CancelRequest
 from worker.dev.embedded import embedded_redis
 from worker.inputs.entries import KEPT_BYTES, MAX_BATCH_BYTES, MAX_ENTRY_BYTES
 from worker.ledger import dead_letters as letters
-from worker.ledger import queries, sessions
+from worker.ledger import filters, sessions
 from worker.ledger.database import open_ledger
 from worker.ledger.dead_letters import DeadLetter, insert_dead_letters
 from worker.ledger.dialects import db_now
@@ -496,7 +496,7 @@ def test_a_stated_time_is_never_after_now_nor_more_than_an_hour_ago(
     put_jobs(inbox, [raw("o-1", **({"requested_at": stated} if stated else {}))])
     intake.take()
     with ledger.connect() as db:
-        (found,) = queries.find(db)
+        (found,) = filters.find(db)
 
     assert timedelta(0) <= found.received_at - found.requested_at <= timedelta(hours=1, seconds=1)
 
@@ -506,7 +506,7 @@ def test_a_time_of_the_last_hour_is_believed(inbox: Any, ledger: Engine, intake:
     put_jobs(inbox, [raw("o-1", requested_at=stated.isoformat())])
     intake.take()
     with ledger.connect() as db:
-        (found,) = queries.find(db)
+        (found,) = filters.find(db)
 
     assert stated == found.requested_at
 

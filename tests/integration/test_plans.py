@@ -23,6 +23,8 @@ from worker.ledger import (
     claims,
     connections,
     deadlines,
+    documents,
+    filters,
     freshness,
     outbox,
     outcomes,
@@ -34,6 +36,7 @@ from worker.ledger import (
 )
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.database import open_ledger
+from worker.ledger.filters import Filter
 from worker.ledger.schema import cancellations
 
 if TYPE_CHECKING:
@@ -290,9 +293,11 @@ def test_the_turn_is_read_from_its_index_and_not_sorted(
 ENDED = 200_000
 MANY_ENDED = """
     INSERT INTO cancellations (id, connection_id, order_id, idempotency_key, requested_at, received_at, status,
-                               priority, ended_at, verdict)
-    SELECT gen_random_uuid(), 'shop', 'order-' || n, 'key-' || n, now(), now(), 'succeeded', 'normal',
-           now() - interval '30 days', (ARRAY['cancelled', 'not_cancelled', 'accepted'])[1 + n % 3]
+                               priority, ended_at, verdict, reference_id, order_number, batch, requested_by)
+    SELECT gen_random_uuid(), 'shop', 'order-' || n, 'key-' || n, now(), now() - n * interval '1 s',
+           CASE n % 1000 WHEN 0 THEN 'exhausted' ELSE 'succeeded' END, 'normal',
+           now() - interval '30 days', (ARRAY['cancelled', 'not_cancelled', 'accepted'])[1 + n % 3],
+           'REF-' || n, '#' || n, 'batch-' || n % 100, 'oms'
     FROM generate_series(1, :crowd) AS n
 """
 SOME_THAT_WAIT = """
@@ -377,6 +382,66 @@ def test_what_waits_for_a_crawl_is_read_by_its_index_among_all_that_has_ended(
         scanned = {each["Index Name"] for each in nodes(plan) if "Index Name" in each}
         assert indexes <= scanned <= indexes | {"pk_cancellations", "pk_connections", "pk_freshness"}, mode
         assert 0 < rows_looked_at(plan) <= most_read, mode
+
+
+# -- what people look for is found by its index, or in stretches
+
+
+def looks_for(wanted: int, limit: int = 50, **which: Any) -> Callable[[Connection], None]:
+    def look(db: Connection) -> None:
+        assert wanted == len(filters.find(db, Filter(**which), limit=limit))
+
+    return look
+
+
+def give_up_on_what_is_rare(db: Connection) -> None:
+    page = filters.find_page(db, Filter(requested_by="nobody"), look_at=61_000)
+    assert [] == page.found
+    assert page.after
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["no statistics", "analyzed"])
+@pytest.mark.parametrize(
+    ("most_read", "work"),
+    [
+        # The look itself, and the end of the stretch that it may look at.
+        pytest.param(1001, looks_for(50), id="all"),
+        pytest.param(2 * 6, looks_for(1, name="#4711"), id="name"),
+        pytest.param(2 * 6, looks_for(1, name="order-4711"), id="order id as a name"),
+        pytest.param(2 * 6, looks_for(1, reference="ref-4711"), id="reference"),
+        pytest.param(2 * 6, looks_for(1, order_number="4711"), id="number"),
+        pytest.param(1001, looks_for(50, batch="batch-7"), id="batch"),
+        pytest.param(1001, looks_for(40, limit=40, connection_id="shop"), id="connection"),
+        pytest.param(1, looks_for(0, connection_id="other"), id="a connection that has none"),
+        pytest.param(1001, looks_for(100, limit=100, status=(Status.EXHAUSTED,)), id="what failed"),
+        pytest.param(200, looks_for(20, status=(Status.WAITING,)), id="what waits"),
+        pytest.param(200, looks_for(10, needs_person=True), id="what needs a person"),
+        pytest.param(50_002, give_up_on_what_is_rare, id="rare"),
+    ],
+)
+def test_what_people_look_for_is_read_by_its_index_among_all_that_has_ended(
+    many_ended: Engine, most_read: int, work: Callable[[Connection], None], analyzed: bool
+) -> None:
+    if analyzed:
+        with many_ended.begin() as db:
+            db.execute(text("ANALYZE cancellations"))
+    with many_ended.connect() as db:
+        ran = statements_of(db, work)
+        db.rollback()
+        plans = [plan_of(db, *each, "force_custom_plan") for each in ran]  # as commands plan
+        db.rollback()
+
+    assert most_read >= max(map(rows_looked_at, plans))
+    assert most_read >= max(map(largest_sort, plans))
+
+
+def test_an_old_document_is_looked_for_in_its_index(many_ended: Engine) -> None:
+    with many_ended.connect() as db:
+        for work in (lambda db: documents.move_old(db, 200), deadlines.next_deadlines):
+            ran = statements_of(db, work)
+            plan = plan_of(db, *ran[-1], "force_generic_plan")
+            assert "ix_cancellations_old_document" in {each.get("Index Name") for each in nodes(plan)}
+        db.rollback()
 
 
 @pytest.fixture(scope="module")

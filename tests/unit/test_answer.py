@@ -109,6 +109,8 @@ def test_the_founding_sample_is_read_as_one_open_order() -> None:
                 shipped=False,
                 document=reply.orders[0].document,
                 created_at=datetime(2022, 1, 1, tzinfo=UTC),
+                reference_id="order_reference_id",
+                order_number="order_number",
             ),
         ),
         unused_fields='[\n    ""\n  ]',
@@ -317,6 +319,32 @@ def test_an_id_is_a_string_or_a_whole_number(expected: str | None, value: Any) -
     reply = read({"id": value, "data": {"id": value}})
 
     assert (expected, expected) == (reply.id, reply.orders[0].id)
+
+
+@pytest.mark.parametrize(
+    ("expected", "value"),
+    [
+        ("#1001", "#1001"),
+        ("1001", 1001),
+        ("Größe 1", " Größe 1 "),
+        ("a  b", "a\x00\x1bb"),
+        ("x" * 255, "x" * 100_000),
+        *((None, odd) for odd in (None, "", "  ", True, 1.5, ["1001"], {"a": 1})),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_number_that_people_use_is_bounded_and_printable_and_none_where_it_is_odd(
+    expected: str | None, value: Any
+) -> None:
+    (order,) = read({"data": {"id": "o-1", "reference_id": value, "order_number": value}}).orders
+
+    assert (expected, expected) == (order.reference_id, order.order_number)
+
+
+def test_an_order_without_numbers_has_none() -> None:
+    (order,) = read({"data": {"id": "o-1"}}).orders
+
+    assert (None, None) == (order.reference_id, order.order_number)
 
 
 @pytest.mark.parametrize(

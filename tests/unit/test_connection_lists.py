@@ -22,7 +22,7 @@ from worker.cancellation.listing import (
     read_crawl_request,
     read_orders_page,
 )
-from worker.inputs.instants import read_instant, read_period
+from worker.inputs.instants import read_age, read_day_or_instant, read_instant, read_period
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 READERS = [read_connection, read_connections, read_orders_page, read_crawl_request]
@@ -160,6 +160,33 @@ def test_an_instant_is_a_text_with_an_offset_or_a_number_since_1970(expected: da
 )
 def test_a_period_is_a_number_within_its_limits(expected: float | None, value: Any) -> None:
     assert expected == read_period(value, least=60.0, most=604_800.0)
+
+
+@pytest.mark.parametrize(
+    ("expected", "text"),
+    [
+        *zip((90.0, 900.0, 7200.0, 259_200.0, 604_800.0), ("90s", "15m", " 2H ", "3 d", "1w"), strict=True),
+        (0.0, "0s"),
+        (100 * 366 * 86_400.0, "999999999w"),
+        *((None, odd) for odd in ("", "2", "h", "-2h", "1.5h", "2 hours", "9999999999s", "\u0662h", "2h\n3h")),
+    ],
+)
+def test_an_age_is_a_whole_number_and_a_unit(expected: float | None, text: str) -> None:
+    assert expected == read_age(text)
+
+
+@pytest.mark.parametrize(
+    ("expected", "text"),
+    [
+        (datetime(2030, 1, 1, tzinfo=UTC), "2030-01-01"),
+        (NOON, "2030-01-01T12:00"),
+        (NOON, " 2030-01-01 12:00:00 UTC"),
+        (NOON, "2030-01-01T13:00:00+01:00"),
+        *((None, odd) for odd in ("", "today", "2030-01", "2030-02-30", "1893499200", "2999-01-01")),
+    ],
+)
+def test_a_time_that_is_typed_is_a_day_or_an_instant(expected: datetime | None, text: str) -> None:
+    assert expected == read_day_or_instant(text)
 
 
 @pytest.mark.parametrize(

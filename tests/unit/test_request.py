@@ -67,6 +67,9 @@ def test_a_full_job_is_read_field_by_field() -> None:
         requested_by="ada",
         reason="changed her mind",
         metadata={"ticket": 7, "ratio": 0.5, "vip": True, "note": None, "team": "A"},
+        reference_id="REF-7",
+        order_number="#1001",
+        batch="monday",
         requested_at=datetime(2030, 1, 1, tzinfo=UTC),
     )
 
@@ -78,6 +81,9 @@ def test_a_full_job_is_read_field_by_field() -> None:
             requested_by="ada",
             reason="changed her mind",
             metadata={"ticket": 7, "ratio": 0.5, "vip": True, "note": None, "team": "A"},
+            reference_id="REF-7",
+            order_number="#1001",
+            batch="monday",
             requested_at="2030-01-01T00:00:00Z",
         )
     )
@@ -158,6 +164,11 @@ def test_what_is_no_job_is_refused_with_its_reason(reason: str, raw: bytes | str
         pytest.param("requested_by", 7, id="requested_by number"),
         pytest.param("requested_by", "x" * 1001, id="requested_by too long"),
         pytest.param("requested_by", "a\x00", id="requested_by NUL"),
+        *(
+            pytest.param(field, value, id=f"{field} {what}")
+            for field in ("reference_id", "order_number", "batch")
+            for what, value in {"number": 7, "list": ["a"], "NUL": "a\x00", "too long": "x" * 256}.items()
+        ),
         pytest.param("reason", "x" * 1001, id="reason too long"),
         pytest.param("reason", "a\x00", id="reason NUL"),
         pytest.param("metadata", [], id="metadata list"),

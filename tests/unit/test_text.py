@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import unicodedata
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from redis.exceptions import NoPermissionError, ResponseError
 
 from worker.inputs.faults import fault
-from worker.inputs.text import MAX_SHOWN_LENGTH, visible, visible_json, visible_lines
+from worker.inputs.text import MAX_SHOWN_LENGTH, csv_lines, visible, visible_json, visible_lines
 from worker.telemetry import logs
 
 PLAIN = [
@@ -127,3 +129,20 @@ def test_a_log_line_shows_a_foreign_value_as_it_is_on_a_terminal_and_in_json() -
     } == logs._as_it_is(None, "info", line)
     written = logs._as_json(None, "info", {"id": "\u202e\x9b\x1b ü"})
     assert r'{"id":"\u202e\u009b\u001b ü"}'.encode() == written
+
+
+def test_a_table_for_a_spreadsheet_has_one_line_a_row_and_no_formula() -> None:
+    rows = [
+        {"a": "=1+1", "b": -3, "c": datetime(2030, 1, 1, tzinfo=UTC), "d": {"k": "\u202e"}},
+        {"a": 'x,"y"\r\nz', "b": True, "c": None, "d": "@SUM(A1)", "e": "not asked for"},
+        {"a": "-1", "b": "+1"},
+    ]
+    lines = csv_lines(rows, ["a", "b", "c", "d"])
+
+    assert 4 == len(lines)
+    assert [
+        ["a", "b", "c", "d"],
+        ["'=1+1", "-3", "2030-01-01T00:00:00+00:00", '{"k": "\\u202e"}'],
+        ['x,"y"\\x0d\\x0az', "True", "", "'@SUM(A1)"],
+        ["'-1", "'+1", "", ""],
+    ] == list(csv.reader(lines))

@@ -13,6 +13,7 @@ import msgspec
 from worker.cancellation.freshness import Schedule
 from worker.inputs.body import text_of
 from worker.inputs.headers import LimitProblem, RateLimit, RetryAfter
+from worker.inputs.identifiers import MAX_NAME_LENGTH
 from worker.inputs.instants import read_instant
 from worker.inputs.raw_json import (
     NOTHING,
@@ -48,6 +49,8 @@ class Order(msgspec.Struct, frozen=True):
     shipped: bool  # goods have left, whole or in part
     document: str  # the JSON text as it came, unknown fields and nulls included
     created_at: datetime | None = None
+    reference_id: str | None = None  # the OMS's own numbers, bounded
+    order_number: str | None = None
 
 
 class ConnectionFacts(msgspec.Struct, frozen=True):
@@ -129,6 +132,8 @@ class _OrderFields(msgspec.Struct):
     status: msgspec.Raw = NOTHING
     shipments: msgspec.Raw = NOTHING
     created_date: msgspec.Raw = NOTHING
+    reference_id: msgspec.Raw = NOTHING
+    order_number: msgspec.Raw = NOTHING
 
 
 class _ShipmentFields(msgspec.Struct):
@@ -185,7 +190,14 @@ def _read_order(raw: msgspec.Raw) -> Order:
         shipped=status in _SHIPPED_STATUSES or _any_shipped(fields.shipments),
         document=json_text(raw) or "",
         created_at=read_instant(value_of(fields.created_date)),
+        reference_id=_number(fields.reference_id),
+        order_number=_number(fields.order_number),
     )
+
+
+def _number(raw: msgspec.Raw) -> str | None:
+    """Read a number that people use, a text or an integer, bounded; a blank one is none."""
+    return printable(identifier(raw) or "")[:MAX_NAME_LENGTH].strip() or None
 
 
 def _any_shipped(shipments: msgspec.Raw) -> bool:

@@ -17,7 +17,7 @@ from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
 from worker.cancellation.pace import is_long
 from worker.cancellation.policy import Policy
 from worker.cancellation.proof import ENOUGH_CRAWLS, READ_SECONDS, NeedsPerson, prospect
-from worker.cancellation.status import FINAL, TRANSITIONS, Evidence, Status, Verdict
+from worker.cancellation.status import FINAL, TRANSITIONS, UNSENT, Evidence, Status, Verdict
 from worker.inputs.headers import RetryAfter
 
 S = Status
@@ -291,6 +291,13 @@ def withdraw(state: State, at: Moment) -> Transition | None:
     if state.verdict is not None:
         return None
     return _end_unproven(Status.WITHDRAWN, state, "withdrawn", at)
+
+
+def why_not_withdraw(status: Status, verdict: Verdict | None) -> str | None:
+    """Say why it is too late to take this one back, as a clause; None when it may be."""
+    if status in UNSENT and verdict is None:
+        return None
+    return f"it is {status}, so a request may have reached the warehouse"
 
 
 def _unproven(state: State) -> tuple[Verdict, Evidence | None]:

@@ -15,7 +15,7 @@ from uuid import UUID, uuid5
 import msgspec
 
 from worker.errors import CancelError
-from worker.inputs.identifiers import problem_of_name
+from worker.inputs.identifiers import MAX_NAME_LENGTH, problem_of_name
 from worker.inputs.text import printable
 
 # Fixed for ever: another namespace would give every known intent a second record, and a second request.
@@ -64,6 +64,9 @@ class CancelRequest(
     requested_by: str | None = None
     reason: str | None = None
     metadata: dict[str, str | int | float | bool | None] | None = None
+    reference_id: str | None = None  # the OMS's own numbers of the order, by which people look for it
+    order_number: str | None = None
+    batch: str | None = None  # what was enqueued together
     requested_at: Instant | None = None
 
     def __post_init__(self) -> None:
@@ -77,6 +80,8 @@ class CancelRequest(
                 _refuse("idempotency_key", f"begins with {DERIVED!r} and is the key of another order: use another one")
         _check_text("requested_by", self.requested_by)
         _check_text("reason", self.reason)
+        for field in ("reference_id", "order_number", "batch"):
+            _check_text(field, getattr(self, field), MAX_NAME_LENGTH)
         _check_instant("send_by", self.send_by)
         _check_instant("requested_at", self.requested_at)
         if self.metadata:
@@ -140,11 +145,11 @@ def _check_name(field: str, value: str) -> None:
         _refuse(field, problem)
 
 
-def _check_text(field: str, value: str | None) -> None:
+def _check_text(field: str, value: str | None, most: int = MAX_TEXT_LENGTH) -> None:
     if value is None:
         return
-    if len(value) > MAX_TEXT_LENGTH:
-        _refuse(field, f"is {len(value)} characters long; {MAX_TEXT_LENGTH} is the most")
+    if len(value) > most:
+        _refuse(field, f"is {len(value)} characters long; {most} is the most")
     if "\x00" in value:  # PostgreSQL's text cannot hold it
         _refuse(field, "has a NUL character")
     _check_unicode(field, value)

@@ -13,16 +13,26 @@ from rich.table import Table
 from worker import shared_settings
 from worker.cancellation.lifecycle import NOT_FOUND_YET
 from worker.cancellation.status import SafeToRefund, Status
-from worker.cli.parts import client, console, ledger, moment, overview, print_json, refund
+from worker.cli.filters import by_filter
+from worker.cli.parts import SafeConsole, Who, Why, acting, client, console, ledger, moment, overview, print_json, refund
 from worker.cli.windows import warn_of_small_chance
 from worker.cli.words import connection_called, why_a_person
 from worker.errors import AlreadyEndedError, LedgerUnavailableError, UnknownCancellationError
-from worker.ledger import queries
+from worker.inputs.text import csv_lines, visible_json
+from worker.ledger import audit, filters, queries
+from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
-from worker.ledger.queries import Cancellation, Timeline
+from worker.ledger.filters import Filter
+from worker.ledger.queries import DOCUMENT, Cancellation, Timeline
 
 if TYPE_CHECKING:
     from worker.client import CancelClient
+
+MAX_SHOWN = 20  # timelines of one name
+CSV_COLUMNS = [
+    *(name for name in Cancellation.__struct_fields__ if name not in {*DOCUMENT, "metadata"}),
+    *("metadata", "safe_to_refund"),
+]
 
 Connection = Annotated[str, typer.Option("--connection", "-c", help="The connection's id.")]
 
@@ -35,6 +45,11 @@ def enqueue(
     key: Annotated[str | None, typer.Option(help="Idempotency key; default: derived from the order id.")] = None,
     requested_by: Annotated[str | None, typer.Option(help="Who asks.")] = None,
     reason: Annotated[str | None, typer.Option(help="Why.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The order's reference id, by which people look for it.")
+    ] = None,
+    order_number: Annotated[str | None, typer.Option(help="Its order number, as people say it.")] = None,
+    batch: Annotated[str | None, typer.Option(help="The name of what is enqueued together.")] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until each has ended; exits 1 unless all succeeded.")
     ] = False,
@@ -43,6 +58,8 @@ def enqueue(
     """Ask for orders to be cancelled."""
     if key is not None and len(order_ids) > 1:
         raise typer.BadParameter("one key means one intent: give --key with one order id only", param_hint="--key")
+    if (reference is not None or order_number is not None) and len(order_ids) > 1:
+        raise typer.BadParameter("they are one order's: give --reference and --order-number with one order id only")
     jobs = [
         {
             "connection_id": connection,
@@ -52,6 +69,9 @@ def enqueue(
             "priority": priority,
             "requested_by": requested_by,
             "reason": reason,
+            "reference_id": reference,
+            "order_number": order_number,
+            "batch": batch,
         }
         for order_id in order_ids
     ]
@@ -90,77 +110,105 @@ def _print_expected(producer: CancelClient, connection_id: str, priority: str) -
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A cancellation's id, or an order id.")],
+    name: Annotated[str, typer.Argument(help="A cancellation's id, an order id, a reference id or an order number.")],
     connection: Annotated[str | None, typer.Option("--connection", "-c", help="Of this connection only.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs; holds personal data of the order.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    reveal: Annotated[
+        bool, typer.Option("--reveal", help="With the order as Trackstar returned it: personal data; it is audited.")
+    ] = False,
+    why: Why = None,
+    who: Who = None,
 ) -> None:
-    """Tell what happened to one order's cancel, and whether it is safe to refund."""
+    """Tell what happened to one order's cancel, and whether it is safe to refund.
+
+    Example: cancel-worker show '#1001' -c shop-1
+    """
     policy = shared_settings.policy()
-    with ledger() as opened, read_only(opened) as db:
-        of_order = queries.find(db, order_id=name, connection_id=connection)
+    with ledger(by_index=True) as opened, read_only(opened) as db:
+        page = filters.find_page(db, Filter(name=name, connection_id=connection), limit=MAX_SHOWN)
         timelines = [
             found
-            for record_id in (name, *(each.id for each in of_order))
-            if (found := queries.timeline(db, record_id, policy))
+            for record_id in (name, *(each.id for each in page.found))
+            if (found := queries.timeline(db, record_id, policy, snapshot=reveal))
         ]
     if not timelines:
         raise UnknownCancellationError(
-            f"Nothing in the ledger has the id or the order id {name!r}. A job enqueued a moment ago may still be on "
-            "the inbox; one that could not be read is among the dead letters."
+            f"Nothing in the ledger has the id, the order id, the reference or the number {name!r}. A job enqueued a "
+            "moment ago may still be on the inbox; one that could not be read is among the dead letters."
         )
+    if reveal:
+        by = acting(who, why)
+        with ledger() as opened, opened.begin() as db:
+            for found in timelines:
+                audit.write(db, by, Action.REVEAL, Kind.CANCELLATION, found.cancellation.id)
     with closing(client()) as asked:
         for found in timelines:
             expected = asked.expected_at(found.cancellation.id)
             if as_json:
-                print_json({**_as_json(found), "expected_at": expected})
+                print_json({**_as_json(found, reveal=reveal), "expected_at": expected})
             else:
                 _print_timeline(found, expected)
-
-
-def list_(
-    status: Annotated[list[Status] | None, typer.Option(help="Only these; may be given more than once.")] = None,
-    connection: Annotated[str | None, typer.Option("--connection", "-c", help="Of this connection only.")] = None,
-    since: Annotated[datetime | None, typer.Option(help="Received since then (UTC).")] = None,
-    needs_person: Annotated[
-        bool, typer.Option("--needs-person", help="Only what no crawl settles: a person must look.")
-    ] = False,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-) -> None:
-    """List cancellations, the newest first."""
-    with ledger(by_index=needs_person) as opened, read_only(opened) as db:
-        found = queries.find(
-            db,
-            status=status or (),
-            connection_id=connection,
-            since=since.replace(tzinfo=UTC) if since else None,
-            needs_person=needs_person,
-            limit=limit,
-            policy=shared_settings.policy(),
+    if page.after:
+        _tell(
+            f"There are more than {MAX_SHOWN}: see `cancel-worker list` with --order, --reference or --order-number."
         )
+
+
+@by_filter
+def list_(
+    which: Filter,
+    reason: Annotated[str | None, typer.Option(help="The same as --outcome-reason.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
+    after: Annotated[str | None, typer.Option(metavar="ID", help="Go on behind this one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="For a spreadsheet: a header, and one line each.")] = False,
+) -> None:
+    """List cancellations, the newest first.
+
+    Example: cancel-worker list --refund not-yet --older-than 2h -c shop-1
+    """
+    if as_json and as_csv:
+        raise typer.BadParameter("choose one of --json and --csv")
+    which = msgspec.structs.replace(which, reason=reason or which.reason)
+    with ledger(by_index=True) as opened, read_only(opened) as db:
+        page = filters.find_page(db, which, limit=limit, after=after, policy=shared_settings.policy())
     if as_json:
-        for row in found:
+        for row in page.found:
             print_json(_without_document(row))
+    elif as_csv:
+        print("\n".join(csv_lines([_without_document(row) for row in page.found], CSV_COLUMNS)))  # noqa: T201
     else:
-        console.print(overview(found))
+        console.print(overview(page.found))
+    if page.looked_back_to:
+        _tell(f"Looked back to {moment(page.looked_back_to)} and not further. To go on: --after {page.after}")
+    elif page.after:
+        _tell(f"There are more. To go on: --after {page.after}")
+
+
+def _tell(sentence: str) -> None:
+    """Say something beside a list that may go into a program."""
+    SafeConsole(stderr=True, soft_wrap=True).print(sentence, style="dim")
 
 
 def _without_document(found: Cancellation) -> dict[str, Any]:
-    fields = msgspec.structs.asdict(found)
-    del fields["order_snapshot"], fields["unused_fields"]
+    fields = {name: value for name, value in msgspec.structs.asdict(found).items() if name not in DOCUMENT}
     return {**fields, "safe_to_refund": found.safe_to_refund}
 
 
-def _as_json(found: Timeline) -> dict[str, Any]:
-    document = found.cancellation.order_snapshot
+def _as_json(found: Timeline, *, reveal: bool) -> dict[str, Any]:
     return {
         **_without_document(found.cancellation),
-        # As it came, but for line breaks between its words.
-        "order_snapshot": msgspec.Raw(msgspec.json.format(document.encode(), indent=-1)) if document else None,
+        **({"order_snapshot": _document(found.cancellation)} if reveal else {}),
         "attempts_made": found.attempts,
         "events": found.events,
         "acts": found.acts,
     }
+
+
+def _document(found: Cancellation) -> msgspec.Raw | None:
+    """Return the order as it came, but for line breaks between its words."""
+    document = found.order_snapshot
+    return msgspec.Raw(msgspec.json.format(document.encode(), indent=-1)) if document else None
 
 
 _ENDS = {
@@ -176,6 +224,9 @@ def _print_timeline(found: Timeline, expected: datetime | None) -> None:
     row = found.cancellation
     where = connection_called(row.connection_id, row.connection_name, row.connection_owner)
     console.print(f"Order {row.order_id} of connection {where}", style="bold")
+    for what, value in (("number", row.order_number), ("reference", row.reference_id), ("batch", row.batch)):
+        if value:
+            console.print(f"{what} {value}")
     console.print(f"Safe to refund: {_answer(row)}", style=refund(row).style)
     console.print(_in_words(row))
     if expected is not None and not row.ended:
@@ -186,6 +237,8 @@ def _print_timeline(found: Timeline, expected: datetime | None) -> None:
         table.add_row(moment(when), what)
     console.print(table)
     console.print(f"id {row.id}, priority {row.priority}, attempts {row.attempts}", style="dim")
+    if document := _document(row):
+        console.print(visible_json(bytes(document)), soft_wrap=True)
 
 
 def _answer(row: Cancellation) -> str:

@@ -89,7 +89,7 @@ def ledger(*, by_index: bool = False) -> Iterator[Engine]:
 @contextmanager
 def opened_ledger(address: str, *, by_index: bool = False) -> Iterator[Engine]:
     """Open the ledger of an address, and close it with the block."""
-    engine = open_ledger(address, pool_size=1, plan_once=by_index)
+    engine = open_ledger(address, pool_size=1, by_index=by_index)
     try:
         yield engine
     finally:

@@ -2,38 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from msgspec import structs
 
-from worker.cancellation.lifecycle import why_not_replay
-from worker.cancellation.status import Status, Verdict
+from worker.cancellation.lifecycle import why_not_replay, why_not_withdraw
+from worker.cancellation.policy import Policy
+from worker.cancellation.status import UNSENT, Status, Verdict
+from worker.cli.filters import DryRun, batched, by_filter
 from worker.cli.parts import Who, Why, acting, acting_for_a_reason, client, console, ledger, overview
 from worker.errors import UnknownCancellationError
-from worker.ledger import audit, confirmations, queries, transitions
+from worker.ledger import audit, confirmations, filters, queries, transitions
 from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
+from worker.ledger.filters import EVERYTHING, Filter
 from worker.ledger.queries import Cancellation
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 # What is meant where only a connection or a time is given: neither what succeeded nor what somebody took back.
 WORTH_REPLAYING = (Status.EXHAUSTED, Status.EXPIRED, Status.REJECTED)
 CHUNK = 500  # rows in one transaction: short enough to stand in nobody's way
 
 
+@by_filter
 def withdraw(
-    ids: Annotated[list[str], typer.Argument(help="Ids of cancellations that were not sent yet.")],
+    which: Filter,
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="Ids of what was not sent yet; or choose by the options.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 1000,
+    dry_run: DryRun = False,
     reason: Why = None,
     who: Who = None,
 ) -> None:
     """Take back cancels that were not sent yet."""
     by = acting(who, reason)
-    with closing(client(by.actor)) as producer:
-        for record_id in ids:
-            producer.withdraw(record_id, reason=by.reason)
-            console.print(f"{record_id}  withdrawn")
+    if ids and not dry_run:
+        with closing(client(by.actor)) as producer:
+            for record_id in ids:
+                producer.withdraw(record_id, reason=by.reason)
+                console.print(f"{record_id}  withdrawn")
+        return
+    chosen = _allowed(_chosen(ids, which, sorted(UNSENT), limit), why_not_withdraw, "withdrawn")
+    if dry_run:
+        console.print(overview(chosen))
+        console.print(f"{len(chosen)} would be withdrawn.")
+        return
+    withdrawn = _in_parts(chosen, by, Action.WITHDRAW, lambda db, part: transitions.withdraw_all(db, part, Policy()))
+    console.print(f"{withdrawn} are withdrawn; {len(chosen) - withdrawn} were sent meanwhile.")
 
 
 class Seen(StrEnum):
@@ -61,71 +84,73 @@ def resolve(
     console.print(f"{record_id}  {seen.value}, says {by.actor}. Safe to refund: {refund}.", soft_wrap=True)
 
 
+@by_filter
 def replay(
+    which: Filter,
     ids: Annotated[
         list[str] | None, typer.Argument(help="Ids of ended cancellations; or choose by the options.")
     ] = None,
-    status: Annotated[list[Status] | None, typer.Option(help="Ended so; may be given more than once.")] = None,
-    connection: Annotated[str | None, typer.Option("--connection", "-c", help="Of this connection only.")] = None,
-    outcome: Annotated[str | None, typer.Option(help="With this outcome reason only, as in `list`.")] = None,
-    since: Annotated[datetime | None, typer.Option(help="Received since then (UTC).")] = None,
     send_by: Annotated[datetime | None, typer.Option(help="The new send_by (UTC); default: none.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 1000,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be replayed, and change nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     reason: Why = None,
     who: Who = None,
 ) -> None:
     """Run ended cancellations again: each with a new key, at its connection's pace. Needs --reason."""
-    if not ids and not (status or connection or outcome or since):
-        raise typer.BadParameter("say which: give ids, or at least one of --status, --connection, --outcome, --since")
     by = acting(who, reason) if dry_run else acting_for_a_reason(who, reason)
-    with ledger() as opened, read_only(opened) as db:
-        found = (
-            [_known(queries.get(db, record_id), record_id) for record_id in ids]
-            if ids
-            else queries.find(
-                db,
-                status=status or WORTH_REPLAYING,
-                connection_id=connection,
-                reason=outcome,
-                since=since.replace(tzinfo=UTC) if since else None,
-                limit=limit,
-            )
-        )
-    refused = {row.id: why for row in found if (why := _why_not(row))}
-    chosen = [row for row in found if row.id not in refused]
-    for row_id, why in refused.items():
-        console.print(f"{row_id}  not replayed: {why}")
+    found = _chosen(ids, which, WORTH_REPLAYING, limit)
+    chosen = _allowed(found, why_not_replay, "replayed")
     if dry_run:
         console.print(overview(chosen))
-        console.print(f"{len(chosen)} would be replayed, {len(refused)} would not.")
+        console.print(f"{len(chosen)} would be replayed, {len(found) - len(chosen)} would not.")
         return
-    replayed = _replay([row.id for row in chosen], send_by.replace(tzinfo=UTC) if send_by else None, by)
+    until = send_by.replace(tzinfo=UTC) if send_by else None
+    replayed = _in_parts(chosen, by, Action.REPLAY, lambda db, part: transitions.replay(db, part, send_by=until))
     console.print(f"{replayed} are pending again, each with a new key; {len(found) - replayed} are not.")
     if ids and replayed < len(ids):
         raise typer.Exit(1)
 
 
-def _replay(ids: list[str], send_by: datetime | None, by: audit.By) -> int:
-    replayed = 0
-    for start in range(0, len(ids), CHUNK):
-        some = ids[start : start + CHUNK]
+def _in_parts(
+    chosen: Sequence[Cancellation], by: audit.By, action: Action, act: Callable[[Connection, Sequence[str]], set[str]]
+) -> int:
+    """Act on these, so many in one transaction, and write down who did; return on how many it was done."""
+    done = 0
+    for part in batched([row.id for row in chosen], CHUNK):
         with (
             ledger() as opened,
             opened.begin() as db,
-            audit.recorded(db, by, Action.REPLAY, Kind.CANCELLATION, some),
+            audit.recorded(db, by, action, Kind.CANCELLATION, part),
         ):
-            replayed += len(transitions.replay(db, some, send_by=send_by))
-    return replayed
+            done += len(act(db, part))
+    return done
+
+
+def _chosen(ids: list[str] | None, which: Filter, meant: Iterable[Status], limit: int) -> list[Cancellation]:
+    """Return what a person names by ids or by a filter; without a status, those of the statuses that are meant."""
+    if not ids and which == EVERYTHING:
+        raise typer.BadParameter("say which: give ids, or at least one option that chooses, such as --status")
+    with ledger(by_index=True) as opened, read_only(opened) as db:
+        if ids:
+            return [_known(queries.get(db, record_id), record_id) for record_id in ids]
+        return filters.find(db, structs.replace(which, status=which.status or tuple(meant)), limit=limit)
+
+
+def _allowed(
+    found: list[Cancellation], why_not: Callable[[Status, Verdict | None], str | None], done: str
+) -> list[Cancellation]:
+    """Return those of which nothing forbids it; say of the others why."""
+    refused = {row.id: why for row in found if (why := why_not(Status(row.status), _verdict(row)))}
+    for record_id, why in refused.items():
+        console.print(f"{record_id}  not {done}: {why}")
+    return [row for row in found if row.id not in refused]
+
+
+def _verdict(row: Cancellation) -> Verdict | None:
+    return Verdict(row.verdict) if row.verdict else None
 
 
 def _known(row: Cancellation | None, record_id: str) -> Cancellation:
     if row is None:
         raise UnknownCancellationError(f"Nothing in the ledger has the id {record_id}: see `cancel-worker list`.")
     return row
-
-
-def _why_not(row: Cancellation) -> str | None:
-    return why_not_replay(Status(row.status), Verdict(row.verdict) if row.verdict else None)

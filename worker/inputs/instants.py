@@ -13,6 +13,9 @@ _INSTANT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]{1,9})?)?"
     r"(?: ?[Zz]|[+-][0-9]{2}:?[0-9]{2})?"
 )
+_AGE = re.compile(r"([0-9]{1,9}) ?([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_LONGEST_AGE = 100 * 366 * 86_400.0  # seconds: nothing here is older
 _NUMBER = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?")
 
 
@@ -38,3 +41,15 @@ def read_period(value: Any, *, least: float, most: float) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
         return None
     return float(min(max(value, least), most))
+
+
+def read_age(text: str) -> float | None:
+    """Read what people write for an age (`90s`, `15m`, `2h`, `3d`, `1w`), in seconds; None for everything else."""
+    found = _AGE.fullmatch(text.strip().lower())
+    return min(int(found[1]) * _SECONDS[found[2]], _LONGEST_AGE) if found else None
+
+
+def read_day_or_instant(text: str) -> datetime | None:
+    """Read an instant as `read_instant` does, or a day, which means its first instant in UTC."""
+    text = text.strip()
+    return read_instant(f"{text}T00:00" if len(text) == len("2026-01-02") else text.removesuffix(" UTC"))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
 import unicodedata
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
 MAX_MESSAGE_LENGTH = 500  # of an error text that is kept: enough for a sentence, bounded for the ledger
 MAX_SHOWN_LENGTH = 2000  # characters of one value on a terminal: above all that a job may hold, below a flood
@@ -67,3 +71,24 @@ def visible_json(document: bytes) -> str:
 def _json_escape(char: str) -> str:
     units = char.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+_FORMULA = ("=", "+", "-", "@")  # what a spreadsheet would compute
+
+
+def csv_lines(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
+    """Return a header and a line for each row; a text that a spreadsheet would compute begins with an apostrophe."""
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+    return written.getvalue().splitlines()  # no cell has a line break
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    text = visible(json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value))
+    return f"'{text}" if text.startswith(_FORMULA) and not isinstance(value, int) else text

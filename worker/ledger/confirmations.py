@@ -23,6 +23,7 @@ from worker.ledger.dialects import (
     built_once_per_dialect,
     rows_parameter,
 )
+from worker.ledger.documents import SEEN, seen_row, seen_values
 from worker.ledger.outbox import NEEDS_PERSON, NewEvent, add_events, proof_payload
 from worker.ledger.schema import cancellations, events
 
@@ -46,9 +47,7 @@ _CONFIRMATION = {
     "confirm_at": UtcTimestamp(),
     "known_by": UtcTimestamp(),
     "needs_person": sa.Text(),
-    "order_status": sa.Text(),
-    "order_snapshot": sa.Text(),
-    "order_created_at": UtcTimestamp(),
+    **SEEN,
 }
 
 
@@ -88,24 +87,19 @@ def _confirming(dialect: str) -> ReturningUpdate[Any]:
             confirm_at=source.c.confirm_at,
             known_by=source.c.known_by,
             needs_person=source.c.needs_person,
-            order_status=sa.func.coalesce(source.c.order_status, c.order_status),
-            order_snapshot=sa.func.coalesce(source.c.order_snapshot, c.order_snapshot),
-            order_created_at=sa.func.coalesce(source.c.order_created_at, c.order_created_at),
+            **seen_values(source),
         )
         .returning(c.id, c.claims, c.status, c.as_of, c.known_by, c.needs_person)
     )
 
 
 def _row(claim: ConfirmClaim, found: Confirmation) -> dict[str, object]:
-    order = found.order
     return {
         **{name: getattr(found, name) for name in _CONFIRMATION if hasattr(found, name)},
         "id": claim.id,
         "token": claim.lease.token,
         "known": claim.verdict,
-        "order_status": order.status if order else None,
-        "order_snapshot": order.document if order else None,
-        "order_created_at": order.created_at if order else None,
+        **seen_row(found.order),
     }
 
 

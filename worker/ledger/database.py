@@ -28,11 +28,12 @@ NO_ADDRESS = (
 )
 
 
-def open_ledger(url: str, *, pool_size: int = 8, plan_once: bool = False) -> Engine:
+def open_ledger(url: str, *, pool_size: int = 8, plan_once: bool = False, by_index: bool = False) -> Engine:
     """Make the engine for a `DATABASE_URL`; connects at first use.
 
     With `plan_once` plans are kept, and none reads a whole table where an index would do: for the few statements of a
-    worker or a client, not for all that a person may ask.
+    worker or a client, not for all that a person may ask. With `by_index` none reads a whole table either, and each is
+    made for the values at hand: for what people look for in a large ledger.
 
     Raises ValueError with a sentence where the URL is of no known kind, or asks for what nobody knows.
     """
@@ -46,11 +47,11 @@ def open_ledger(url: str, *, pool_size: int = 8, plan_once: bool = False) -> Eng
         return _open_embedded(url)
     if parsed.get_backend_name() != "postgresql":
         raise ValueError(f"DATABASE_URL names {parsed.get_backend_name()}: only postgresql and sqlite are supported.")
-    return _open_postgresql(parsed, pool_size, plan_once=plan_once)
+    return _open_postgresql(parsed, pool_size, plan_once=plan_once, by_index=by_index)
 
 
-def _open_postgresql(url: URL, pool_size: int, *, plan_once: bool) -> Engine:
-    sessions = PostgresqlSessions(url, plan_once=plan_once)
+def _open_postgresql(url: URL, pool_size: int, *, plan_once: bool, by_index: bool) -> Engine:
+    sessions = PostgresqlSessions(url, plan_once=plan_once, by_index=by_index)
     engine = create_engine(
         # The options are the sessions' business: SQLAlchemy would hand them to the driver as they stand.
         url.set(drivername="postgresql+psycopg", query={}),

@@ -12,6 +12,7 @@ import msgspec
 import sqlalchemy as sa
 
 from worker.cancellation.lifecycle import State
+from worker.ledger import documents
 from worker.ledger.claims import STATE_COLUMNS, state_of
 from worker.ledger.dialects import RecordId, bind_rows, db_now, now_plus, rows_parameter
 from worker.ledger.holds import RATE_LIMITED
@@ -47,6 +48,7 @@ class NextDeadlines(msgspec.Struct, frozen=True, kw_only=True):
     publish_at: datetime | None
     sent_at: datetime | None  # the oldest first request of what is pending again
     hold_end: datetime | None  # of a pause that a server asked for
+    old_documents: bool  # whether a worker of the release before has left some where they were kept then
 
     def is_due(self, when: datetime | None) -> bool:
         return when is not None and when <= self.now
@@ -71,6 +73,7 @@ _NEXT = sa.select(
     sa.select(sa.func.min(events.c.publish_at)).where(events.c.publish_at.is_not(None)).scalar_subquery(),
     sa.select(sa.func.min(c.first_sent_at)).where(SENT_BEFORE).scalar_subquery(),
     sa.select(sa.func.min(k.probe_at)).where(TIMED, k.hold_reason == RATE_LIMITED).scalar_subquery(),
+    documents.ANY_OLD,
 )
 
 
@@ -86,6 +89,7 @@ def next_deadlines(db: sa.Connection) -> NextDeadlines:
         publish_at=row[5],
         sent_at=row[6],
         hold_end=row[7],
+        old_documents=bool(row[8]),
     )
 
 

@@ -133,6 +133,17 @@ def clamped(dialect: str, value: sa.ColumnElement[Any], low: Any, high: Any) -> 
     return greatest(low, least(value, high), type_=value.type)
 
 
+def json_member_is(dialect: str, column: sa.ColumnElement[Any], key: str, value: str) -> sa.ColumnElement[bool]:
+    """Whether an object of a JSON column has a member, and that, written as text, is this value."""
+    if not is_sqlite(dialect):
+        return column.op("->>")(sa.literal(key, sa.Text())) == sa.literal(value, sa.Text())
+    members = sa.func.json_each(column).table_valued("key", "value", "type", name="members")
+    # SQLite hands truth values over as numbers.
+    truth = members.c.type.in_(["true", "false"])
+    text = sa.case((truth, members.c.type), else_=sa.cast(members.c.value, sa.Text()))
+    return sa.select(sa.literal(1)).select_from(members).where(members.c.key == key, text == value).exists()
+
+
 def insert(dialect: str, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
     """Return an INSERT that knows ON CONFLICT."""
     return sqlite.insert(table) if is_sqlite(dialect) else postgresql.insert(table)

@@ -5,7 +5,7 @@ Knows rows and holds; what a read proves, and when one comes, `cancellation.proo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import sqlalchemy as sa
@@ -64,15 +64,14 @@ def _known_by(found: Cancellation, now: datetime, policy: Policy) -> datetime | 
     )
 
 
-def for_a_person() -> sa.Select[Any]:
-    """Choose what no crawl settles, and what was never sent and stands still; each by its partial index."""
-    held = sa.select(k.id).where(k.hold_reason.in_(STAND_STILL))
-    never_sent = PENDING & c.first_sent_at.is_(None) & c.send_by.is_(None)
-    chosen = sa.union_all(
-        sa.select(c.id).where(UNSETTLED, c.needs_person.is_not(None)),
-        sa.select(c.id).where(c.connection_id.in_(held), never_sent),
-    ).subquery()
-    return sa.select(chosen.c.id)
+# What no crawl settles, and what was never sent and stands still; each has a partial index.
+FOR_A_PERSON = (
+    UNSETTLED & c.needs_person.is_not(None),
+    PENDING
+    & c.first_sent_at.is_(None)
+    & c.send_by.is_(None)
+    & c.connection_id.in_(sa.select(k.id).where(k.hold_reason.in_(STAND_STILL))),
+)
 
 
 def count_for_a_person(db: sa.Connection) -> int:

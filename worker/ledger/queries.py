@@ -25,6 +25,7 @@ from worker.ledger.dialects import (
     id_in_chosen,
     rows_parameter,
 )
+from worker.ledger.documents import ORDER_SNAPSHOT, UNUSED_FIELDS
 from worker.ledger.holds import RATE_LIMITED
 from worker.ledger.schema import (
     PENDING,
@@ -32,6 +33,7 @@ from worker.ledger.schema import (
     attempts,
     cancellations,
     connections,
+    documents,
     events,
 )
 
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
 
 c = cancellations.c
 k = connections.c
+
+
+DOCUMENT = ("order_snapshot", "unused_fields")
 
 
 class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,8 +65,6 @@ class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
     outcome_reason: str | None
     outcome_message: str | None
     order_status: str | None
-    order_snapshot: str | None  # JSON as it came; holds personal data
-    unused_fields: str | None
     as_of: datetime | None  # the instant of which the verdict is true; None until it has ended
     # What is not known yet has one of these: the instant by which it is known, or why a person must settle it.
     known_by: datetime | None
@@ -69,6 +72,9 @@ class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
     requested_by: str | None
     reason: str | None
     metadata: dict[str, Any] | None
+    reference_id: str | None  # the OMS's own numbers, as the producer stated them or as Trackstar says
+    order_number: str | None
+    batch: str | None
     send_by: datetime | None
     run_at: datetime | None
     confirm_at: datetime | None
@@ -80,6 +86,15 @@ class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
     held_until: datetime | None = None  # where that hold ends by itself at a known time
     connection_name: str | None = None
     connection_owner: str | None = None
+    # JSON as it came, with personal data: only where it was asked for, and in no `repr`.
+    order_snapshot: str | None = None
+    unused_fields: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Cancellation({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self.__struct_fields__ if name not in DOCUMENT]
 
     @property
     def ended(self) -> bool:
@@ -94,9 +109,9 @@ class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
 _HOLD = sa.select(connections.c.hold_reason).where(connections.c.id == c.connection_id).scalar_subquery()
 _HOLD_END = sa.select(k.probe_at).where(k.id == c.connection_id, k.hold_reason == RATE_LIMITED).scalar_subquery()
 _NAME, _OWNER = (sa.select(each).where(k.id == c.connection_id).scalar_subquery() for each in (k.name, k.owner))
-_OF_CONNECTION = {"hold_reason", "held_until", "connection_name", "connection_owner"}
-_COLUMNS = (
-    *(c[name] for name in Cancellation.__struct_fields__ if name not in _OF_CONNECTION),
+_ELSEWHERE = {"hold_reason", "held_until", "connection_name", "connection_owner", *DOCUMENT}
+COLUMNS = (
+    *(c[name] for name in Cancellation.__struct_fields__ if name not in _ELSEWHERE),
     _HOLD.label("hold_reason"),
     _NAME.label("connection_name"),
     _OWNER.label("connection_owner"),
@@ -106,47 +121,28 @@ _COLUMNS = (
 _DEFAULT = Policy()
 
 
-def get(db: sa.Connection, record_id: str, policy: Policy = _DEFAULT) -> Cancellation | None:
-    """Return one cancellation, or None for an unknown id; `policy` says how long a worker tries."""
+def get(
+    db: sa.Connection, record_id: str, policy: Policy = _DEFAULT, *, snapshot: bool = False
+) -> Cancellation | None:
+    """Return one cancellation, or None for an unknown id; `policy` says how long a worker tries.
+
+    Only with `snapshot` the order as Trackstar returned it is read, which takes rights on `documents`.
+    """
     if not is_record_id(record_id):
         return None
-    row = db.execute(sa.select(*_COLUMNS).where(c.id == record_id)).one_or_none()
-    return _as_cancellation(row, policy) if row else None
+    query = sa.select(*COLUMNS).where(c.id == record_id)
+    if snapshot:
+        beside = cancellations.outerjoin(documents, documents.c.cancellation_id == c.id)
+        query = query.add_columns(ORDER_SNAPSHOT, UNUSED_FIELDS).select_from(beside)
+    row = db.execute(query).one_or_none()
+    return as_cancellation(row, policy) if row else None
 
 
-def find(
-    db: sa.Connection,
-    *,
-    order_id: str | None = None,
-    connection_id: str | None = None,
-    status: Sequence[str] = (),
-    reason: str | None = None,
-    since: datetime | None = None,
-    needs_person: bool = False,
-    limit: int = 50,
-    policy: Policy = _DEFAULT,
-) -> list[Cancellation]:
-    """Return the newest cancellations that match all that is given."""
-    query = sa.select(*_COLUMNS).order_by(c.received_at.desc(), c.id).limit(limit)
-    if order_id is not None:
-        query = query.where(c.order_id == order_id)
-    if connection_id is not None:
-        query = query.where(c.connection_id == connection_id)
-    if status:
-        query = query.where(c.status.in_(status))
-    if reason is not None:
-        query = query.where(c.outcome_reason == reason)
-    if since is not None:
-        query = query.where(c.received_at >= since)
-    if needs_person:
-        query = query.where(id_in_chosen(db.dialect.name, c.id, outlook.for_a_person()))
-    return [_as_cancellation(row, policy) for row in db.execute(query)]
-
-
-def _as_cancellation(row: sa.Row[Any], policy: Policy) -> Cancellation:
+def as_cancellation(row: sa.Row[Any], policy: Policy) -> Cancellation:
+    """Return the record of a row with COLUMNS."""
     fields = {**row._mapping, "id": str(row.id)}  # noqa: SLF001 - SQLAlchemy's documented name
-    found = Cancellation(**{name: fields[name] for name in Cancellation.__struct_fields__})
-    return outlook.with_outlook(found, row.now, policy)
+    now = fields.pop("now")
+    return outlook.with_outlook(Cancellation(**fields), now, policy)
 
 
 def now(db: sa.Connection) -> datetime:
@@ -212,8 +208,10 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     acts: list[audit.Act]  # of people, the newest first
 
 
-def timeline(db: sa.Connection, record_id: str, policy: Policy = _DEFAULT) -> Timeline | None:
-    found = get(db, record_id, policy)
+def timeline(
+    db: sa.Connection, record_id: str, policy: Policy = _DEFAULT, *, snapshot: bool = False
+) -> Timeline | None:
+    found = get(db, record_id, policy, snapshot=snapshot)
     if found is None:
         return None
     tried = db.execute(

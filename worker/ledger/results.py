@@ -16,6 +16,7 @@ from worker.ledger import holds
 from worker.ledger.attempts import WORKER_LOST, AttemptRow, keep_attempts
 from worker.ledger.claims import AttemptClaim, ConfirmClaim
 from worker.ledger.confirmations import apply_confirmations
+from worker.ledger.documents import Document, keep_documents
 from worker.ledger.outbox import Event
 from worker.ledger.transitions import apply_claimed
 
@@ -68,10 +69,17 @@ def commit_results(db: sa.Connection, results: Sequence[Result]) -> CommitSummar
     attempted = [r for r in results if isinstance(r, AttemptResult)]
     applied, ends = apply_claimed(db, [(r.claim.lease, r.transition) for r in attempted])
     applied |= apply_confirmations(db, [(r.claim, r.confirmation) for r in results if isinstance(r, ConfirmResult)])
+    keep_documents(db, (_document(r) for r in results if r.claim.id in applied))
     no_access = {r.claim.connection_id for r in attempted if r.transition.hold_connection}
     held = holds.hold(db, no_access, holds.CREDENTIALS)
     ended = _end_holds(db, results, no_access)
     return CommitSummary(frozenset(applied), held, *ended, tuple(ends), _pause_connections(db, attempted))
+
+
+def _document(r: Result) -> Document:
+    if isinstance(r, ConfirmResult):
+        return Document(r.claim.id, r.confirmation.order)
+    return Document(r.claim.id, r.transition.order, r.transition.unused_fields)
 
 
 def _pause_connections(db: sa.Connection, results: Sequence[AttemptResult]) -> frozenset[str]:

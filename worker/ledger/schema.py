@@ -1,6 +1,6 @@
 """The tables, with the rules in the schema. Knows names and types; does not know who reads or writes.
 
-`order_snapshot` holds personal data; `access_token` is encrypted. Neither may leave the ledger by a log or an event.
+`documents` holds personal data; `access_token` is encrypted. Neither may leave the ledger by a log or an event.
 """
 
 from __future__ import annotations
@@ -66,6 +66,10 @@ cancellations = sa.Table(
     sa.Column("metadata", sa.JSON(none_as_null=True)),
     sa.Column("requested_at", UtcTimestamp, nullable=False),
     sa.Column("received_at", UtcTimestamp, nullable=False),
+    # The OMS's own numbers of the order; what Trackstar says of them corrects what the producer stated.
+    sa.Column("reference_id", sa.String(255)),
+    sa.Column("order_number", sa.String(255)),
+    sa.Column("batch", sa.String(255)),  # what was enqueued together
     # Where it stands.
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("run_at", UtcTimestamp),
@@ -82,7 +86,8 @@ cancellations = sa.Table(
     sa.Column("outcome_reason", sa.String(64)),
     sa.Column("outcome_message", sa.Text),
     sa.Column("order_status", sa.Text),
-    sa.Column("order_snapshot", sa.Text),  # the order's JSON as it came, not as we understand it
+    # Written by workers of the release before, and moved into `documents`; a text here is newer than the one there.
+    sa.Column("order_snapshot", sa.Text),
     sa.Column("unused_fields", sa.Text),
     sa.Column("order_created_at", UtcTimestamp),  # as the order's document says; null where none has
     sa.Column("as_of", UtcTimestamp),  # the instant of which the verdict is true; null in old rows: when it ended
@@ -147,7 +152,27 @@ LEFT_OPEN = sa.and_(
 partial_index("ix_cancellations_left_open", c.ended_at, where=LEFT_OPEN)
 partial_index("ix_cancellations_confirm", c.confirm_at, where=c.confirm_at.is_not(None))
 sa.Index("ix_cancellations_order", c.order_id)
+# What people list, the newest first: all, of a connection, of a batch, what did not end as it was hoped.
 sa.Index("ix_cancellations_received_at", c.received_at)
+sa.Index("ix_cancellations_connection", c.connection_id, c.received_at)
+partial_index("ix_cancellations_batch", c.batch, c.received_at, where=c.batch.is_not(None))
+FAILED = _status(*sorted(FINAL - {Status.SUCCEEDED}))
+partial_index("ix_cancellations_failed", c.received_at, where=FAILED)
+# The OMS's own numbers, without case.
+partial_index("ix_cancellations_reference", sa.func.lower(c.reference_id), where=c.reference_id.is_not(None))
+partial_index("ix_cancellations_number", sa.func.lower(c.order_number), where=c.order_number.is_not(None))
+# What is still to be moved into `documents`.
+OLD_DOCUMENT = c.order_snapshot.is_not(None) | c.unused_fields.is_not(None)
+partial_index("ix_cancellations_old_document", c.id, where=OLD_DOCUMENT)
+
+# The order as Trackstar returned it last. A table of its own, so that a database role can lack it.
+documents = sa.Table(
+    "documents",
+    metadata,
+    sa.Column("cancellation_id", RecordId, sa.ForeignKey("cancellations.id"), primary_key=True),
+    sa.Column("order_snapshot", sa.Text),  # the order's JSON as it came, not as we understand it
+    sa.Column("unused_fields", sa.Text),
+)
 
 # What Trackstar tells of its copy of each connection's orders, in the ledger's time. A table of its own, because it
 # changes often, and a connection's row is read by each claim.

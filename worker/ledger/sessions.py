@@ -37,7 +37,7 @@ LIMITS = {
 # Each statement of a worker or a client has its index, and is planned once: planning a batch again costs a third of
 # running it. A plan that was made while a table was small would go on reading all of it when it is large, so it may
 # not read all.
-PLANNED_ONCE = {"enable_seqscan": "off"}
+BY_INDEX = {"enable_seqscan": "off"}
 PLANNED_EACH_TIME = {"plan_cache_mode": "force_custom_plan"}
 DRIVER_OPTIONS = {
     "connect_timeout": "5",
@@ -63,10 +63,13 @@ class PostgresqlSessions:
     trip of its BEGIN, and nothing is prepared unless the address says `prepare_threshold`.
     """
 
-    def __init__(self, url: URL, *, plan_once: bool) -> None:
+    def __init__(self, url: URL, *, plan_once: bool, by_index: bool) -> None:
         self.pooled = False  # known from the first connection on, and once found, for good
         self._url = url
-        self._planning = PLANNED_ONCE if plan_once else PLANNED_EACH_TIME
+        self._planning = {
+            **(BY_INDEX if plan_once or by_index else {}),
+            **({} if plan_once else PLANNED_EACH_TIME),
+        }
         self._read(url)
 
     def _read(self, url: URL) -> None:

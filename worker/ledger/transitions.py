@@ -45,6 +45,7 @@ from worker.ledger.dialects import (
     now_plus,
     rows_parameter,
 )
+from worker.ledger.documents import SEEN, seen_row, seen_values
 from worker.ledger.outbox import NEEDS_PERSON, NewEvent, add_events, add_leased_events, ended_payload, known_payload
 from worker.ledger.schema import LEASED, WAITING, attempts, cancellations, connections
 
@@ -96,6 +97,9 @@ _JOB = {
     "requested_by": sa.Text(),
     "reason": sa.Text(),
     "metadata": sa.JSON(),
+    "reference_id": sa.Text(),
+    "order_number": sa.Text(),
+    "batch": sa.Text(),
     "requested_at": UtcTimestamp(),
 }
 
@@ -322,10 +326,7 @@ _TRANSITION = {
     "confirm_at": UtcTimestamp(),
     "known_by": UtcTimestamp(),
     "needs_person": sa.Text(),
-    "order_status": sa.Text(),
-    "order_snapshot": sa.Text(),
-    "unused_fields": sa.Text(),
-    "order_created_at": UtcTimestamp(),
+    **SEEN,
 }
 
 
@@ -368,7 +369,7 @@ def _check_targets(statement: str, decided: Iterable[Transition]) -> None:
 
 
 def _decided(dialect: str) -> sa.CTE:
-    # Named, because it is asked for twice and the snapshots are long: they are read once.
+    # Named, because it is asked for twice.
     return sa.select(*rows_parameter(dialect, _TRANSITION).c).cte("decided")
 
 
@@ -389,11 +390,7 @@ def _applying(dialect: str, source: sa.CTE, guard: sa.ColumnElement[bool]) -> Re
             confirm_at=source.c.confirm_at,
             known_by=source.c.known_by,
             needs_person=source.c.needs_person,
-            # An answer without an order does not wipe the last one that was seen.
-            order_status=sa.func.coalesce(source.c.order_status, c.order_status),
-            order_snapshot=sa.func.coalesce(source.c.order_snapshot, c.order_snapshot),
-            unused_fields=sa.func.coalesce(source.c.unused_fields, c.unused_fields),
-            order_created_at=sa.func.coalesce(source.c.order_created_at, c.order_created_at),
+            **seen_values(source),
             lease_owner=sa.null(),
             lease_expires_at=sa.null(),
             ended_at=sa.case((final, db_now()), else_=sa.null()),
@@ -435,10 +432,8 @@ def _ends(changed: Sequence[sa.Row[Any]]) -> list[NewEvent]:
 
 
 def _transition_row(lease: Lease, transition: Transition) -> dict[str, Any]:
-    order = transition.order
-    seen = {"order_status": order.status, "order_snapshot": order.document} if order else {}
-    created = order.created_at if order else None
-    return {**asdict(transition), **_lease_row(lease), **seen, "order_created_at": created, "order": None}
+    facts = {**asdict(transition), "order": None, "unused_fields": None}
+    return {**facts, **_lease_row(lease), **seen_row(transition.order)}
 
 
 def withdraw(db: sa.Connection, record_id: str, policy: Policy) -> None:
@@ -446,22 +441,37 @@ def withdraw(db: sa.Connection, record_id: str, policy: Policy) -> None:
 
     Raises TooLateError where a request may have reached the warehouse, UnknownCancellationError for an unknown id.
     """
-    row = db.execute(
-        sa.select(c.status, *STATE_COLUMNS, db_now().label("now"))
-        .where(c.id == record_id if is_record_id(record_id) else sa.false())
-        .with_for_update()
-    ).one_or_none()
-    if row is None:
+    if withdraw_all(db, [record_id], policy):
+        return
+    known = c.id == record_id if is_record_id(record_id) else sa.false()
+    status = db.execute(sa.select(c.status).where(known)).scalar_one_or_none()
+    if status is None:
         raise UnknownCancellationError(
             f"No cancellation has the id {record_id}. A job that was enqueued a moment ago may still be on the inbox: "
             "ask again in a second."
         )
-    transition = lifecycle.withdraw(state_of(row, row.now), Moment(now=row.now, policy=policy))
-    if transition is None or not end_unsent(db, [(record_id, transition)]):
-        raise TooLateError(
-            f"Cancellation {record_id} cannot be withdrawn: it is {row.status}, so a request may have reached the "
-            "warehouse. Follow it with `show` instead."
-        )
+    raise TooLateError(
+        f"Cancellation {record_id} cannot be withdrawn: it is {status}, so a request may have reached the "
+        "warehouse. Follow it with `show` instead."
+    )
+
+
+def withdraw_all(db: sa.Connection, ids: Iterable[str], policy: Policy) -> set[str]:
+    """End as `withdrawn` what of these was never sent, and return their ids."""
+    source = rows_parameter(db.dialect.name, {"id": RecordId})
+    rows = db.execute(
+        sa.select(c.id, *STATE_COLUMNS, db_now().label("now"))
+        .where(id_in_chosen(db.dialect.name, c.id, sa.select(source.c.id)), c.ended_at.is_(None))
+        .order_by(c.id)
+        .with_for_update(of=cancellations),
+        bind_rows({"id": each} for each in ids if is_record_id(each)),
+    )
+    decided = ((str(row.id), lifecycle.withdraw(state_of(row, row.now), _moment(row, policy))) for row in rows)
+    return end_unsent(db, [(each, transition) for each, transition in decided if transition is not None])
+
+
+def _moment(row: Any, policy: Policy) -> Moment:
+    return Moment(now=row.now, policy=policy)
 
 
 # ---- waiting → pending · queued → pending

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker.cancellation.freshness import Crawls
 from worker.cancellation.lifecycle import Moment, Transition, expire, give_up
 from worker.cancellation.pace import seconds_to_send
-from worker.ledger import claims, deadlines, holds, migrations, transitions
+from worker.ledger import claims, deadlines, documents, holds, migrations, transitions
 from worker.ledger.claims import AttemptClaim, ConfirmClaim
 from worker.ledger.database import read_only
 from worker.ledger.deadlines import Lapsed
@@ -36,6 +36,7 @@ log = structlog.get_logger()
 POLL_SECONDS = 1.0
 DEADLINE_CHECK_SECONDS = 5.0  # how often deadlines are compared with the backlog
 MAX_SWEEP = 500  # rows in one statement
+MAX_MOVED = 200  # documents in one poll: a few ms of the database in a second
 # After an outage of the ledger, answers that live workers kept are recorded before claims are taken over.
 SETTLE_SECONDS = 2 * MAX_SECONDS
 CLOCK_STEP_SECONDS = 1.0  # a smaller step is within what a lease has to spare
@@ -94,6 +95,8 @@ class Maintenance:
         if due.is_due(due.publish_at):
             self._handlers.publish_events()
         self._warn(due)
+        if due.old_documents:
+            self._move_documents()
         # After any progress the next times are others. Without it, looking again at once would be a hot loop.
         return 0.0 if done else min(POLL_SECONDS, due.seconds_to_next)
 
@@ -178,6 +181,11 @@ class Maintenance:
         if found:
             self._handlers.confirm(found)
         return len(found)
+
+    def _move_documents(self) -> None:
+        """Move some, and the next ones with the next poll: nobody waits for them."""
+        with self._ledger.begin() as db:
+            documents.move_old(db, MAX_MOVED)
 
     def _warn(self, due: NextDeadlines) -> None:
         if due.send_by is None or time.monotonic() - self._checked_at < DEADLINE_CHECK_SECONDS:

@@ -26,9 +26,11 @@ IDLE_SECONDS = 3.0
 
 _ENDED = """
 INSERT INTO cancellations (id, connection_id, order_id, idempotency_key, priority, requested_at, received_at, status,
-  attempts, claims, first_sent_at, ended_at, verdict, evidence, outcome_reason, order_status, order_snapshot)
+  attempts, claims, first_sent_at, ended_at, verdict, evidence, outcome_reason, order_status,
+  reference_id, order_number)
 SELECT gen_random_uuid(), 'shop-' || n % :connections, 'ended-' || n, 'ended-' || n, 'normal', at, at, 'succeeded',
-  1, 1, at, at, 'cancelled', 'response', 'cancelled', 'cancelled', repeat(md5(n::text), 45)
+  1, 1, at, at, 'cancelled', 'response', 'cancelled', 'cancelled', 'REF-' || n,
+  '#' || n
 FROM (SELECT n, now() - interval '90 days' + n * interval '3 seconds' AS at FROM generate_series(1, :count) AS n)
 """
 # Half of them wait for their time, half for their connection, which an operator holds.
@@ -48,6 +50,10 @@ VALUES ('held', 'held', 'operator', now(), now(), now())
 _ATTEMPTS = """
 INSERT INTO attempts (cancellation_id, number, kind, generation, started_at, duration_ms, status, reason, replayed)
 SELECT id, 1, 'cancel', 1, ended_at, 120, 200, 'cancelled', false FROM cancellations WHERE ended_at IS NOT NULL
+"""
+_DOCUMENTS = """
+INSERT INTO documents (cancellation_id, order_snapshot, unused_fields)
+SELECT id, repeat(md5(id::text), 45), '[]' FROM cancellations WHERE ended_at IS NOT NULL
 """
 _EVENTS = """
 INSERT INTO events (cancellation_id, type, payload, created_at)
@@ -105,6 +111,7 @@ def _fill(bench: Bench, ledger: Ledger) -> None:
         connection.execute(text(_HELD))
         connection.execute(text(_ENDED), counts)
         connection.execute(text(_ATTEMPTS))
+        connection.execute(text(_DOCUMENTS))
         connection.execute(text(_EVENTS))
         connection.execute(text(_WAITING), counts | {"count": round(bench.options.rows * WAITING_SHARE)})
     with ledger.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
