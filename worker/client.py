@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from msgspec import UNSET, UnsetType
 from redis import RedisError, ResponseError
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
@@ -18,20 +19,23 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker import shared_settings
+from worker.cancellation.lifecycle import why_not_change
 from worker.cancellation.policy import Policy
 from worker.cancellation.refund import RefundAnswer
 from worker.cancellation.request import CancelRequest, Priority, make_request
-from worker.cancellation.status import SafeToRefund
+from worker.cancellation.status import SafeToRefund, Status
 from worker.environment import from_environment
 from worker.errors import (
     AlreadyEndedError,
     InboxUnavailableError,
     KeyConflictError,
     LedgerUnavailableError,
+    TooLateError,
     UnknownCancellationError,
 )
 from worker.ledger import audit, hints, queries, transitions
 from worker.ledger.audit import Action, Kind
+from worker.ledger.changes import Change, change
 from worker.ledger.database import open_ledger, read_only
 from worker.ledger.problems import ledger_problem
 from worker.ledger.queries import Cancellation, Standing
@@ -187,6 +191,34 @@ class CancelClient:
             audit.recorded(db, by, Action.WITHDRAW, Kind.CANCELLATION, [cancellation_id]),
         ):
             transitions.withdraw(db, cancellation_id, Policy())
+
+    def change(
+        self,
+        cancellation_id: str,
+        *,
+        priority: Priority | None = None,
+        send_by: datetime | UnsetType | None = UNSET,
+        now: bool = False,
+        reason: str | None = None,
+    ) -> None:
+        """Change how a cancel is sent that waits for its turn; what is left out stays, and `send_by=None` lifts it.
+
+        `now`: what waits for a retry is tried at once. Raises TooLateError or UnknownCancellationError.
+        """
+        found = self.get(cancellation_id)
+        if found is None:
+            raise UnknownCancellationError(f"No cancellation has the id {cancellation_id}.")
+        wish = Change(priority=priority, send_by=send_by, now=now)
+        by = audit.acting(shared_settings.actor(self._actor), reason)
+        with (
+            _ledger_errors(),
+            self._ledger.begin() as db,
+            audit.recorded(db, by, Action.CHANGE, Kind.CANCELLATION, [cancellation_id]),
+        ):
+            changed = change(db, [cancellation_id], wish)
+        if not changed:
+            why = why_not_change(Status(found.status), None) or "its turn has just come"
+            raise TooLateError(f"Cancellation {cancellation_id} cannot be changed: {why}.")
 
     def safe_to_refund(self, cancellation_id: str) -> RefundAnswer:
         """Answer the one question of support: yes, no, or not yet, and by when, or by whom, it is known."""

@@ -300,6 +300,13 @@ def why_not_withdraw(status: Status, verdict: Verdict | None) -> str | None:
     return f"it is {status}, so a request may have reached the warehouse"
 
 
+def why_not_change(status: Status, _: Verdict | None) -> str | None:
+    """Say why it is too late to change how this one is sent, as a clause; None when it may be."""
+    if status in UNSENT:
+        return None
+    return f"it has ended: it is {status}" if status in FINAL else "a request is under way: ask again in a moment"
+
+
 def _unproven(state: State) -> tuple[Verdict, Evidence | None]:
     """Return the verdict of what ends without proof: a yes before a replay still stands."""
     if state.doubt is Verdict.ACCEPTED:

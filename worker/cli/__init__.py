@@ -17,6 +17,7 @@ from worker.cancellation.request import InvalidRequest
 from worker.cli import (
     audit,
     batches,
+    changes,
     connections,
     dead_letters,
     doctor,
@@ -69,6 +70,7 @@ for command in (
     orders.list_,
     repair.replay,
     repair.withdraw,
+    changes.change,
     repair.resolve,
     windows.windows,
 ):

@@ -14,7 +14,19 @@ from worker import shared_settings
 from worker.cancellation.lifecycle import NOT_FOUND_YET
 from worker.cancellation.status import SafeToRefund, Status
 from worker.cli.filters import by_filter
-from worker.cli.parts import SafeConsole, Who, Why, acting, client, console, ledger, moment, overview, print_json, refund
+from worker.cli.parts import (
+    SafeConsole,
+    Who,
+    Why,
+    acting,
+    client,
+    console,
+    ledger,
+    moment,
+    overview,
+    print_json,
+    refund,
+)
 from worker.cli.windows import warn_of_small_chance
 from worker.cli.words import connection_called, why_a_person
 from worker.errors import AlreadyEndedError, LedgerUnavailableError, UnknownCancellationError
@@ -116,7 +128,7 @@ def show(
     reveal: Annotated[
         bool, typer.Option("--reveal", help="With the order as Trackstar returned it: personal data; it is audited.")
     ] = False,
-    why: Why = None,
+    reason: Why = None,
     who: Who = None,
 ) -> None:
     """Tell what happened to one order's cancel, and whether it is safe to refund.
@@ -137,7 +149,7 @@ def show(
             "moment ago may still be on the inbox; one that could not be read is among the dead letters."
         )
     if reveal:
-        by = acting(who, why)
+        by = acting(who, reason)
         with ledger() as opened, opened.begin() as db:
             for found in timelines:
                 audit.write(db, by, Action.REVEAL, Kind.CANCELLATION, found.cancellation.id)
