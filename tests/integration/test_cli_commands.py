@@ -164,7 +164,7 @@ def test_a_list_for_a_spreadsheet_has_a_header_and_goes_on_where_it_has_ended(
         read += csv.DictReader(done.stdout.splitlines())
         assert ("There are more" in done.stderr) is (len(read) < len(ids))
         after = ["--after", read[-1]["id"]]
-        assert done.stderr == "" or " ".join(after) in done.stderr
+        assert "" == done.stderr or " ".join(after) in done.stderr
 
     assert ids[::-1] == [each["id"] for each in read]
     assert [("'=2", '{"n": 2}', "not yet"), ("'=1", '{"n": 1}', "not yet"), ("'=0", '{"n": 0}', "not yet")] == [

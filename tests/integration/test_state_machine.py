@@ -55,7 +55,7 @@ from worker.ledger.claims import RefusalClaim, SendClaim
 from worker.ledger.database import open_ledger, read_only
 from worker.ledger.dialects import UtcTimestamp
 from worker.ledger.results import AttemptResult, ConfirmResult
-from worker.ledger.schema import attempts, cancellations, events, freshness
+from worker.ledger.schema import attempts, cancellations, documents, events, freshness
 from worker.ledger.schema import connections as connection_rows
 from worker.runtime.attempt import (
     AttemptContext,
@@ -188,7 +188,7 @@ class Machine(RuleBasedStateMachine):
         self.attempts: dict[tuple[str, int, str], RowMapping] = {}
         self.told: list[tuple[str, dict[str, Any]]] = []
         with ledger.begin() as db:
-            for table in (attempts, events, cancellations, freshness, connection_rows):
+            for table in (documents, attempts, events, cancellations, freshness, connection_rows):
                 db.execute(table.delete())
             connections.add(db, "shop-1", "token")
 
