@@ -21,6 +21,7 @@ from worker.cli import (
     connections,
     dead_letters,
     doctor,
+    enqueue_file,
     local,
     one_connection,
     orders,
@@ -56,6 +57,7 @@ connections.app.command()(one_connection.show)
 connections.app.command()(one_connection.mend_link)
 app.add_typer(connections.app, name="connections")
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(batches.app, name="batches")
 app.add_typer(audit.app, name="audit")
 for command in (
     local.demo,
@@ -65,7 +67,7 @@ for command in (
     doctor.doctor,
     service.health,
     orders.enqueue,
-    batches.enqueue_file,
+    enqueue_file.enqueue_file,
     orders.show,
     orders.list_,
     repair.replay,

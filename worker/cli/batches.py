@@ -1,184 +1,103 @@
-"""The command that enqueues a file of jobs as one batch, and waits for it. Knows files, progress and exit codes.
-
-What a line may hold, `cancellation.job_file` knows. The whole file is checked before its first job is sent, and only a
-chunk of it is in memory: the input is copied first, so that it can be read again and does not change meanwhile.
-"""
+"""Commands about batches: what was enqueued together is followed, and stopped, by its name."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import sys
-import tempfile
-import time
-from collections import Counter
-from contextlib import closing, contextmanager
-from itertools import islice
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from worker.cancellation.job_file import FileLine, UnreadableFileError, read_jobs
-from worker.cancellation.request import MAX_JOB_BYTES
-from worker.cancellation.status import SafeToRefund, Status, Verdict, safe_to_refund
-from worker.cli.parts import client, console
+from worker.cancellation.lifecycle import why_not_withdraw
+from worker.cancellation.policy import Policy
+from worker.cancellation.status import UNSENT
+from worker.cli.chosen import allowed, in_parts
+from worker.cli.filters import DryRun  # noqa: TC001 - the command line reads it
+from worker.cli.parts import Who, Why, acting, console, ledger, moment
+from worker.errors import UnknownCancellationError
+from worker.ledger import batches, filters, transitions
+from worker.ledger.audit import Action
+from worker.ledger.database import read_only
+from worker.ledger.filters import Filter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from worker.ledger.batches import Batch, Outcomes
+    from worker.ledger.queries import Cancellation
 
-    from worker.client import CancelClient
-    from worker.ledger.queries import Standing
+app = typer.Typer(help="See what was enqueued together, and stop it.", no_args_is_help=True)
 
-COPY_BYTES = 1024 * 1024
-MAX_LINE_CHARACTERS = 2 * MAX_JOB_BYTES
-CHUNK = 1_000  # jobs in one trip
-POLL_SECONDS = 0.5
-
-Job = dict[str, Any]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="As `batches list` has it.")]
+AT_ONCE = 10_000  # cancellations, then it is looked again
 
 
-class JobFile:
-    """A copy of the input, which can be read again and again; `stated`: what a line leaves out."""
-
-    def __init__(self, copy: IO[bytes], stated: Mapping[str, Any]) -> None:
-        self._copy = copy
-        self._stated = stated
-
-    def lines(self) -> Iterator[FileLine]:
-        """Read each line as a job. Raises UnreadableFileError."""
-        return read_jobs(self._texts(), self._stated)
-
-    def jobs(self, start: int = 0, end: int | None = None) -> Iterator[Job]:
-        """Yield the jobs, from the one number to the other."""
-        return islice((line.job for line in self.lines() if line.job is not None), start, end)
-
-    def _texts(self) -> Iterator[str]:
-        self._copy.seek(0)
-        text = io.TextIOWrapper(self._copy, encoding="utf-8", newline="")
-        try:
-            while line := text.readline(MAX_LINE_CHARACTERS):
-                yield line
-        except UnicodeDecodeError as error:
-            raise UnreadableFileError(
-                f"The file is not written in UTF-8: {error.reason}. Save it as UTF-8."
-            ) from error
-        finally:
-            text.detach()  # or it would close the copy
-
-
-def enqueue_file(
-    file: Annotated[str, typer.Argument(help="CSV whose header names a job's fields, or JSON lines; - : the input.")],
-    connection: Annotated[
-        str | None, typer.Option("--connection", "-c", help="The connection's id, where the file names none.")
-    ] = None,
-    batch: Annotated[
-        str | None, typer.Option(help="The batch's name; default: the file's name and a hash of its content.")
-    ] = None,
-    canary: Annotated[int, typer.Option(min=0, help="Send so many first; go on when all of them have succeeded.")] = 0,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask after the canary.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for all; exits 1 unless all succeeded.")] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait at most.")] = 3600.0,
-) -> None:
-    """Ask for the orders of a file to be cancelled: all lines are checked before the first is sent.
-
-    Interrupted and run again it doubles nothing. Example: cancel-worker enqueue-file monday.csv -c shop-1 --wait
-    """
-    stated = {"connection_id": connection} if connection else {}
-    with _copied(file) as (copy, name), closing(client()) as producer:
-        source, deadline = JobFile(copy, {**stated, "batch": batch or name}), time.monotonic() + timeout
-        total = _checked(source)
-        canary = canary if canary < total else 0
-        if canary:
-            _send(producer, source, 0, canary, total)
-            if not _show(_outcomes(producer, source, canary, deadline)):
-                console.print(f"The canary has not succeeded: only these {canary} were sent.", style="red")
-                raise typer.Exit(1)
-            if not yes and sys.stdin.isatty() and file != "-":
-                typer.confirm(f"Send the other {total - canary}?", abort=True)
-        ended = _send(producer, source, canary, total, total)
-        console.print(f"{total} jobs are in batch {batch or name}; {ended} of them had ended before: nothing is sent.")
-        if wait and not _show(_outcomes(producer, source, total, deadline)):
-            raise typer.Exit(1)
-
-
-@contextmanager
-def _copied(file: str) -> Iterator[tuple[IO[bytes], str]]:
-    """Copy a file, or the input; yield the copy, and a name made of the file's and a hash of its content."""
-    content = hashlib.sha256()
-    with tempfile.TemporaryFile() as copy:
-        try:
-            with sys.stdin.buffer if file == "-" else Path(file).open("rb") as source:
-                while piece := source.read(COPY_BYTES):
-                    content.update(piece)
-                    copy.write(piece)
-        except OSError as error:
-            raise UnreadableFileError(f"{file} cannot be read or copied: {error.strerror}.") from error
-        yield copy, f"{'input' if file == '-' else Path(file).name[:200]}-{content.hexdigest()[:12]}"
-
-
-def _checked(source: JobFile) -> int:
-    """Return how many jobs the file holds; where one line is bad, list all that are, and exit."""
-    good = bad = 0
-    for line in source.lines():
-        good, bad = good + (not line.problem), bad + bool(line.problem)
-        if line.problem:
-            console.print(f"line {line.number}: {line.problem}", style="red", soft_wrap=True)
-    if bad or not good:
-        console.print(f"{bad} lines are bad, {good} are good: nothing was sent.", style="red")
-        raise typer.Exit(2)
-    return good
-
-
-def _send(producer: CancelClient, source: JobFile, start: int, end: int, total: int) -> int:
-    """Enqueue the jobs from `start` to `end`; return how many had ended before."""
-    ended = 0
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]} jobs/s"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar, began = progress.add_task("", total=total, completed=start, rate="-"), time.monotonic()
-        for jobs in _chunks(source.jobs(start, end)):
-            ended += len(producer.enqueue_unless_ended(jobs))
-            progress.advance(bar, len(jobs))
-            done = progress.tasks[0].completed - start
-            progress.update(bar, rate=f"{done / (time.monotonic() - began + 0.001):.0f}")
-    return ended
-
-
-def _chunks(jobs: Iterable[Job]) -> Iterator[list[Job]]:
-    jobs = iter(jobs)
-    while chunk := list(islice(jobs, CHUNK)):
-        yield chunk
-
-
-Outcomes = Counter[tuple[str, str]]  # by status, and by whether it is safe to refund
-
-
-def _outcomes(producer: CancelClient, source: JobFile, count: int, deadline: float) -> Outcomes:
-    """Wait until the first `count` jobs have ended; return how many ended how."""
-    found: Outcomes = Counter()
-    for jobs in _chunks(source.jobs(0, count)):
-        stand = producer.standing(jobs)
-        while not all(each and each.ended_at for each in stand.values()) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-            stand = producer.standing(jobs)
-        found.update(map(_outcome, stand.values()))
-    return found
-
-
-def _outcome(stands: Standing | None) -> tuple[str, str]:
-    if stands is None:
-        return "not in the ledger yet", SafeToRefund.NOT_YET
-    return stands.status, safe_to_refund(Status(stands.status), Verdict(stands.verdict) if stands.verdict else None)
-
-
-def _show(found: Outcomes) -> bool:
-    """Show the table of outcomes; return whether all have succeeded."""
+def outcomes_table(outcomes: Outcomes) -> Table:
+    """Return a table of how many stand how."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("status", "safe to refund", "cancellations"):
         table.add_column(name)
-    for (status, refund), count in sorted(found.items()):
+    for (status, refund), count in sorted(outcomes.items()):
         table.add_row(status, refund, str(count))
+    return table
+
+
+@app.command(name="list")
+def list_(limit: Annotated[int, typer.Option(min=1, max=1_000)] = 50) -> None:
+    """List batches, the newest first.
+
+    Example: cancel-worker batches list --limit 10
+    """
+    with ledger(by_index=True) as opened, read_only(opened) as db:
+        found = batches.find(db, limit)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("batch", "received", "cancellations", "refund: yes", "no", "not yet"):
+        table.add_column(name, overflow="fold")
+    for batch in found:
+        answers = [
+            sum(count for (_, refund), count in batch.outcomes.items() if refund == word)
+            for word in ("yes", "no", "not yet")
+        ]
+        table.add_row(batch.name, moment(batch.received_at), str(sum(answers)), *map(str, answers))
     console.print(table)
-    return {Status.SUCCEEDED} >= {status for status, _ in found}
+
+
+@app.command()
+def show(name: Name) -> None:
+    """Say how the cancellations of a batch stand.
+
+    Example: cancel-worker batches show monday.csv-1f2e3d4c5b6a
+    """
+    batch = _known(name)
+    console.print(f"Batch {batch.name}, received from {moment(batch.received_at)} on", style="bold")
+    console.print(outcomes_table(batch.outcomes))
+
+
+@app.command()
+def stop(name: Name, dry_run: DryRun = False, reason: Why = None, who: Who = None) -> None:
+    """Take back what was not sent yet of a batch.
+
+    Example: cancel-worker batches stop monday.csv-1f2e3d4c5b6a --reason "the wrong file"
+    """
+    by, stopped = acting(who, reason), 0
+    _known(name)
+    while waiting := _unsent(name):
+        if dry_run:
+            console.print(f"{len(waiting)} would be withdrawn.")
+            return
+        done = in_parts(waiting, by, Action.WITHDRAW, lambda db, part: transitions.withdraw_all(db, part, Policy()))
+        stopped += done
+        if not done:
+            break
+    console.print(f"{stopped} are withdrawn. What is still on its way into the ledger is not: then stop it again.")
+
+
+def _unsent(name: str) -> list[Cancellation]:
+    which = Filter(batch=name, status=tuple(sorted(UNSENT)))
+    with ledger(by_index=True) as opened, read_only(opened) as db:
+        return allowed(filters.find(db, which, limit=AT_ONCE), why_not_withdraw, "withdrawn", quiet=True)
+
+
+def _known(name: str) -> Batch:
+    with ledger(by_index=True) as opened, read_only(opened) as db:
+        found = batches.get(db, name)
+    if found is None:
+        raise UnknownCancellationError(f"Nothing in the ledger is in batch {name!r}: see `batches list`.")
+    return found

@@ -53,11 +53,15 @@ def chosen(ids: list[str] | None, which: Filter, meant: Iterable[Status], limit:
 
 
 def allowed(
-    found: list[Cancellation], why_not: Callable[[Status, Verdict | None], str | None], done: str
+    found: list[Cancellation],
+    why_not: Callable[[Status, Verdict | None], str | None],
+    done: str,
+    *,
+    quiet: bool = False,
 ) -> list[Cancellation]:
-    """Return those of which nothing forbids it; say of the others why."""
+    """Return those of which nothing forbids it; say of the others why, unless it is all the same to the person."""
     refused = {row.id: why for row in found if (why := why_not(Status(row.status), _verdict(row)))}
-    for record_id, why in refused.items():
+    for record_id, why in () if quiet else refused.items():
         console.print(f"{record_id}  not {done}: {why}")
     return [row for row in found if row.id not in refused]
 
