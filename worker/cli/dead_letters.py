@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -80,7 +81,8 @@ def requeue(
         letter = dead_letters.get(db, number)
     text = _job_of(letter) if job is None else _read(job)
     request = parse_request(text)  # the same judgement as the intake's, before anything is sent
-    client().enqueue_many([msgspec.structs.asdict(request)])
+    with closing(client()) as producer:
+        producer.enqueue_many([msgspec.structs.asdict(request)])
     with ledger() as opened, opened.begin() as db:
         dead_letters.note_requeued(db, number)
     console.print(f"{request.record_id}  {request.order_id}")

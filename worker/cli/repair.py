@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import socket
+from contextlib import closing
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
@@ -26,10 +27,10 @@ CHUNK = 500  # rows in one transaction: short enough to stand in nobody's way
 
 def withdraw(ids: Annotated[list[str], typer.Argument(help="Ids of cancellations that were not sent yet.")]) -> None:
     """Take back cancels that were not sent yet."""
-    producer = client()
-    for record_id in ids:
-        producer.withdraw(record_id)
-        console.print(f"{record_id}  withdrawn")
+    with closing(client()) as producer:
+        for record_id in ids:
+            producer.withdraw(record_id)
+            console.print(f"{record_id}  withdrawn")
 
 
 class Seen(StrEnum):
