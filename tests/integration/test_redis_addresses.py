@@ -148,6 +148,20 @@ def test_a_socket_file_leads_each_part_to_one_database(
 # -- TLS
 
 
+# An authority must say so since Python 3.13.
+SIGNS = x509.KeyUsage(
+    key_cert_sign=True,
+    crl_sign=True,
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
 class Authority:
     """Signs certificates for a day, and keeps them in a folder."""
 
@@ -156,7 +170,7 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.certificate = folder / f"{name}.pem"
-        signed = self._sign(self._name, self._key, x509.BasicConstraints(ca=True, path_length=None))
+        signed = self._sign(self._name, self._key, x509.BasicConstraints(ca=True, path_length=None), SIGNS)
         self.certificate.write_bytes(signed)
 
     def _sign(self, name: x509.Name, key: ec.EllipticCurvePrivateKey, *extensions: x509.ExtensionType) -> bytes:
@@ -164,8 +178,14 @@ class Authority:
         builder = x509.CertificateBuilder().subject_name(name).issuer_name(self._name).public_key(key.public_key())
         builder = builder.serial_number(x509.random_serial_number())
         builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=1))
-        for extension in extensions:
-            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
+        known_by = (
+            x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
+        )
+        for extension in (*extensions, *known_by):
+            builder = builder.add_extension(
+                extension, critical=isinstance(extension, (x509.BasicConstraints, x509.KeyUsage))
+            )
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     def sign(self, address: str) -> Path:

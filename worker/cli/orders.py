@@ -87,27 +87,31 @@ def enqueue(
         }
         for order_id in order_ids
     ]
-    producer = client()
-    ended_before: set[str] = set()
-    try:
-        ids = producer.enqueue_many(jobs)
-    except AlreadyEndedError as error:
-        ids, ended_before = error.ids, {found.id for found in error.cancellations}
-        console.print(str(error), style="red", soft_wrap=True)
-    if ended_before != set(ids):
-        warn_of_small_chance(connection)
-    if not wait:
+    with closing(client()) as producer:
+        ids, ended_before = _enqueued(producer, jobs)
+        if ended_before != set(ids):
+            warn_of_small_chance(connection)
+        if wait:
+            ended = [producer.wait(record_id, timeout) for record_id in ids]
+            console.print(overview(ended))
+            if any(found.status != Status.SUCCEEDED for found in ended):
+                raise typer.Exit(1)
+            return
         for order_id, record_id in zip(order_ids, ids, strict=True):
             if record_id not in ended_before:
                 console.print(f"{record_id}  {order_id}", soft_wrap=True)
         if ended_before:
             raise typer.Exit(1)
         _print_expected(producer, connection, priority)
-        return
-    ended = [producer.wait(record_id, timeout) for record_id in ids]
-    console.print(overview(ended))
-    if any(found.status != Status.SUCCEEDED for found in ended):
-        raise typer.Exit(1)
+
+
+def _enqueued(producer: CancelClient, jobs: list[dict[str, Any]]) -> tuple[list[str], set[str]]:
+    """Enqueue these; return their ids, and those of them that have ended before."""
+    try:
+        return producer.enqueue_many(jobs), set()
+    except AlreadyEndedError as error:
+        console.print(str(error), style="red", soft_wrap=True)
+        return error.ids, {found.id for found in error.cancellations}
 
 
 def _print_expected(producer: CancelClient, connection_id: str, priority: str) -> None:
