@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from worker.ledger.dialects import RecordId
+from worker.ledger.dialects import RecordId, UtcTimestamp
 
 revision = "a5d8c03e71f2"
 down_revision = "a83d51c7e2f6"
@@ -42,9 +42,11 @@ def upgrade() -> None:
         sa.Column("cancellation_id", RecordId, nullable=False),
         sa.Column("order_snapshot", sa.Text()),
         sa.Column("unused_fields", sa.Text()),
+        sa.Column("kept_at", UtcTimestamp(), nullable=False),
         sa.ForeignKeyConstraint(["cancellation_id"], ["cancellations.id"], name=op.f("fk_documents_cancellation_id")),
         sa.PrimaryKeyConstraint("cancellation_id", name=op.f("pk_documents")),
     )
+    op.create_index("ix_documents_kept_at", "documents", ["kept_at"])
     for column in COLUMNS:
         op.add_column(TABLE, sa.Column(column, sa.String(255)))
     for name, (columns, condition) in INDEXES.items():

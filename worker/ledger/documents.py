@@ -17,6 +17,7 @@ from worker.ledger.dialects import (
     UtcTimestamp,
     bind_rows,
     built_once_per_dialect,
+    db_now,
     id_in_chosen,
     insert,
     rows_parameter,
@@ -72,21 +73,19 @@ class Document(msgspec.Struct, frozen=True):
 
 
 _DOCUMENT = {"cancellation_id": RecordId, "order_snapshot": sa.Text(), "unused_fields": sa.Text()}
+_TEXTS = ("order_snapshot", "unused_fields")
 
 
 @built_once_per_dialect
 def _keep(dialect: str) -> Any:
     source = rows_parameter(dialect, _DOCUMENT)
     # The condition tells SQLite that ON belongs to the INSERT and not to a join.
-    new = sa.select(*source.c).where(source.c.cancellation_id.is_not(None))
-    statement = insert(dialect, documents).from_select(list(_DOCUMENT), new)
+    new = sa.select(*source.c, db_now()).where(source.c.cancellation_id.is_not(None))
+    statement = insert(dialect, documents).from_select([*_DOCUMENT, "kept_at"], new)
     return statement.on_conflict_do_update(
         index_elements=[d.cancellation_id],
-        set_={
-            name: sa.func.coalesce(statement.excluded[name], d[name])
-            for name in _DOCUMENT
-            if name != "cancellation_id"
-        },
+        set_={name: sa.func.coalesce(statement.excluded[name], d[name]) for name in _TEXTS}
+        | {"kept_at": statement.excluded.kept_at},
     )
 
 

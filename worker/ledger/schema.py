@@ -172,7 +172,9 @@ documents = sa.Table(
     sa.Column("cancellation_id", RecordId, sa.ForeignKey("cancellations.id"), primary_key=True),
     sa.Column("order_snapshot", sa.Text),  # the order's JSON as it came, not as we understand it
     sa.Column("unused_fields", sa.Text),
+    sa.Column("kept_at", UtcTimestamp, nullable=False),
 )
+sa.Index("ix_documents_kept_at", documents.c.kept_at)
 
 # What Trackstar tells of its copy of each connection's orders, in the ledger's time. A table of its own, because it
 # changes often, and a connection's row is read by each claim.

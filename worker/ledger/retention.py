@@ -1,0 +1,121 @@
+"""What is forgotten after its time, in small batches, and what of one order is erased at once.
+
+Nothing that is undecided goes: only what has ended with a proof, and whose events have been published. Knows rows; how
+long they are kept, the caller knows.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import sqlalchemy as sa
+
+from worker.cancellation.status import Verdict
+from worker.ledger.dialects import RecordId, bind_rows, built_once_per_dialect, id_in_chosen, now_plus, rows_parameter
+from worker.ledger.schema import attempts, cancellations, dead_letters, documents, events
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+c, d, e = cancellations.c, documents.c, events.c
+
+BATCH = 200  # rows in one transaction: short enough to stand in nobody's way
+_DECIDED = c.verdict.in_((Verdict.CANCELLED, Verdict.NOT_CANCELLED))
+_UNTOLD = sa.exists(sa.select(e.id).where(e.cancellation_id == c.id, e.publish_at.is_not(None)))
+
+
+class Place(msgspec.Struct, frozen=True):
+    """How far rows were looked at, in the order of receipt: what is undecided is not looked at again and again."""
+
+    received_at: datetime
+    id: str
+
+
+class Pruned(msgspec.Struct, frozen=True):
+    """How many rows went, and where to go on; None where no more are old enough."""
+
+    count: int
+    after: Place | None = None
+
+
+def prune_facts(db: sa.Connection, seconds: float, after: Place | None = None, limit: int = BATCH) -> Pruned:
+    """Delete cancellations that have ended so long ago, with their attempts, events and documents."""
+    rows = db.execute(_oldest(seconds, after, limit)).all()
+    _delete(db, [str(row.id) for row in rows if row.may])
+    last = Place(rows[-1].received_at, str(rows[-1].id)) if len(rows) == limit else None
+    return Pruned(sum(row.may for row in rows), last)
+
+
+def count_facts(db: sa.Connection, seconds: float) -> int:
+    """Return how many `prune_facts` would delete in all."""
+    since = now_plus(sa.literal(-seconds, sa.Float()))
+    which = c.received_at < since, c.ended_at < since, _DECIDED, ~_UNTOLD
+    return db.execute(sa.select(sa.func.count()).select_from(cancellations).where(*which)).scalar_one()
+
+
+def _oldest(seconds: float, after: Place | None, limit: int) -> sa.Select[Any]:
+    since = now_plus(sa.literal(-seconds, sa.Float()))
+    may = sa.and_(c.ended_at.is_not(None), c.ended_at < since, _DECIDED, ~_UNTOLD)
+    query = sa.select(c.id, c.received_at, sa.func.coalesce(may, sa.false()).label("may")).where(c.received_at < since)
+    if after is not None:
+        beyond = (c.received_at > after.received_at) | (c.id > after.id)
+        query = query.where(c.received_at >= after.received_at, beyond)
+    return query.order_by(c.received_at, c.id).limit(limit).with_for_update(of=cancellations, skip_locked=True)
+
+
+def _delete(db: sa.Connection, ids: Sequence[str]) -> None:
+    if ids:
+        for statement in _deleting(db):
+            db.execute(statement, bind_rows({"id": each} for each in ids))
+
+
+@built_once_per_dialect
+def _deleting(dialect: str) -> list[Any]:
+    chosen = sa.select(rows_parameter(dialect, {"id": RecordId}).c.id)
+    # What refers to a cancellation goes before it.
+    of = ((attempts, attempts.c.cancellation_id), (events, e.cancellation_id), (documents, d.cancellation_id))
+    return [sa.delete(table).where(id_in_chosen(dialect, key, chosen)) for table, key in (*of, (cancellations, c.id))]
+
+
+def prune_documents(db: sa.Connection, seconds: float, limit: int = BATCH) -> int:
+    """Delete documents that were kept so long ago; return how many."""
+    since = now_plus(sa.literal(-seconds, sa.Float()))
+    old = sa.select(d.cancellation_id.label("id")).where(d.kept_at < since).order_by(d.kept_at).limit(limit)
+    chosen = old.with_for_update(skip_locked=True)
+    gone = sa.delete(documents).where(id_in_chosen(db.dialect.name, d.cancellation_id, chosen))
+    return len(db.execute(gone.returning(d.cancellation_id)).all())
+
+
+def prune_dead_letters(db: sa.Connection, seconds: float, limit: int = BATCH) -> int:
+    """Delete dead letters that came so long ago; return how many."""
+    letter = dead_letters.c
+    since = now_plus(sa.literal(-seconds, sa.Float()))
+    # Their numbers are in the order of receipt.
+    old = sa.select(letter.id).where(letter.received_at < since).order_by(letter.id).limit(limit)
+    gone = sa.delete(dead_letters).where(
+        id_in_chosen(db.dialect.name, letter.id, old.with_for_update(skip_locked=True))
+    )
+    return len(db.execute(gone.returning(letter.id)).all())
+
+
+# ---- one order
+
+
+def redact(db: sa.Connection, ids: Sequence[str]) -> set[str]:
+    """Erase what may be personal of these cancellations; ids, times, status, verdict and evidence stay.
+
+    Return the ids of those that were found.
+    """
+    values = ("requested_by", "reason", "metadata", "outcome_message", "order_snapshot", "unused_fields")
+    found: set[str] = set()
+    asked = sa.select(rows_parameter(db.dialect.name, {"id": RecordId}).c.id)
+    given = bind_rows({"id": each} for each in ids)
+    emptied = sa.update(cancellations).where(id_in_chosen(db.dialect.name, c.id, asked))
+    for row in db.execute(emptied.values(dict.fromkeys(values, sa.null())).returning(c.id), given):
+        found.add(str(row.id))
+    of = id_in_chosen(db.dialect.name, attempts.c.cancellation_id, asked)
+    db.execute(sa.update(attempts).where(of).values(error=sa.null()), given)
+    db.execute(sa.delete(documents).where(id_in_chosen(db.dialect.name, d.cancellation_id, asked)), given)
+    return found
