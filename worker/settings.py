@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from worker.cancellation.pace import DOCUMENTED_READS_PER_SECOND, DOCUMENTED_WRITES_PER_SECOND
-from worker.cancellation.policy import Policy
+from worker.cancellation.policy import Policy, Retention
 from worker.environment import SettingsError, from_environment
 from worker.inputs.addresses import check_base_url, check_sentry_dsn, parse_redis_url, passwords_in
 from worker.inputs.proxy import is_proxy_url
@@ -70,6 +70,8 @@ def _for_a_header(value: SecretStr) -> SecretStr:
 
 
 Seconds = Annotated[float, BeforeValidator(_numeral), Field(gt=0, le=MAX_SECONDS)]
+DAY = 86_400.0
+Days = Annotated[float, BeforeValidator(_numeral), Field(ge=0, le=36_500)]
 PerSecond = Annotated[float, BeforeValidator(_numeral), Field(ge=0.01, le=10_000)]
 Whole = Annotated[int, BeforeValidator(_numeral)]
 Header = Annotated[SecretStr, AfterValidator(_for_a_header)]
@@ -114,6 +116,9 @@ class Settings(BaseSettings):
     not_found_grace_seconds: Annotated[float, BeforeValidator(_numeral), Field(ge=0, le=MAX_SECONDS)] = 4500.0
     force_sync: bool = True
     watch_days: Annotated[float, BeforeValidator(_numeral), Field(gt=0, le=365)] = 14.0
+    retention_days: Days = 365.0
+    snapshot_days: Days = 90.0
+    dead_letter_days: Days = 30.0
     concurrency: Whole = Field(default=32, ge=1, le=2000)
     health_port: Whole | None = Field(default=None, ge=0, le=65_535)
     health_address: str = ""
@@ -178,6 +183,15 @@ class Settings(BaseSettings):
         return self.lease_margin_seconds / 2
 
     @property
+    def retention(self) -> Retention:
+        """For how long things are kept."""
+        return Retention(
+            facts=self.retention_days * DAY,
+            documents=self.snapshot_days * DAY,
+            dead_letters=self.dead_letter_days * DAY,
+        )
+
+    @property
     def policy(self) -> Policy:
         return Policy(
             retry_base=self.retry_base_seconds,
@@ -185,7 +199,7 @@ class Settings(BaseSettings):
             retry_horizon=self.retry_horizon_seconds,
             read_back=self.read_back_seconds,
             not_found_grace=self.not_found_grace_seconds,
-            watch=self.watch_days * 86_400,
+            watch=self.watch_days * DAY,
         )
 
     @property

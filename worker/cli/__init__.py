@@ -22,6 +22,7 @@ from worker.cli import (
     dead_letters,
     doctor,
     enqueue_file,
+    forget,
     local,
     one_connection,
     orders,
@@ -73,6 +74,8 @@ for command in (
     repair.replay,
     repair.withdraw,
     changes.change,
+    forget.prune,
+    forget.redact,
     repair.resolve,
     windows.windows,
 ):

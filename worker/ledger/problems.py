@@ -89,6 +89,11 @@ def ledger_problem(error: SQLAlchemyError) -> str:
     return UNREACHABLE.replace(".", f" ({type(error).__name__}).", 1)
 
 
+def lacks_a_right(error: SQLAlchemyError) -> bool:
+    """Whether the role may not do what was asked."""
+    return _state(error) == "42501"
+
+
 def passes(error: SQLAlchemyError) -> bool:
     """Whether it may end by itself, so that a worker waits for it."""
     found = _find(error)

@@ -19,12 +19,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker.cancellation.freshness import Crawls
 from worker.cancellation.lifecycle import Moment, Transition, expire, give_up
 from worker.cancellation.pace import seconds_to_send
+from worker.cancellation.policy import Retention
 from worker.ledger import claims, deadlines, documents, holds, migrations, transitions
 from worker.ledger.claims import AttemptClaim, ConfirmClaim
 from worker.ledger.database import read_only
 from worker.ledger.deadlines import Lapsed
 from worker.runtime.loop import MAX_SECONDS, Loop
 from worker.runtime.reporting import alert_on_resumed
+from worker.runtime.retention import Forgetting
 from worker.telemetry.sentry import report_bug
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ MAX_MOVED = 200  # documents in one poll: a few ms of the database in a second
 # After an outage of the ledger, answers that live workers kept are recorded before claims are taken over.
 SETTLE_SECONDS = 2 * MAX_SECONDS
 CLOCK_STEP_SECONDS = 1.0  # a smaller step is within what a lease has to spare
+
+
+FOR_EVER = Retention(facts=0, documents=0, dead_letters=0)
 
 
 class Handlers(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,8 +63,16 @@ class Maintenance:
     """One thread, the housekeeper, that does what is due."""
 
     def __init__(
-        self, ledger: Engine, owner: str, lease_seconds: float, default_rate: float, policy: Policy, handlers: Handlers
+        self,
+        ledger: Engine,
+        owner: str,
+        lease_seconds: float,
+        default_rate: float,
+        policy: Policy,
+        handlers: Handlers,
+        kept: Retention = FOR_EVER,
     ) -> None:
+        self._forgetting = Forgetting(ledger, kept)
         self._ledger = ledger
         self._owner = owner
         self._lease_seconds = lease_seconds
@@ -95,6 +108,7 @@ class Maintenance:
         if due.is_due(due.publish_at):
             self._handlers.publish_events()
         self._warn(due)
+        self._forgetting.run()
         if due.old_documents:
             self._move_documents()
         # After any progress the next times are others. Without it, looking again at once would be a hot loop.

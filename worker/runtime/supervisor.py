@@ -184,6 +184,7 @@ class Supervisor:
                 expired=self._on_expired,
                 crawls=self._crawls.of,
             ),
+            self._settings.retention,
         )
 
     def _open_ledger(self) -> Engine:
