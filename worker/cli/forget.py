@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
-    from worker.cancellation.policy import Retention
 
 MOST = 1_000  # cancellations of one order
+CHUNK = 1_000  # rows in one transaction, each with a row of the audit
 
 
 def prune(dry_run: DryRun = False, reason: Why = None, who: Who = None) -> None:
@@ -37,39 +37,39 @@ def prune(dry_run: DryRun = False, reason: Why = None, who: Who = None) -> None:
                 found = retention.count_facts(db, kept.facts) if kept.facts else 0
             console.print(f"{found} cancellations would be deleted, with their attempts, events and documents.")
             return
-        done = _prune(opened, kept)
+        done = {
+            "cancellations": _prune_facts(opened, by, kept.facts),
+            "documents": _prune(opened, by, "documents", kept.documents, retention.prune_documents),
+            "dead letters": _prune(opened, by, "dead letters", kept.dead_letters, retention.prune_dead_letters),
+        }
+    console.print(", ".join(f"{count} {what}" for what, count in done.items()) + " are deleted.")
+
+
+def _prune_facts(opened: Engine, by: audit.By, seconds: float) -> int:
+    done, after, more = 0, None, seconds > 0
+    while more:
         with opened.begin() as db:
-            audit.write(db, by, Action.PRUNE, Kind.LEDGER, after=dict(done))
-    console.print(", ".join(f"{count} {what.replace('_', ' ')}" for what, count in done.items()) + " are deleted.")
-
-
-def _prune(opened: Engine, kept: Retention) -> dict[str, int]:
-    done = {"cancellations": _prune_facts(opened, kept.facts) if kept.facts else 0}
-    for what, seconds, one_batch in (
-        ("documents", kept.documents, retention.prune_documents),
-        ("dead_letters", kept.dead_letters, retention.prune_dead_letters),
-    ):
-        done[what] = _until_less(opened, seconds, one_batch) if seconds else 0
+            pruned = retention.prune_facts(db, seconds, after, CHUNK)
+            _write(db, by, "cancellations", pruned.count)
+        done, after, more = done + pruned.count, pruned.after, pruned.after is not None
     return done
 
 
-def _prune_facts(opened: Engine, seconds: float) -> int:
-    done, after = 0, None
-    while True:
+def _prune(
+    opened: Engine, by: audit.By, what: str, seconds: float, one: Callable[[Connection, float, int], int]
+) -> int:
+    done, more = 0, seconds > 0
+    while more:
         with opened.begin() as db:
-            pruned = retention.prune_facts(db, seconds, after)
-        done, after = done + pruned.count, pruned.after
-        if after is None:
-            return done
-
-
-def _until_less(opened: Engine, seconds: float, one_batch: Callable[[Connection, float], int]) -> int:
-    done, gone = 0, retention.BATCH
-    while gone == retention.BATCH:
-        with opened.begin() as db:
-            gone = one_batch(db, seconds)
-        done += gone
+            gone = one(db, seconds, CHUNK)
+            _write(db, by, what, gone)
+        done, more = done + gone, gone == CHUNK
     return done
+
+
+def _write(db: Connection, by: audit.By, what: str, count: int) -> None:
+    if count:
+        audit.write(db, by, Action.PRUNE, Kind.LEDGER, after={what: count})
 
 
 def redact(
