@@ -39,12 +39,12 @@ def operator(tmp_path: Path, database_url: str, redis_url: str) -> Operator:
 
 
 def jobs(redis: Redis) -> list[dict[str, Any]]:
-    return [json.loads(entry[JOB_FIELD.encode()]) for _, entry in redis.xrange(INBOX)]
+    return [json.loads(entry[JOB_FIELD]) for _, entry in redis.xrange(INBOX)]
 
 
 def take_in(redis: Redis, ledger: Engine) -> None:
     """Take the inbox into the ledger as a worker does."""
-    requests = [parse_request(entry[JOB_FIELD.encode()]) for _, entry in redis.xrange(INBOX)]
+    requests = [parse_request(entry[JOB_FIELD]) for _, entry in redis.xrange(INBOX)]
     redis.delete(INBOX)
     transitions.accept_batch(ledger, requests)
 
