@@ -307,11 +307,16 @@ def test_a_redis_that_became_a_replica_is_named_until_it_is_a_primary(watch: Wat
 
 
 @pytest.mark.parametrize(
-    ("denied", "named"),
-    [("-@scripting", "eval"), ("-evalsha -eval", "eval"), ("-xrange", "xrange"), ("-hset", "hset")],
+    ("denied", "named", "in_a_script"),
+    [
+        ("-@scripting", "eval", False),
+        ("-evalsha -eval", "eval", False),
+        ("-xrange", "xrange", True),
+        ("-hset", "hset", True),
+    ],
 )
 def test_a_right_that_is_missing_is_named(
-    own_redis: EmbeddedRedis, redis: Redis, ledger: Engine, denied: str, named: str
+    own_redis: EmbeddedRedis, redis: Redis, ledger: Engine, denied: str, named: str, in_a_script: bool
 ) -> None:
     redis.xadd(INBOX, {"job": "{}"})
     redis.execute_command("ACL", "SETUSER", "w", "reset", "on", ">p", "~*", "&*", "+@all", *denied.split())
@@ -319,8 +324,8 @@ def test_a_right_that_is_missing_is_named(
     with Redis(host=address.host or "", port=address.port or 0, username="w", password="p") as restricted:
         (said,) = Watch(restricted, ledger).look(35)
 
-    assert "lacks the right" in said
-    assert f"+{named}" in said
+    # Of a command in a script Redis 7.0 says only that it may not be run.
+    assert ("lacks the right" in said and f"+{named}" in said) or (in_a_script and "lacks a right" in said)
 
 
 # ---- what workers say of themselves

@@ -88,6 +88,7 @@ SETTINGS = settings(
     suppress_health_check=list(HealthCheck),
 )
 POLICY = Policy(retry_base=60.0)  # with a jitter of one half, no step depends on how fast this machine is
+A_PAUSE = timedelta(seconds=1)  # of this machine between two looks at its clocks; what happens is twenty apart
 LEASE, START_WITHIN, QUEUED_LEASE = 180.0, 50.0, 60.0
 PROVEN = {"cancelled", "not_cancelled"}
 NEVER_PASSED_ON = {"refusal", "never_sent"}  # no request of ours was; somebody else may have cancelled all the same
@@ -270,7 +271,7 @@ class Machine(RuleBasedStateMachine):
         for record_id, row in self.rows.items():
             order = self._order_of(row)
             if row["status"] in FINAL and row["verdict"] == "cancelled":
-                assert order.was_cancelled(row["as_of"])
+                assert order.was_cancelled(row["as_of"] + A_PAUSE)
             if row["status"] in FINAL and row["verdict"] == "not_cancelled":
                 if row["evidence"] in NEVER_PASSED_ON:
                     assert (record_id, row["generation"]) not in {self.intents[key] for key in order.asked}

@@ -235,7 +235,7 @@ LONG = b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n"
     ids=["status", "header", "headers", "body", "body, closing", "no length", "chunks", "100 Continue", "silence"],
 )
 def test_a_drip_and_silence_end_with_the_time_limit(play: Play) -> None:
-    with RawServer(play) as server, client_of(server.url) as client:
+    with RawServer(play) as server, client_of(server.url, request_timeout=TIMEOUT) as client:
         started = time.monotonic()
         answer = cancel(client)
         took = time.monotonic() - started
@@ -251,7 +251,7 @@ def test_a_slow_answer_within_the_limit_is_an_answer() -> None:
             sock.sendall(bytes([byte]))
             time.sleep(0.002)
 
-    (answer,), _ = ask(play, request_timeout=20.0)
+    (answer,), _ = ask(play)
 
     assert isinstance(answer, Reply)
     assert "o-1" == answer.id
@@ -278,11 +278,11 @@ def flood(head: bytes, chunk: bytes) -> Callable[[socket.socket], None]:
     ids=["length", "redirect", "no length", "chunks"],
 )
 def test_a_body_over_the_limit_is_not_read_to_its_end(play: Play) -> None:
-    assert ("body_too_large", True) == fault(play, request_timeout=20.0)
+    assert ("body_too_large", True) == fault(play)
 
 
 def test_a_body_of_just_the_limit_is_read() -> None:
-    (answer,), _ = ask(whole(b'{"a":"' + b"x" * (LIMIT - 8) + b'"}'), request_timeout=20.0)
+    (answer,), _ = ask(whole(b'{"a":"' + b"x" * (LIMIT - 8) + b'"}'))
 
     assert isinstance(answer, Reply)
     assert "object" == answer.body
@@ -409,7 +409,7 @@ def self_signed(tmp_path: Path) -> ssl.SSLContext:
 def test_a_server_that_nobody_vouches_for_gets_no_secret(self_signed: ssl.SSLContext) -> None:
     with (
         RawServer(whole(), tls=self_signed) as server,
-        client_of(server.url.replace("http:", "https:"), request_timeout=5.0, connect_timeout=5.0) as client,
+        client_of(server.url.replace("http:", "https:"), connect_timeout=5.0) as client,
     ):
         answer = cancel(client)
 
@@ -453,7 +453,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 def test_a_cancel_and_its_repetition_and_its_read_back(sandbox: Sandbox) -> None:
     order_id = "a/b c%?#+="
-    with client_of(sandbox.url, request_timeout=10.0) as client:
+    with client_of(sandbox.url) as client:
         answers = [cancel(client, order_id), cancel(client, order_id)]
         answers.append(client.read_order(order_id, access_token=TOKEN))
         answers.append(client.read_orders([order_id, "o-2"], access_token=TOKEN))
@@ -472,7 +472,7 @@ def test_a_cancel_and_its_repetition_and_its_read_back(sandbox: Sandbox) -> None
 
 def test_threads_share_one_client_and_each_gets_its_own_answer(sandbox: Sandbox) -> None:
     ids = [f"o-{number}" for number in range(100)]
-    with client_of(sandbox.url, request_timeout=10.0) as client, ThreadPoolExecutor(8) as pool:
+    with client_of(sandbox.url) as client, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda order_id: cancel(client, order_id, f"key-{order_id}"), ids))
 
     assert ids == [answer.id for answer in answers if isinstance(answer, Reply)]
@@ -481,7 +481,7 @@ def test_threads_share_one_client_and_each_gets_its_own_answer(sandbox: Sandbox)
 
 def test_one_that_hangs_delays_no_other(sandbox: Sandbox) -> None:
     sandbox.world.add_order("shop-1", "slow", script=["pause"])
-    with client_of(sandbox.url, request_timeout=10.0) as client, ThreadPoolExecutor(1) as pool:
+    with client_of(sandbox.url) as client, ThreadPoolExecutor(1) as pool:
         slow = pool.submit(cancel, client, "slow")
         sandbox.world.wait_for_pause("shop-1", "slow")
         quick = cancel(client, "quick", "key-2")

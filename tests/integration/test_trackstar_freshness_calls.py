@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness.raw_server import API_KEY, LIMIT, MAX_SECONDS, TOKEN, Play, RawServer, client_of, whole
+from harness.raw_server import API_KEY, LIMIT, MAX_SECONDS, TIMEOUT, TOKEN, Play, RawServer, client_of, whole
 
 from worker.cancellation.answer import ListedConnection, NoReply, Reply
 from worker.cancellation.freshness import CrawlStatus, Schedule
@@ -212,7 +212,7 @@ def test_a_number_out_of_range_spoils_no_other_field() -> None:
 
 
 def test_ten_thousand_connections_are_a_page_and_one_more_is_told() -> None:
-    read = reply(connections, {"data": [ONE] * 10_001}, max_response_bytes=4_194_304, request_timeout=20)
+    read = reply(connections, {"data": [ONE] * 10_001}, max_response_bytes=4_194_304)
 
     assert (10_000, True) == (len(read.connections), read.more)
 
@@ -227,7 +227,7 @@ def test_a_token_is_a_text_or_a_number(call: Any, token: str | None, said: Any) 
 
 def test_a_thousand_changed_orders_are_read_with_their_documents() -> None:
     orders = [{"id": str(number), "status": "cancelled"} for number in range(1000)]
-    read = reply(changed, {"data": orders, "next_token": None}, max_response_bytes=4_194_304, request_timeout=20)
+    read = reply(changed, {"data": orders, "next_token": None}, max_response_bytes=4_194_304)
 
     assert [order["id"] for order in orders] == [order.id for order in read.orders]
     assert orders[999] == json.loads(read.orders[999].document)
@@ -278,7 +278,7 @@ def silent(sock: socket.socket) -> None:
 @pytest.mark.parametrize("call", CALLS)
 def test_every_call_ends_in_time(call: Any) -> None:
     started = time.monotonic()
-    answer, _ = exchanged(call, silent)
+    answer, _ = exchanged(call, silent, request_timeout=TIMEOUT)
 
     assert isinstance(answer, NoReply)
     assert ("read_timeout", True) == (answer.reason, answer.sent)

@@ -103,6 +103,7 @@ def test_json_for_programs_means_the_same_and_is_safe_to_look_at(document: dict[
     ("error", "said"),
     [
         (NoPermissionError("User w has no permissions to run the 'evalsha' command"), "EVALSHA"),
+        (ResponseError("The user executing the script can't run this command or subcommand"), "lacks a right"),
         (ResponseError("WRONGTYPE Operation against a key"), "another type"),
         (ResponseError("ERR Error running script: @user_script: 9: -OOM command not allowed"), "Redis is full"),
         (ResponseError("MISCONF Redis is configured to save"), "cannot save"),

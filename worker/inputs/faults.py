@@ -55,7 +55,8 @@ def word_of(error: BaseException) -> str:
         return "WRONGPASS" if "WRONGPASS" in text else _CLASSES[kind]
     if "exhausted the last possible ID" in text:
         return "EXHAUSTED"
-    if "no permissions to" in text.lower():
+    # The second in a script, which Redis 7.0 does not name.
+    if "no permissions to" in text.lower() or "can't run this command" in text:
         return "NOPERM"
     found = _WORD.search(text)
     return found.group(1) if found else kind

@@ -160,7 +160,7 @@ def claim_look(db: sa.Connection, connection_id: str, seconds: float) -> bool:
 
 
 def looked(db: sa.Connection, connection_id: str, to: datetime, again_after: timedelta | None) -> None:
-    """Note that all changes were read that crawls brought up to the one that began then."""
+    """Note up to when all changes are known, and when what crawls bring is read again."""
     again = None if again_after is None else now_plus(sa.literal(again_after.total_seconds(), sa.Float()))
     _upsert(db, connection_id, {"looked_to": to, "look_at": again})
 

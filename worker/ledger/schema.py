@@ -197,7 +197,7 @@ freshness = sa.Table(
     sa.Column("failed", UtcTimestamp),  # Trackstar's own instant at which the last crawl began that failed
     sa.Column("force_after", UtcTimestamp),  # a crawl is not asked for before
     sa.Column("look_at", UtcTimestamp),  # when the changes that crawls brought are read next, by whoever claims it
-    sa.Column("looked_to", UtcTimestamp),  # the begin of the crawl up to which they were read
+    sa.Column("looked_to", UtcTimestamp),  # up to when all changes are known
 )
 
 attempts = sa.Table(

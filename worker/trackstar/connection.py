@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from collections import deque
 from http import HTTPStatus
 from http.client import BadStatusLine, HTTPResponse
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 MAX_IDLE_SECONDS = 50.0  # a NAT or a load balancer forgets what was silent for a minute, and tells nobody
 MAX_INTERIM_ANSWERS = 100  # 1xx before one answer; and lines of each
+REMEMBERED_ANSWERS = 64  # of one connection; to compare an id with so many takes a microsecond
 _MAX_LINE = 65_536
 _NEVER_WITH_A_BODY = {HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT, HTTPStatus.NOT_MODIFIED}
 
@@ -78,11 +80,12 @@ class _Answer(HTTPResponse):
     def begin(self) -> None:
         super().begin()
         self.will_close = self.will_close or not self._is_ordinary()
-        # Every answer has an id of its own, so a second one to the last request is known even if it comes late.
+        # Every answer has an id of its own, so a second one to an earlier request is known however late it comes.
         request_id = self.headers.get("x-request-id")
-        if request_id and request_id == self._connection.answered:
-            raise BadStatusLine("an answer to another request")
-        self._connection.answered = request_id
+        if request_id:
+            if request_id in self._connection.answered:
+                raise BadStatusLine("an answer to another request")
+            self._connection.answered.append(request_id)
 
     def _is_ordinary(self) -> bool:
         """Whether it is clear where this answer ends, and nothing came before it."""
@@ -122,7 +125,7 @@ class _Connection(HTTPConnection):
     """Notes what becomes of a request, and is not used again when it was silent for long."""
 
     idle_since = 0.0
-    answered: str | None = None  # the id of the last answer
+    answered: deque[str]  # the ids of the last answers
     _connecting = False  # a tunnel through a proxy is asked for with `send` as well, and is no request
 
     def response_class(self, sock: socket.socket, *args: Any, **kwargs: Any) -> _Answer:  # type: ignore[override]
@@ -134,7 +137,7 @@ class _Connection(HTTPConnection):
 
     def connect(self) -> None:
         current.call.connection = self
-        self._connecting, self.answered = True, None
+        self._connecting, self.answered = True, deque(maxlen=REMEMBERED_ANSWERS)
         try:
             super().connect()
         finally:
