@@ -258,9 +258,9 @@ def test_each_reason_has_plain_words_and_what_to_do(ledger: Engine, shop: str) -
 def test_the_times_of_an_answer_are_minutes_and_none_is_too_early(ledger: Engine, shop: str) -> None:
     record_id = accept(ledger, "o-1", shop)
     end(ledger, record_id, "not_cancelled", as_of=datetime(2026, 1, 2, 14, 5, 59, tzinfo=UTC))
-    assert "no, as of 2026-01-02 14:05" == refund_in_words(get(ledger, record_id))
+    assert "no, as of 2026-01-02 14:05 UTC" == refund_in_words(get(ledger, record_id))
     end(ledger, record_id, known_by=datetime(2026, 1, 2, 14, 5, 1, tzinfo=UTC))
-    assert "not yet, known by 2026-01-02 14:06" == refund_in_words(get(ledger, record_id))
+    assert "not yet, known by 2026-01-02 14:06 UTC" == refund_in_words(get(ledger, record_id))
     assert ("", "") == why_a_person(get(ledger, record_id))
 
 

@@ -481,7 +481,7 @@ SHOWN = 20
         ({"target_id": "one", "kind": "cancellation"}, "ix_audit_target_id"),
         ({"actor": "person-1", "since": datetime.now(UTC) - timedelta(days=1)}, "ix_audit_actor"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "+".join(value) or "all",
 )
 def test_acts_are_read_from_an_index_the_newest_first_and_no_others(
     many_acts: Engine, asked: dict[str, Any], index: str, analyzed: bool

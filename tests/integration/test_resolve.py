@@ -175,7 +175,7 @@ def test_a_list_shows_what_needs_a_person_and_programs_are_told_the_same(
     assert (0, True, True) == (
         code,
         "not yet: needs a person (crawls_disabled)" in said,
-        "not yet, known by 2030-01-02 14:05" in said,
+        "not yet, known by 2030-01-02 14:05 UTC" in said,
     )
     code, said = run("list", "--needs-person")
     assert (0, True, False) == (code, waits in said, later in said)

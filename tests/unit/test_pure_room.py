@@ -44,6 +44,7 @@ def test_the_room_holds_these_rules_and_no_other_file() -> None:
         "chances",
         "fairness",
         "freshness",
+        "job_file",
         "lifecycle",
         "listing",
         "outage",

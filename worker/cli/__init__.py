@@ -32,6 +32,7 @@ from worker.cli import (
 )
 from worker.cli.one_connection import NoLinkError, TrackstarAwayError
 from worker.cli.parts import SafeConsole, scrubbed
+from worker.cli.times import with_utc
 from worker.environment import SettingsError
 from worker.errors import (
     AlreadyEndedError,
@@ -80,6 +81,12 @@ for command in (
     windows.windows,
 ):
     app.command(name=command.__name__.rstrip("_").replace("_", "-"))(command)
+
+WITHOUT_INSTANTS = {local.demo, local.sandbox, service.run, service.migrate, service.health}
+for group in (app, connections.app, dead_letters.app, batches.app, audit.app):
+    for each in group.registered_commands:
+        if each.callback and each.callback not in WITHOUT_INSTANTS:
+            each.callback = with_utc(each.callback)
 
 WRONG_INPUT = (
     InvalidRequest,

@@ -9,7 +9,8 @@ import msgspec
 import typer
 from rich.table import Table
 
-from worker.cli.parts import console, ledger, moment, print_json
+from worker.cli.parts import console, ledger, print_json
+from worker.cli.times import moment
 from worker.ledger import audit
 from worker.ledger.database import read_only
 

@@ -12,7 +12,8 @@ from worker.cancellation.policy import Policy
 from worker.cancellation.status import UNSENT
 from worker.cli.chosen import allowed, in_parts
 from worker.cli.filters import DryRun  # noqa: TC001 - the command line reads it
-from worker.cli.parts import Who, Why, acting, console, ledger, moment
+from worker.cli.parts import Who, Why, acting, console, ledger
+from worker.cli.times import moment
 from worker.errors import UnknownCancellationError
 from worker.ledger import batches, filters, transitions
 from worker.ledger.audit import Action

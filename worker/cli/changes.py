@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 from msgspec import UNSET, UnsetType
 
 from worker.cancellation.lifecycle import why_not_change
+from worker.cancellation.request import Priority  # noqa: TC001 - the command line reads it
 from worker.cancellation.status import UNSENT
 from worker.cli.chosen import allowed, chosen, in_parts
 from worker.cli.filters import DryRun, by_filter
@@ -21,12 +21,6 @@ from worker.ledger.changes import change as change_them
 from worker.ledger.filters import Filter  # noqa: TC001 - the command line reads it
 
 NO_TIME = "none"
-
-
-class Priority(StrEnum):
-    URGENT = "urgent"
-    NORMAL = "normal"
-    BULK = "bulk"
 
 
 @by_filter
@@ -48,7 +42,7 @@ def change(
 
     Example: cancel-worker change --batch monday.csv-1f2e --priority urgent --reason "they ship at noon"
     """
-    wish = Change(priority=priority.value if priority else None, send_by=_send_by(send_by), now=now)
+    wish = Change(priority=priority, send_by=_send_by(send_by), now=now)
     if wish == Change():
         raise typer.BadParameter("say what: --priority, --send-by or --now")
     by = acting(who, reason)

@@ -9,7 +9,8 @@ import typer
 from redis import RedisError
 from rich.table import Table
 
-from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger, moment
+from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger
+from worker.cli.times import moment
 from worker.cli.words import in_few_words
 from worker.inputs.text import visible
 from worker.ledger import audit, connections, freshness, holds, queries

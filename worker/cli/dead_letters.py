@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.cancellation.request import parse_request
-from worker.cli.parts import Who, Why, acting, client, console, ledger, moment
+from worker.cli.parts import Who, Why, acting, client, console, ledger
+from worker.cli.times import moment
 from worker.ledger import audit, dead_letters
 from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only

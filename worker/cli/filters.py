@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from worker.cancellation.status import Evidence, SafeToRefund, Status, Verdict
+from worker.cli.signatures import with_parameters
 from worker.inputs.instants import read_age, read_day_or_instant
 from worker.ledger.filters import Filter
 
@@ -113,9 +114,7 @@ def by_filter(command: Callable[..., None]) -> Callable[..., None]:
         which = _filter(**{name: given.pop(name) for name in offered})
         command(which, **given)
 
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in parameters}
-    return run
+    return with_parameters(run, parameters)
 
 
 def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.table import Table
 
 from worker import shared_settings
-from worker.cancellation.lifecycle import NOT_FOUND_YET
-from worker.cancellation.status import SafeToRefund, Status
+from worker.cancellation.status import Status
+from worker.cli import card
 from worker.cli.filters import by_filter
 from worker.cli.parts import (
     SafeConsole,
@@ -22,15 +20,13 @@ from worker.cli.parts import (
     client,
     console,
     ledger,
-    moment,
     overview,
     print_json,
-    refund,
 )
+from worker.cli.times import moment
 from worker.cli.windows import warn_of_small_chance
-from worker.cli.words import connection_called, why_a_person
 from worker.errors import AlreadyEndedError, LedgerUnavailableError, UnknownCancellationError
-from worker.inputs.text import csv_lines, visible_json
+from worker.inputs.text import csv_lines
 from worker.ledger import audit, filters, queries
 from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
@@ -163,7 +159,7 @@ def show(
             if as_json:
                 print_json({**_as_json(found, reveal=reveal), "expected_at": expected})
             else:
-                _print_timeline(found, expected)
+                card.print_card(found, expected)
     if page.after:
         _tell(
             f"There are more than {MAX_SHOWN}: see `cancel-worker list` with --order, --reference or --order-number."
@@ -214,102 +210,10 @@ def _without_document(found: Cancellation) -> dict[str, Any]:
 def _as_json(found: Timeline, *, reveal: bool) -> dict[str, Any]:
     return {
         **_without_document(found.cancellation),
-        **({"order_snapshot": _document(found.cancellation)} if reveal else {}),
+        **({"order_snapshot": card.document_of(found.cancellation)} if reveal else {}),
+        "because": card.because(found.cancellation),
+        "what_to_do": card.what_to_do(found.cancellation),
         "attempts_made": found.attempts,
         "events": found.events,
         "acts": found.acts,
     }
-
-
-def _document(found: Cancellation) -> msgspec.Raw | None:
-    """Return the order as it came, but for line breaks between its words."""
-    document = found.order_snapshot
-    return msgspec.Raw(msgspec.json.format(document.encode(), indent=-1)) if document else None
-
-
-_ENDS = {
-    Status.SUCCEEDED: "The cancel succeeded",
-    Status.REJECTED: "The cancel was refused for good",
-    Status.EXHAUSTED: "The cancel was given up after the last try",
-    Status.EXPIRED: "The cancel ran out of time (send_by)",
-    Status.WITHDRAWN: "The cancel was taken back before it was sent",
-}
-
-
-def _print_timeline(found: Timeline, expected: datetime | None) -> None:
-    row = found.cancellation
-    where = connection_called(row.connection_id, row.connection_name, row.connection_owner)
-    console.print(f"Order {row.order_id} of connection {where}", style="bold")
-    for what, value in (("number", row.order_number), ("reference", row.reference_id), ("batch", row.batch)):
-        if value:
-            console.print(f"{what} {value}")
-    console.print(f"Safe to refund: {_answer(row)}", style=refund(row).style)
-    console.print(_in_words(row))
-    if expected is not None and not row.ended:
-        late = ", which is after its send_by" if row.send_by and expected >= row.send_by else ""
-        console.print(f"Expected to be sent at {moment(expected)}{late}.")
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for when, what in sorted(_lines(found), key=lambda line: line[0]):
-        table.add_row(moment(when), what)
-    console.print(table)
-    console.print(f"id {row.id}, priority {row.priority}, attempts {row.attempts}", style="dim")
-    if document := _document(row):
-        console.print(visible_json(bytes(document)), soft_wrap=True)
-
-
-def _answer(row: Cancellation) -> str:
-    answer = row.safe_to_refund
-    why, remedy = why_a_person(row)
-    if why:
-        return f"{answer}: needs a person, for {why}. {remedy}"
-    if row.known_by and answer is SafeToRefund.NOT_YET:
-        late = " That time has passed: see `cancel-worker doctor`." if row.known_by < datetime.now(UTC) else ""
-        return f"{answer}, known by {moment(row.known_by)}.{late}"
-    was = "is" if answer is SafeToRefund.YES else "was not"
-    return f"{answer}, as of {moment(row.as_of)}. The order {was} cancelled."
-
-
-def _in_words(row: Cancellation) -> str:
-    if row.hold_reason and not row.ended:
-        until = f" until {moment(row.held_until)}" if row.held_until else ""
-        return f"It waits: its connection is held ({row.hold_reason}){until}."
-    if row.outcome_reason == NOT_FOUND_YET:
-        when = f" It is tried again at {moment(row.run_at)}, or when a crawl has ended." if row.run_at else ""
-        return f"Trackstar does not know the order yet: it may be younger than Trackstar's copy.{when}"
-    if row.run_at:
-        return f"It is tried again at {moment(row.run_at)}; the last answer was {row.outcome_reason}."
-    if not row.ended:
-        return f"It is {row.status}."
-    evidence = f", by {row.evidence.replace('_', ' ')}" if row.evidence else ""
-    later = f" The order is looked at again at {moment(row.confirm_at)}." if row.confirm_at else ""
-    known = f"What we know of the order: {row.verdict}{evidence}."
-    return f"{_ENDS[Status(row.status)]} ({row.outcome_reason}). {known}{later}"
-
-
-def _lines(found: Timeline) -> list[tuple[datetime, str]]:
-    row = found.cancellation
-    asked = f"requested by {row.requested_by}" if row.requested_by else "requested"
-    lines = [(row.requested_at, asked), (row.received_at, "received into the ledger")]
-    for tried in found.attempts:
-        answer = f"HTTP {tried['status']}" if tried["status"] else "no answer"
-        error = f": {tried['error']}" if tried["error"] else ""
-        request = f" (request {tried['request_id']})" if tried["request_id"] else ""
-        verb = "cancel sent" if tried["kind"] == "cancel" else "order read back"
-        again = f" (generation {tried['generation']})" if tried["generation"] > 1 else ""
-        lines.append((tried["started_at"], f"{verb}{again}, {answer}, {tried['reason']}{error}{request}"))
-    lines += [(told["created_at"], _told(told["type"], told["payload"])) for told in found.events]
-    lines += [
-        (act.at, f"{act.action}, by {act.actor}" + (f": {act.reason}" if act.reason else "")) for act in found.acts
-    ]
-    return lines
-
-
-def _told(kind: str, payload: dict[str, Any]) -> str:
-    said = kind.replace(".", " ").replace("_", " ")
-    if kind == "cancellation.known_by_moved":
-        return f"{said} to {payload.get('known_by')}"
-    if kind == "cancellation.needs_person":
-        return f"{said} ({payload.get('needs_person')})"
-    if payload.get("by"):
-        return f"{said}: {payload.get('verdict')}, says {payload['by']}: {payload.get('note')}"
-    return f"{said}: {payload['verdict']}" if payload.get("verdict") else said

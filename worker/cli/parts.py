@@ -25,7 +25,6 @@ from worker.telemetry.logs import MIN_SECRET_LENGTH, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from datetime import datetime
 
     from sqlalchemy import Engine
 
@@ -102,10 +101,6 @@ _COLOURS = {SafeToRefund.YES: "green", SafeToRefund.NO: "red", SafeToRefund.NOT_
 def refund(found: Cancellation) -> Text:
     """Answer the one question of support for a table, with its time."""
     return Text(refund_in_words(found), style=_COLOURS[found.safe_to_refund])
-
-
-def moment(when: datetime | None) -> str:
-    return f"{when:%Y-%m-%d %H:%M:%S} UTC" if when else ""
 
 
 def print_json(document: dict[str, Any]) -> None:

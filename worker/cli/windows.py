@@ -13,7 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation import chances
 from worker.cancellation.chances import AGE_EDGES, HOURS, SMALL_SHARE, SmallChance, Tally
-from worker.cli.parts import console, ledger, moment
+from worker.cli.parts import console, ledger
+from worker.cli.times import moment
 from worker.inputs.text import visible_json
 from worker.ledger import outcomes
 from worker.ledger.database import read_only

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from worker.cancellation.freshness import broken
 from worker.cancellation.proof import NeedsPerson
 from worker.cancellation.status import SafeToRefund
+from worker.cli.times import minute, minute_from
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from worker.cancellation.freshness import Crawls
     from worker.ledger.queries import Cancellation
 
@@ -69,9 +71,9 @@ def refund_in_words(found: Cancellation) -> str:
     """Answer whether it is safe to refund, with the time of the answer, in few words."""
     answer = found.safe_to_refund
     if answer is not SafeToRefund.NOT_YET:
-        return f"{answer}, as of {clock(found.as_of)}" if found.as_of else answer
+        return f"{answer}, as of {minute(found.as_of)}" if found.as_of else answer
     if found.known_by:
-        return f"{answer}, known by {clock(_up(found.known_by))}"
+        return f"{answer}, known by {minute_from(found.known_by)}"
     return f"{answer}: needs a person ({found.needs_person})"
 
 
@@ -96,24 +98,13 @@ def in_few_words(crawls: Crawls | None, now: datetime) -> str:
     if crawls is None or not crawls.known:
         return "unknown"
     problem = broken(crawls, now)
-    copy = f"copy of {clock(crawls.began_at)}" if crawls.began_at else "no copy yet"
+    copy = f"copy of {minute(crawls.began_at)}" if crawls.began_at else "no copy yet"
     if problem:
         return f"{problem.replace('_', ' ')}, {copy}"
     due = crawls.next_end(crawls.began_at) if crawls.began_at else None
     if due is None:
         return copy
     if due > now:
-        return f"{copy}, next crawl by {clock(_up(due))}"
-    late = f"next crawl late since {clock(due)}"
-    return f"{copy}, {late}" if crawls.seen_at > due else f"{copy} or newer, asked at {clock(crawls.seen_at)}"
-
-
-def clock(when: datetime) -> str:
-    """Write an instant as people say it, in UTC, to the minute; with its day where that is not today."""
-    today = when.astimezone(UTC).date() == datetime.now(UTC).date()
-    return f"{when.astimezone(UTC):%H:%M}" if today else f"{when.astimezone(UTC):%Y-%m-%d %H:%M}"
-
-
-def _up(when: datetime) -> datetime:
-    """Return the next full minute: what is known by then is known by the minute that is shown."""
-    return when + timedelta(seconds=59) if when.second or when.microsecond else when
+        return f"{copy}, next crawl by {minute_from(due)}"
+    late = f"next crawl late since {minute(due)}"
+    return f"{copy}, {late}" if crawls.seen_at > due else f"{copy} or newer, asked at {minute(crawls.seen_at)}"
