@@ -365,15 +365,15 @@ def test_what_ended_otherwise_than_hoped_is_replayed_by_a_filter(
         db.execute(update(cancellations).where(cancellations.c.id.in_([failed, other])).values(end))
 
     assert "1 would be replayed, 0 would not." in operator.run("replay", "--batch", "failed", "--dry-run")[1]
-    assert "0 are pending again" in operator.run("replay", "--batch", "done")[1]
-    assert "1 are pending again" in operator.run("replay", "--batch", "failed")[1]
+    assert "0 are pending again" in operator.run("replay", "--batch", "done", "--reason", "asked")[1]
+    assert "1 are pending again" in operator.run("replay", "--batch", "failed", "--reason", "asked")[1]
     assert ["succeeded", "pending", "exhausted"] == [
         found.status for each in (done, failed, other) if (found := get(ledger, each))
     ]
 
 
 def test_a_replay_of_everything_must_be_meant(operator: Operator) -> None:
-    code, said = operator.run("replay")
+    code, said = operator.run("replay", "--reason", "asked")
 
     assert (2, True) == (code, "say which: give ids" in said)
 

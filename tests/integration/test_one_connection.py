@@ -15,6 +15,7 @@ from worker.cancellation.answer import Reply
 from worker.cancellation.freshness import Crawls, CrawlStatus
 from worker.cancellation.request import CancelRequest
 from worker.cli import main, parts
+from worker.cli.times import moment
 from worker.dev.sandbox import Sandbox
 from worker.ledger import connections, freshness, holds, queries, transitions
 from worker.ledger.connections import Affected
@@ -204,8 +205,8 @@ def test_a_held_connection_says_since_when_who_waits_and_what_to_do(ledger: Engi
     assert 0 == code
     for line in (
         "Connection shop-1 warehouse system shiphero",
-        f"hold credentials, since {parts.moment(held_at)} token yes",
-        f"not ended 2 (1 urgent, 1 normal), the earliest send_by {parts.moment(SOON)}",
+        f"hold credentials, since {moment(held_at)} token yes",
+        f"not ended 2 (1 urgent, 1 normal), the earliest send_by {moment(SOON)}",
         "copy of its orders unknown",
         "pace 50 writes/s (WRITES_PER_SECOND) last success none",
         "what to do Give it a new token: `cancel-worker connections rotate shop-1`; or,",
