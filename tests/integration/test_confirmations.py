@@ -81,7 +81,7 @@ def found(verdict: Verdict = Verdict.UNKNOWN, **fields: Any) -> Confirmation:
 
 def write(ledger: Engine, claim: ConfirmClaim, confirmation: Confirmation, **told: str) -> set[str]:
     with ledger.begin() as db:
-        return apply_confirmations(db, [(claim, confirmation)], **told)
+        return {record_id for record_id, _ in apply_confirmations(db, [(claim, confirmation)], **told)}
 
 
 def step(ledger: Engine, record_id: str, confirmation: Confirmation) -> None:

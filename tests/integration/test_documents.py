@@ -37,28 +37,29 @@ def accept(ledger: Engine, order_id: str = "o-1") -> str:
     return request.record_id
 
 
+def answered(claim: Any, text: str | None, unused: str | None = None) -> AttemptResult:
+    return AttemptResult(
+        claim=claim,
+        attempts=(AttemptRow(kind="cancel", started_at=NOW, reason="accepted"),),
+        transition=Transition(
+            status=Status.SUCCEEDED,
+            attempts=1,
+            reason="accepted",
+            verdict=Verdict.CANCELLED,
+            order=Order(id=claim.order_id, status="cancelled", shipped=False, document=text) if text else None,
+            unused_fields=unused,
+        ),
+    )
+
+
 def answer(ledger: Engine, *texts: str | None, unused: str | None = "[]", lost: bool = False) -> list[str]:
     """Claim as many as there are texts, and record an answer with each as its order; return the statements."""
     with ledger.begin() as db:
-        claims = transitions.claim_next(db, {"shop-1": len(texts)}, "w-1", 60.0)["shop-1"]
+        claimed = transitions.claim_next(db, {"shop-1": len(texts)}, "w-1", 60.0)["shop-1"]
     if lost:
         with ledger.begin() as db:
             db.execute(update(cancellations).values(claims=c.claims + 1))
-    made = [
-        AttemptResult(
-            claim=claim,
-            attempts=(AttemptRow(kind="cancel", started_at=NOW, reason="accepted"),),
-            transition=Transition(
-                status=Status.SUCCEEDED,
-                attempts=1,
-                reason="accepted",
-                verdict=Verdict.CANCELLED,
-                order=Order(id=claim.order_id, status="cancelled", shipped=False, document=text) if text else None,
-                unused_fields=unused,
-            ),
-        )
-        for claim, text in zip(claims, texts, strict=True)
-    ]
+    made = [answered(claim, text, unused) for claim, text in zip(claimed, texts, strict=True)]
     seen: list[str] = []
     with ledger.begin() as db:
         event.listen(db, "before_cursor_execute", lambda _db, _cursor, said, *_: seen.append(said))
@@ -142,6 +143,23 @@ def old_ones_are_due(ledger: Engine) -> bool:
         return deadlines.next_deadlines(db).old_documents
 
 
+@pytest.mark.parametrize("late_is_first", [True, False])
+def test_beside_the_answer_of_the_claim_after_it_a_late_answer_leaves_no_document(
+    ledger: Engine, shop: str, late_is_first: bool
+) -> None:
+    record_id = accept(ledger)
+    with ledger.begin() as db:
+        (late,) = transitions.claim_next(db, {shop: 1}, "w-1", 60.0)[shop]
+    with ledger.begin() as db:  # another worker rescued it, and it was this one's turn again
+        db.execute(update(cancellations).values(status="pending", attempts=1, lease_owner=None, lease_expires_at=None))
+        (current,) = transitions.claim_next(db, {shop: 1}, "w-1", 60.0)[shop]
+    made = [answered(late, '{"late":1}'), answered(current, '{"current":1}')]
+    with ledger.begin() as db:
+        results.commit_results(db, made if late_is_first else made[::-1])
+
+    assert ('{"current":1}', None) == snapshot(ledger, record_id)
+
+
 def test_what_an_old_worker_wrote_is_read_and_moved(ledger: Engine, shop: str) -> None:
     assert shop
     ids = [accept(ledger, f"o-{number}") for number in range(5)]
@@ -204,7 +222,7 @@ def test_a_role_without_rights_on_documents_asks_everything_else(support: tuple[
     ledger, restricted = support
     record_id = accept(ledger)
     with ledger.begin() as db:
-        db.execute(insert(documents).values(cancellation_id=record_id, order_snapshot='{"secret":1}'))
+        db.execute(insert(documents).values(cancellation_id=record_id, order_snapshot='{"secret":1}', kept_at=NOW))
     with read_only(restricted) as db:
         assert queries.get(db, record_id)
         assert queries.timeline(db, record_id)

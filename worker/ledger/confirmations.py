@@ -51,8 +51,10 @@ _CONFIRMATION = {
 }
 
 
-def apply_confirmations(db: sa.Connection, found: Sequence[Found], **told: str) -> set[str]:
+def apply_confirmations(db: sa.Connection, found: Sequence[Found], **told: str) -> set[tuple[str, int]]:
     """Write what was found of ended cancellations, where they are as they were; tell what changed, once.
+
+    Returns ids and tokens of the claims that were still theirs.
 
     `told` goes into the events: who it was, and why, where a person settles it.
     """
@@ -66,7 +68,7 @@ def apply_confirmations(db: sa.Connection, found: Sequence[Found], **told: str) 
         if (row := current.get((each[0].id, each[0].lease.token))) and _kind_of(*each) is not None
     ]
     add_events(db, [_event(*each, row, told) for each, row in _once(db, news)])
-    return {str(row.id) for row in rows}
+    return set(current)
 
 
 @built_once_per_dialect

@@ -69,11 +69,12 @@ def commit_results(db: sa.Connection, results: Sequence[Result]) -> CommitSummar
     attempted = [r for r in results if isinstance(r, AttemptResult)]
     applied, ends = apply_claimed(db, [(r.claim.lease, r.transition) for r in attempted])
     applied |= apply_confirmations(db, [(r.claim, r.confirmation) for r in results if isinstance(r, ConfirmResult)])
-    keep_documents(db, (_document(r) for r in results if r.claim.id in applied))
+    # By their tokens: a late answer may stand beside the one of the claim after it, and has an older document.
+    keep_documents(db, (_document(r) for r in results if (r.claim.id, r.claim.lease.token) in applied))
     no_access = {r.claim.connection_id for r in attempted if r.transition.hold_connection}
     held = holds.hold(db, no_access, holds.CREDENTIALS)
     ended = _end_holds(db, results, no_access)
-    return CommitSummary(frozenset(applied), held, *ended, tuple(ends), _pause_connections(db, attempted))
+    return CommitSummary(frozenset(record_id for record_id, _ in applied), held, *ended, tuple(ends), _pause_connections(db, attempted))
 
 
 def _document(r: Result) -> Document:

@@ -331,11 +331,13 @@ _TRANSITION = {
 
 
 @_writes(frm={S.IN_FLIGHT}, to={S.WAITING, S.PENDING, S.SUCCEEDED, S.REJECTED, S.EXHAUSTED, S.EXPIRED})
-def apply_claimed(db: sa.Connection, decided: Sequence[tuple[Lease, Transition]]) -> tuple[set[str], list[Event]]:
-    """Apply transitions where the claim is still ours; return the ids that were, and events to publish."""
+def apply_claimed(
+    db: sa.Connection, decided: Sequence[tuple[Lease, Transition]]
+) -> tuple[set[tuple[str, int]], list[Event]]:
+    """Apply transitions where the claim is still ours; return ids and tokens of those, and events to publish."""
     _check_targets("apply_claimed", (transition for _, transition in decided))
     changed = _apply(db, _apply_to_claimed(db), decided)
-    return _ids(changed), add_leased_events(db, _ends(changed))
+    return {(str(row.id), row.claims) for row in changed}, add_leased_events(db, _ends(changed))
 
 
 @_writes(frm={S.PENDING}, to={S.EXPIRED, S.WITHDRAWN, S.EXHAUSTED, S.REJECTED})
@@ -409,6 +411,7 @@ def _applying(dialect: str, source: sa.CTE, guard: sa.ColumnElement[bool]) -> Re
             c.as_of,
             c.known_by,
             c.needs_person,
+            c.claims,
         )
     )
 
