@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from harness.operator import Operator
 from rich.pretty import pretty_repr
 from sqlalchemy import Engine, event, insert, make_url, select, update
 from sqlalchemy.exc import ProgrammingError
@@ -24,6 +25,7 @@ from worker.ledger.schema import cancellations, documents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from conftest import Postgres
 
@@ -195,8 +197,8 @@ def test_of_two_documents_the_later_one_counts_whoever_wrote_it(ledger: Engine, 
 
 
 @pytest.fixture
-def support(postgres: Postgres, make_database: Any) -> Iterator[tuple[Engine, Engine]]:
-    """A ledger, and the same one opened by a role that may read all tables but `documents`."""
+def support(postgres: Postgres, make_database: Any) -> Iterator[tuple[str, Engine, Engine]]:
+    """The address of a ledger, it, and the same one opened by a role that may read all tables but `documents`."""
     url = make_database("postgresql")
     ledger = open_ledger(url)
     with ledger.begin() as db:
@@ -209,7 +211,7 @@ def support(postgres: Postgres, make_database: Any) -> Iterator[tuple[Engine, En
         )
     restricted = open_ledger(url)
     event.listen(restricted, "connect", lambda db, _record: db.execute("SET ROLE support_desk"))
-    yield ledger, restricted
+    yield url, ledger, restricted
     restricted.dispose()
     with ledger.begin() as db:
         db.exec_driver_sql("DROP OWNED BY support_desk")
@@ -218,8 +220,8 @@ def support(postgres: Postgres, make_database: Any) -> Iterator[tuple[Engine, En
     postgres.drop(make_url(url).set(drivername="postgresql").render_as_string(hide_password=False))
 
 
-def test_a_role_without_rights_on_documents_asks_everything_else(support: tuple[Engine, Engine]) -> None:
-    ledger, restricted = support
+def test_a_role_without_rights_on_documents_asks_everything_else(support: tuple[str, Engine, Engine]) -> None:
+    _, ledger, restricted = support
     record_id = accept(ledger)
     with ledger.begin() as db:
         db.execute(insert(documents).values(cancellation_id=record_id, order_snapshot='{"secret":1}', kept_at=NOW))
@@ -230,3 +232,17 @@ def test_a_role_without_rights_on_documents_asks_everything_else(support: tuple[
         assert [record_id] == [each.id for each in filters.find(db)]
     with pytest.raises(ProgrammingError, match="permission denied for table documents"), read_only(restricted) as db:
         queries.get(db, record_id, snapshot=True)
+
+
+def test_the_doctor_names_the_tables_that_a_role_may_not_write(
+    support: tuple[str, Engine, Engine], tmp_path: Path, redis_url: str
+) -> None:
+    url, ledger, _ = support
+    with ledger.begin() as db:
+        db.exec_driver_sql("GRANT INSERT ON ALL TABLES IN SCHEMA public TO support_desk")
+        db.exec_driver_sql("REVOKE INSERT ON documents, audit FROM support_desk")
+    theirs = make_url(url).set(username="support_desk", password="support").render_as_string(hide_password=False)
+    code, said = Operator(tmp_path, DATABASE_URL=theirs, REDIS_URL=redis_url).run("doctor")
+
+    assert (1, True) == (code, "may not write audit, documents" in said), said
+    assert "GRANT SELECT, INSERT, UPDATE, DELETE ON audit, documents" in said

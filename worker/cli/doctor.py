@@ -23,8 +23,8 @@ from worker.cli.words import connection_called, remedy_of_hold
 from worker.inputs.faults import fault
 from worker.ledger import backlog, migrations
 from worker.ledger.database import read_only
-from worker.ledger.problems import ledger_problem
-from worker.ledger.schema import connections
+from worker.ledger.problems import lacks_a_right, ledger_problem
+from worker.ledger.schema import metadata
 from worker.ledger.vault import CredentialsError, TokenVault
 from worker.runtime.transport import Transport, what_workers_say
 from worker.settings import Settings, load_settings
@@ -178,12 +178,25 @@ def _ledger(settings: Settings) -> Iterator[Finding]:
             return
         old = "" if found == migrations.head() else "Run `cancel-worker migrate`."
         yield Finding("Ledger", f"schema {found or 'empty'}", old)
+        if not old:
+            yield from _rights(ledger)
+
+
+def _rights(ledger: sa.Engine) -> Iterator[Finding]:
+    missing = []
+    for table in metadata.sorted_tables:
         try:
-            with ledger.begin() as db:  # it changes no row
-                if found:
-                    db.execute(sa.update(connections).where(sa.false()).values(name=sa.null()))
+            with ledger.begin() as db:  # it writes no row
+                columns = [column.name for column in table.c]
+                db.execute(sa.insert(table).from_select(columns, sa.select(table).where(sa.false())))
         except SQLAlchemyError as error:
-            yield Finding("Ledger", "cannot be written", f"{fault(error)}.")
+            if not lacks_a_right(error):
+                yield Finding("Ledger", "cannot be written", f"{fault(error)}.")
+                return
+            missing.append(table.name)
+    if missing:
+        grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON {', '.join(missing)} TO the role in DATABASE_URL."
+        yield Finding("Ledger", f"may not write {', '.join(missing)}", grant)
 
 
 def _workers(settings: Settings) -> Iterator[Finding]:

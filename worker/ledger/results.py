@@ -74,7 +74,8 @@ def commit_results(db: sa.Connection, results: Sequence[Result]) -> CommitSummar
     no_access = {r.claim.connection_id for r in attempted if r.transition.hold_connection}
     held = holds.hold(db, no_access, holds.CREDENTIALS)
     ended = _end_holds(db, results, no_access)
-    return CommitSummary(frozenset(record_id for record_id, _ in applied), held, *ended, tuple(ends), _pause_connections(db, attempted))
+    ours = frozenset(record_id for record_id, _ in applied)
+    return CommitSummary(ours, held, *ended, tuple(ends), _pause_connections(db, attempted))
 
 
 def _document(r: Result) -> Document:
