@@ -5,7 +5,8 @@ Three ways to use an engine: `ledger.begin()` for a transaction, `autocommit` fo
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import os
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, create_engine, event, make_url
@@ -71,6 +72,11 @@ def _open_embedded(url: str) -> Engine:
         url, hide_parameters=True, connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False}
     )
 
+    @event.listens_for(engine, "do_connect")
+    def _make_private(_dialect: Any, _record: Any, names: Any, options: Any) -> None:
+        if names[0] != ":memory:" and not options.get("uri"):
+            _make_private_file(names[0])
+
     @event.listens_for(engine, "connect")
     def _prepare(db: Any, _record: Any) -> None:
         db.isolation_level = None  # the driver would begin too late
@@ -81,6 +87,12 @@ def _open_embedded(url: str) -> Engine:
     # A transaction that reads first and writes later would fail at once when another wrote in between.
     _begin_with(engine, lambda several: "BEGIN IMMEDIATE" if several else None)
     return engine
+
+
+def _make_private_file(name: str) -> None:
+    """Make the file of a new ledger for its owner alone: it holds tokens, and orders with personal data."""
+    with suppress(OSError):  # it is there, or cannot be made: SQLite says so
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL, 0o600))
 
 
 # Options of a connection: it runs single statements, which need no transaction; and one is all it runs.
