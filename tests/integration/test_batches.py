@@ -7,7 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness.operator import Operator
+from harness.shell import Operator
 from sqlalchemy import select, update
 
 from worker.cancellation.request import parse_request

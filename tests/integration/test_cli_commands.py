@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 from cryptography.fernet import Fernet
-from harness.operator import PROGRAM, Operator
+from harness.shell import PROGRAM, Operator
 from sqlalchemy import update
 
 from worker.cancellation.request import CancelRequest

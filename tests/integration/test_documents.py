@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness.operator import Operator
+from harness.shell import Operator
 from rich.pretty import pretty_repr
 from sqlalchemy import Engine, event, insert, make_url, select, update
 from sqlalchemy.exc import ProgrammingError
