@@ -19,7 +19,7 @@ pytest_plugins = ["worker.testing"]
 
 SETTINGS = SHORT | {
     "RETRY_CAP_SECONDS": "2",
-    "RETRY_HORIZON_SECONDS": "12",
+    "RETRY_HORIZON_SECONDS": "24",
     "READ_BACK_SECONDS": "600",
     "NOT_FOUND_GRACE_SECONDS": "3",
 }

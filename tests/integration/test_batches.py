@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,7 @@ from worker.ledger.schema import audit, cancellations
 from worker.streams import INBOX, JOB_FIELD
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import MakeDatabase
@@ -117,8 +119,14 @@ def test_it_waits_for_all_and_its_exit_code_says_whether_all_succeeded(
     assert (1, True, True) == (code, "rejected no 1" in said, "succeeded yes 4" in said)
 
 
-def start(operator: Operator, *words: str) -> subprocess.Popen[str]:
-    return operator.start(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+@contextmanager
+def start(operator: Operator, *words: str) -> Iterator[subprocess.Popen[str]]:
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with operator.start(*words, **streams) as running:
+        try:
+            yield running
+        finally:
+            running.kill()  # where a test has failed it would go on waiting
 
 
 @pytest.mark.parametrize(
@@ -132,7 +140,8 @@ def test_a_canary_is_sent_first_and_the_rest_only_when_it_has_succeeded(
     with start(operator, "enqueue-file", "monday.csv", "-c", "shop-1", "--canary", "2") as running:
         seen: list[Any] = []
         while len(seen) < 2:  # the canary, while the command waits for it
-            seen += redis.xread({INBOX: seen[-1][0] if seen else "0"}, block=20_000)[0][1]
+            for _, entries in redis.xread({INBOX: seen[-1][0] if seen else "0"}, block=1_000) or []:
+                seen += entries
         take_in(redis, ledger)
         succeed(ledger, "o-0", "o-1", **ended)
         running.communicate(timeout=60)
