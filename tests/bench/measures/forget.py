@@ -1,11 +1,10 @@
-"""How long a cancel takes, from enqueueing to its recorded end, while `prune` deletes beside it. A part of `people`."""
+"""How long a cancel takes, from enqueueing to its end, while `prune` deletes beside it. A part of `people`."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from sqlalchemy import text
 
 from bench.contenders import OURS
 from bench.ledgers import make_jobs
+from bench.processes import Program, tail
 from bench.report import Spread, Verdict, percentile, print_table, ratios
 from bench.running import PATIENCE_SECONDS, POLL_SECONDS, StalledError
 
@@ -26,75 +26,93 @@ if TYPE_CHECKING:
 
 MOST = 1.2
 RATE = 40.0
-JOBS = 800  # so the p99 is not one single job's
+JOBS = 800  # so that the p99 is no single job's
 WARM = 200
 FIRST = 5  # of a producer, which open its connections
-NEVER = {name: "0" for name in ("RETENTION_DAYS", "SNAPSHOT_DAYS", "DEAD_LETTER_DAYS")}
+BLOCKS = 4  # in turn alone and beside the command: what the machine does meanwhile then hits both
+NEVER = dict.fromkeys(("RETENTION_DAYS", "SNAPSHOT_DAYS", "DEAD_LETTER_DAYS"), "0")
 # Far more is old enough than is deleted while it is measured.
 SOON = {"RETENTION_DAYS": "30", "SNAPSHOT_DAYS": "7", "DEAD_LETTER_DAYS": "30"}
-CASES = {"nothing": (NEVER, False), "the housekeeper of the worker": (SOON, False), "the command": (NEVER, True)}
+ALONE, COMMAND, HOUSEKEEPER = "nothing", "the command", "the housekeeper of the worker"
 _ENDS = "SELECT order_id, ended_at FROM cancellations WHERE received_at >= :since AND ended_at IS NOT NULL"
-_OLDEST = "SELECT count(*) FROM cancellations WHERE received_at < now() - interval '30 days'"
+_OLD = "SELECT count(*) FROM cancellations WHERE received_at < now() - interval '30 days'"
 
 
 def run(bench: Bench, ledger: Ledger) -> list[Verdict]:
-    names = list(CASES)
     for number in range(bench.options.rounds):
-        for name in names if number % 2 == 0 else names[::-1]:
-            bench.trying(OURS, lambda n=number, at=name: _measure(bench, ledger, n, at))
+        bench.trying(OURS, lambda n=number: _beside_the_command(bench, ledger, n))
+        bench.trying(OURS, lambda n=number: _beside_the_housekeeper(bench, ledger, n))
     done = {
-        name: [bench.values(OURS.name, each, beside=name) for each in ("p50_ms", "p99_ms", "pruned")] for name in names
+        name: [bench.values(OURS.name, each, beside=name) for each in ("p50_ms", "p99_ms", "pruned")]
+        for name in (ALONE, COMMAND, HOUSEKEEPER)
     }
     print_table(
         f"A cancel from enqueueing to its end, {RATE:g}/s, among {bench.options.rows:,} ended rows",
         ("beside it", "p50, ms", "p99, ms", "rows pruned meanwhile"),
         [[name, *map(Spread.of, columns)] for name, columns in done.items() if columns[0]],
     )
-    alone = done["nothing"][1]
+    alone = done[ALONE][1]
     return [
         Verdict(
-            what=f"p99 of a cancel beside prune by {name} ÷ alone",
-            value=ratios(p99, alone),
-            target=MOST,
-            at_least=False,
+            what=f"p99 beside prune by {name} ÷ alone", value=ratios(done[name][1], alone), target=MOST, at_least=False
         )
-        for name, (_, p99, _) in done.items()
-        if name != "nothing" and len(p99) == len(alone) == bench.options.rounds
+        for name in (COMMAND, HOUSEKEEPER)
+        if len(done[name][1]) == len(alone) == bench.options.rounds
     ]
 
 
-def _measure(bench: Bench, ledger: Ledger, number: int, name: str) -> None:
-    settings, by_command = CASES[name]
-    with bench.working(OURS, ledger, processes=1, **settings) as running:
+def _beside_the_command(bench: Bench, ledger: Ledger, number: int) -> None:
+    took: dict[str, list[float]] = {ALONE: [], COMMAND: []}
+    before = _old_rows(ledger)
+    with bench.working(OURS, ledger, processes=1, **NEVER) as running, _pruning(bench, ledger) as prune:
+        running.warm_up(WARM)
+        bench.parts.postgres.settle()
+        for block in range(BLOCKS):
+            for name in (ALONE, COMMAND) if block % 2 == number % 2 else (COMMAND, ALONE):
+                (prune.resume if name == COMMAND else prune.pause)()
+                took[name] += _milliseconds(bench, running, _jobs(bench) // BLOCKS)
+        assert prune.alive, f"prune ended before the jobs: {tail(prune.log)}"
+        prune.resume()
+    pruned = {ALONE: 0, COMMAND: before - _old_rows(ledger)}
+    for name, values in took.items():
+        _note(bench, number, name, values, pruned[name])
+
+
+def _beside_the_housekeeper(bench: Bench, ledger: Ledger, number: int) -> None:
+    with bench.working(OURS, ledger, processes=1, **SOON) as running:
         running.warm_up(WARM)
         bench.parts.postgres.settle()
         before = _old_rows(ledger)
-        with _pruning(bench, ledger) if by_command else nullcontext():
-            took = _milliseconds(bench, running, min(JOBS, bench.options.jobs or JOBS))
-    pruned = before - _old_rows(ledger)
-    assert (pruned > 0) == (name != "nothing"), f"{pruned} rows were pruned beside {name}"
+        took = _milliseconds(bench, running, _jobs(bench))
+        _note(bench, number, HOUSEKEEPER, took, before - _old_rows(ledger))
+
+
+def _note(bench: Bench, number: int, name: str, took: list[float], pruned: int) -> None:
+    assert (pruned > 0) == (name != ALONE), f"{pruned} rows were pruned beside {name}"
     bench.note(OURS, number, beside=name, p50_ms=percentile(took, 0.5), p99_ms=percentile(took, 0.99), pruned=pruned)
+
+
+def _jobs(bench: Bench) -> int:
+    return min(JOBS, bench.options.jobs or JOBS)
 
 
 def _old_rows(ledger: Ledger) -> int:
     with ledger.engine.connect() as connection:
-        return int(connection.execute(text(_OLDEST)).scalar_one())
+        return int(connection.execute(text(_OLD)).scalar_one())
 
 
 @contextmanager
-def _pruning(bench: Bench, ledger: Ledger) -> Iterator[None]:
+def _pruning(bench: Bench, ledger: Ledger) -> Iterator[Program]:
     """Let a person's `prune` run as long as the block lasts."""
     command = [str(Path(sys.executable).with_name("cancel-worker")), "prune", "--reason", "bench", "--as", "bench"]
     env = bench.environment.variables(ledger, OURS.concurrency) | SOON
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    program = Program(command, env, bench.parts.folder, bench.parts.folder / "prune.log")
+    try:
         time.sleep(2.0)  # until it is at work
-        try:
-            yield
-            assert process.poll() is None, (
-                f"prune ended before the jobs: {process.stdout.read() if process.stdout else ''}"
-            )
-        finally:
-            process.terminate()
+        yield program
+    finally:
+        program.resume()  # a paused process does not end
+        program.stop()
 
 
 def _milliseconds(bench: Bench, running: Running, count: int) -> list[float]:

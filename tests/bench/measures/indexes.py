@@ -1,12 +1,12 @@
-"""What each index that people need costs a job: its three statements with the index and without it. A part of `people`.
+"""What each index that people need costs a job: its statements with and without the index. A part of `people`.
 
-Each time in one transaction that is taken back, so that nothing is left but dead rows. The jobs carry all numbers and
-a batch: those that lack them are not in the indexes of these.
+In CPU time of the server's process, which a busy machine moves less than a clock. Each time in one transaction that is
+taken back, so that nothing is left but dead rows. The jobs carry all numbers and a batch: those that lack them are not
+in the indexes of these.
 """
 
 from __future__ import annotations
 
-import time
 import uuid
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from sqlalchemy import text
 
 from bench.contenders import OURS
 from bench.ledgers import CONNECTIONS
+from bench.processes import scheduled_seconds
 from bench.report import Spread, print_table
 from worker.cancellation.answer import Order
 from worker.cancellation.lifecycle import Transition
@@ -24,6 +25,8 @@ from worker.ledger.attempts import AttemptRow
 from worker.ledger.database import open_ledger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Connection
 
     from bench.bench import Bench
@@ -58,35 +61,47 @@ def run(bench: Bench, ledger: Ledger) -> None:
                 db.rollback()
             bench.numbers.append({"contender": OURS.name, "round": number, "without": name, **facts})
     engine.dispose()
-    columns = (*STATEMENTS, "wal")
+    columns = (*STATEMENTS, "in all", "wal")
     print_table(
         f"{JOBS:,} jobs with all numbers, {GROUP} in a statement: PostgreSQL without an index",
-        ("without", *(f"{name}, µs a job" for name in STATEMENTS), "WAL, bytes a job"),
+        ("without", *(f"{name}, µs a job" for name in (*STATEMENTS, "in all")), "WAL, bytes a job"),
         [[name, *(Spread.of(bench.values(OURS.name, each, without=name)) for each in columns)] for name in names],
     )
 
 
 def _live(db: Connection, count: int) -> dict[str, float]:
     """Take that many jobs to their end; return microseconds a job of each statement, and bytes of the log."""
-    began_at = db.execute(text("SELECT pg_current_wal_insert_lsn()")).scalar_one()
+    server, began_at = db.execute(text("SELECT pg_backend_pid(), pg_current_wal_insert_lsn()")).one()
     spent = dict.fromkeys(STATEMENTS, 0.0)
     for _ in range(count // GROUP):
-        jobs = [_job(n) for n in range(GROUP)]
-        times = [time.perf_counter()]
-        transitions.accept(db, jobs)
-        times.append(time.perf_counter())
-        shares = {f"shop-{n}": GROUP // CONNECTIONS for n in range(CONNECTIONS)}
-        claimed = [claim for each in transitions.claim_next(db, shares, "bench", 60.0).values() for claim in each]
-        assert GROUP == len(claimed)
-        times.append(time.perf_counter())
-        results.commit_results(db, [_ended(claim) for claim in claimed])
-        times.append(time.perf_counter())
-        for number, name in enumerate(STATEMENTS):
-            spent[name] += (times[number + 1] - times[number]) * 1e6 / count
+        used = [scheduled_seconds(server)]
+        for step in _steps(db):
+            step()
+            used.append(scheduled_seconds(server))
+        for name, before, after in zip(STATEMENTS, used, used[1:], strict=False):
+            spent[name] += (after - before) * 1e6 / count
     written = db.execute(
         text("SELECT pg_current_wal_insert_lsn() - CAST(:at AS pg_lsn)"), {"at": began_at}
     ).scalar_one()
-    return {**spent, "wal": float(written) / count}
+    return {**spent, "in all": sum(spent.values()), "wal": float(written) / count}
+
+
+def _steps(db: Connection) -> list[Callable[[], object]]:
+    jobs = [_job(n) for n in range(GROUP)]
+    shares = {f"shop-{n}": GROUP // CONNECTIONS for n in range(CONNECTIONS)}
+    claimed: list[AttemptClaim] = []
+
+    def claim() -> None:
+        claimed.extend(
+            each for of_one in transitions.claim_next(db, shares, "bench", 60.0).values() for each in of_one
+        )
+        assert GROUP == len(claimed)
+
+    return [
+        lambda: transitions.accept(db, jobs),
+        claim,
+        lambda: results.commit_results(db, [_ended(each) for each in claimed]),
+    ]
 
 
 def _job(number: int) -> CancelRequest:
