@@ -436,6 +436,21 @@ def test_what_people_look_for_is_read_by_its_index_among_all_that_has_ended(
     assert most_read >= max(map(largest_sort, plans))
 
 
+@pytest.mark.parametrize(
+    "which",
+    [{}, {"batch": "batch-7"}, {"status": (Status.EXHAUSTED, Status.REJECTED)}],
+    ids=str,
+)
+def test_where_a_stretch_ends_is_read_from_the_index_alone(many_ended: Engine, which: dict[str, Any]) -> None:
+    with many_ended.connect() as db:
+        ran = statements_of(db, lambda db: filters.find_page(db, Filter(requested_by="nobody", **which)))
+        db.rollback()
+        plan = plan_of(db, *ran[0], "force_custom_plan")
+        db.rollback()
+
+    assert "Index Only Scan" in {each["Node Type"] for each in nodes(plan)}
+
+
 def test_an_old_document_is_looked_for_in_its_index(many_ended: Engine) -> None:
     with many_ended.connect() as db:
         for work in (lambda db: documents.move_old(db, 200), deadlines.next_deadlines):
