@@ -71,7 +71,8 @@ def _beside_the_command(bench: Bench, ledger: Ledger, number: int) -> None:
             for name in (ALONE, COMMAND) if block % 2 == number % 2 else (COMMAND, ALONE):
                 (prune.resume if name == COMMAND else prune.pause)()
                 took[name] += _milliseconds(bench, running, _jobs(bench) // BLOCKS)
-        assert prune.alive, f"prune ended before the jobs: {tail(prune.log)}"
+        if not prune.alive:
+            raise StalledError(f"prune ended before the jobs, give it more --rows: {tail(prune.log)}")
         prune.resume()
     pruned = {ALONE: 0, COMMAND: before - _old_rows(ledger)}
     for name, values in took.items():

@@ -65,7 +65,13 @@ def run(bench: Bench, ledger: Ledger) -> None:
     print_table(
         f"{JOBS:,} jobs with all numbers, {GROUP} in a statement: PostgreSQL without an index",
         ("without", *(f"{name}, µs a job" for name in (*STATEMENTS, "in all")), "WAL, bytes a job"),
-        [[name, *(Spread.of(bench.values(OURS.name, each, without=name)) for each in columns)] for name in names],
+        [
+            [
+                name.removeprefix("ix_cancellations_"),
+                *(Spread.of(bench.values(OURS.name, each, without=name)) for each in columns),
+            ]
+            for name in names
+        ],
     )
 
 
