@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PARTS = (
     *("throughput", "latency", "slow", "enqueue", "intake", "flat", "idle", "sqlite", "tune"),
-    *("pace", "flood", "urgent", "outage", "ticks"),
+    *("pace", "flood", "urgent", "outage", "ticks", "people"),
 )
 RULES = ("proof",)
 _VERSIONS = """
@@ -60,7 +60,9 @@ def _arguments() -> Options:
     parser.add_argument("--seconds", type=float, default=5.0, help="how long one lot should take (default: 5)")
     parser.add_argument("--only", default="", help=f"comma-separated: {', '.join(CONTENDERS)} (ours always runs)")
     parser.add_argument("--seed", type=int, default=1, help="of the month of `proof` (default: 1)")
-    parser.add_argument("--rows", type=int, default=2_000_000, help="ended rows of `flat` (default: 2,000,000)")
+    parser.add_argument(
+        "--rows", type=int, default=2_000_000, help="ended rows of `flat` and `people` (default: 2,000,000)"
+    )
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-bench", help="the peers' environment")
     parser.add_argument("--output", type=Path, help="the JSON file (default: one below bench-results)")
     given = parser.parse_args()

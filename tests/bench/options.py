@@ -17,7 +17,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     only: tuple[str, ...]
     peers_scripts: Path
     output: Path
-    rows: int  # ended rows of `flat`
+    rows: int  # ended rows of `flat` and `people`
     seed: int  # of `proof`
 
     def lot(self, rate: float) -> int:

@@ -100,11 +100,11 @@ def _own_and_reaped(process: psutil.Process) -> float:
     except psutil.NoSuchProcess:
         return 0.0
     reaped = float(times.children_user + times.children_system)
-    return reaped + max(times.user + times.system, _scheduled_seconds(process.pid))
+    return reaped + max(times.user + times.system, scheduled_seconds(process.pid))
 
 
-def _scheduled_seconds(pid: int) -> float:
-    """To the nanosecond where the kernel tells: the usual figures lose a hundredth of a second per process."""
+def scheduled_seconds(pid: int) -> float:
+    """CPU time to the nanosecond, 0 where the kernel does not tell: the usual figures lose a hundredth of a second."""
     total = 0
     for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         with suppress(OSError):  # a thread that has just ended

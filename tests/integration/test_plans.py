@@ -31,6 +31,7 @@ from worker.ledger import (
     queries,
     rereads,
     results,
+    retention,
     selection,
     transitions,
 )
@@ -204,11 +205,11 @@ def look_at_the_heads(db: Connection) -> None:
 
 
 def statements_of(db: Connection, work: Callable[[Connection], object]) -> list[tuple[str, dict[str, Any]]]:
-    """Run it, and return its statements on cancellations, or on acts, with their parameters."""
+    """Run it, and return its statements on cancellations, documents or acts, with their parameters."""
     seen: list[tuple[str, dict[str, Any]]] = []
 
     def collect(_db: Connection, _cursor: Any, statement: str, parameters: dict[str, Any], *_: Any) -> None:
-        if "cancellations" in statement or "audit" in statement:
+        if any(table in statement for table in ("cancellations", "documents", "audit")):
             seen.append((statement, parameters))
 
     event.listen(db, "before_cursor_execute", collect)
@@ -435,6 +436,23 @@ def test_what_people_look_for_is_read_by_its_index_among_all_that_has_ended(
     assert most_read >= max(map(largest_sort, plans))
 
 
+@pytest.mark.parametrize(
+    "which",
+    [{}, {"batch": "batch-7"}, {"status": (Status.EXHAUSTED, Status.REJECTED)}],
+    ids=str,
+)
+def test_where_a_stretch_ends_is_read_from_the_index_alone(many_ended: Engine, which: dict[str, Any]) -> None:
+    with many_ended.begin() as db:
+        db.execute(text("ANALYZE cancellations"))
+    with many_ended.connect() as db:
+        ran = statements_of(db, lambda db: filters.find_page(db, Filter(requested_by="nobody", **which)))
+        db.rollback()
+        plan = plan_of(db, *ran[0], "force_custom_plan")
+        db.rollback()
+
+    assert "Index Only Scan" in {each["Node Type"] for each in nodes(plan)}
+
+
 def test_an_old_document_is_looked_for_in_its_index(many_ended: Engine) -> None:
     with many_ended.connect() as db:
         for work in (lambda db: documents.move_old(db, 200), deadlines.next_deadlines):
@@ -442,6 +460,51 @@ def test_an_old_document_is_looked_for_in_its_index(many_ended: Engine) -> None:
             plan = plan_of(db, *ran[-1], "force_generic_plan")
             assert "ix_cancellations_old_document" in {each.get("Index Name") for each in nodes(plan)}
         db.rollback()
+
+
+# -- what is old enough is deleted, and nothing that is too young is looked at
+
+YOUNG_DOCUMENTS = """
+    INSERT INTO documents (cancellation_id, order_snapshot, kept_at)
+    SELECT id, '{}', ended_at FROM cancellations WHERE ended_at IS NOT NULL ORDER BY received_at LIMIT 5000
+"""
+
+
+def prune_some_facts(db: Connection) -> None:
+    assert retention.prune_facts(db, 86_400).after
+
+
+def prune_no_facts(db: Connection) -> None:
+    assert 0 == retention.prune_facts(db, 10 * 86_400).count
+
+
+def prune_no_documents(db: Connection) -> None:
+    assert 0 == retention.prune_documents(db, 31 * 86_400)
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["no statistics", "analyzed"])
+@pytest.mark.parametrize(
+    ("most_read", "work"),
+    [
+        # A batch, and its rows again to lock them.
+        pytest.param(2 * retention.BATCH + 2, prune_some_facts, id="a batch"),
+        pytest.param(1, prune_no_facts, id="no facts"),
+        pytest.param(1, prune_no_documents, id="no documents"),
+    ],
+)
+def test_what_is_pruned_is_read_by_its_age_and_nothing_that_is_too_young(
+    many_ended: Engine, most_read: int, work: Callable[[Connection], None], analyzed: bool
+) -> None:
+    for mode in ("force_generic_plan", "force_custom_plan"):
+        with many_ended.connect() as db:
+            db.execute(text(YOUNG_DOCUMENTS))
+            if analyzed:
+                db.execute(text("ANALYZE cancellations, documents"))
+            ran = statements_of(db, work)
+            plan = plan_of(db, *ran[0], mode)
+            db.rollback()
+
+        assert most_read >= rows_looked_at(plan), mode
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,9 @@
 `list`, `replay` and `withdraw` choose by the same filter. Knows rows and indexes; does not know what is done then.
 
 What is found by a number, by waiting or by what it lacks is gathered from indexes that hold little else. Everything
-else is looked for along one index in the order of receipt, in stretches of bounded length: no statement reads more
-than one stretch, and `find_page` gives up after a few of them and says where to go on.
+else is looked for along one index in the order of receipt, in stretches of bounded length (and what came at the same
+instant as their last row): no statement reads more than one stretch, and `find_page` gives up after a few of them and
+says where to go on.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def find_page(
             break
         place, looked, stretch = end, looked + size, stretch + 1
         if look_at is not None and looked >= look_at:
-            looked_back_to = place.received_at
+            place, looked_back_to = _last_of(db, which, end), end.received_at
             break
     shown = [queries.as_cancellation(row, policy) for row in found[:limit]]
     if len(found) > limit:
@@ -115,10 +116,10 @@ def find_page(
 
 
 class _Place(msgspec.Struct, frozen=True):
-    """One row's place in the order of receipt."""
+    """A place in the order of receipt: behind one row, or, without an id, behind all of its instant."""
 
     received_at: datetime
-    id: str
+    id: str | None = None
 
 
 def _with_times(db: sa.Connection, which: Filter) -> Filter:
@@ -153,25 +154,36 @@ _NEWEST_FIRST = (c.received_at.desc(), c.id.desc())
 def _older(place: _Place | None) -> list[sa.ColumnElement[bool]]:
     if place is None:
         return []
+    if place.id is None:
+        return [c.received_at < place.received_at]
     return [c.received_at <= place.received_at, (c.received_at < place.received_at) | (c.id < place.id)]
 
 
-def _not_older(place: _Place | None) -> list[sa.ColumnElement[bool]]:
-    if place is None:
-        return []
-    return [c.received_at >= place.received_at, (c.received_at > place.received_at) | (c.id >= place.id)]
-
-
 def _end_of_stretch(db: sa.Connection, which: Filter, place: _Place | None, size: int) -> _Place | None:
-    """Return the place of the row that is so far behind another along the index; None where there are fewer."""
+    """Return the place behind so many rows from another on, and all of the last one's instant; None: there are fewer.
+
+    Without ids, which are in no index of receipt: then no row is read, but only the index.
+    """
+    begin = [c.received_at <= place.received_at] if place and place.id else _older(place)
     row = db.execute(
-        sa.select(c.received_at, c.id)
-        .where(*_along(which), *_times(which), *_older(place))
-        .order_by(*_NEWEST_FIRST)
+        sa.select(c.received_at)
+        .where(*_along(which), *_times(which), *begin)
+        .order_by(c.received_at.desc())
         .offset(size - 1)
         .limit(1)
     ).one_or_none()
-    return _Place(row.received_at, str(row.id)) if row else None
+    return _Place(row.received_at) if row else None
+
+
+def _last_of(db: sa.Connection, which: Filter, end: _Place) -> _Place:
+    """Return the place behind the last row of a stretch."""
+    row = db.execute(
+        sa.select(c.received_at, c.id)
+        .where(*_along(which), *_times(which), c.received_at >= end.received_at)
+        .order_by(c.received_at, c.id)
+        .limit(1)
+    ).one()
+    return _Place(row.received_at, str(row.id))
 
 
 def _along(which: Filter) -> list[sa.ColumnElement[bool]]:
@@ -202,7 +214,8 @@ def _matching(
     matching = [*_conditions(dialect, which), *_times(which), *_older(place)]
     query = sa.select(*queries.COLUMNS).order_by(*_NEWEST_FIRST).limit(limit)
     if not branches:
-        return query.where(*_along(which), *matching, *_not_older(end))
+        until = [] if end is None else [c.received_at >= end.received_at]
+        return query.where(*_along(which), *matching, *until)
     each = [sa.select(c.id, c.received_at).where(branch, *matching) for branch in branches]
     # Without the OFFSET, PostgreSQL may look for the newest of them among all rows instead of in their index.
     gathered = (sa.union(*each) if len(each) > 1 else each[0]).offset(0).subquery()

@@ -52,8 +52,8 @@ INSERT INTO attempts (cancellation_id, number, kind, generation, started_at, dur
 SELECT id, 1, 'cancel', 1, ended_at, 120, 200, 'cancelled', false FROM cancellations WHERE ended_at IS NOT NULL
 """
 _DOCUMENTS = """
-INSERT INTO documents (cancellation_id, order_snapshot, unused_fields)
-SELECT id, repeat(md5(id::text), 45), '[]' FROM cancellations WHERE ended_at IS NOT NULL
+INSERT INTO documents (cancellation_id, order_snapshot, unused_fields, kept_at)
+SELECT id, repeat(md5(id::text), 45), '[]', ended_at FROM cancellations WHERE ended_at IS NOT NULL
 """
 _EVENTS = """
 INSERT INTO events (cancellation_id, type, payload, created_at)
