@@ -85,7 +85,9 @@ def enqueue_file(
 ) -> None:
     """Ask for the orders of a file to be cancelled: all lines are checked before the first is sent.
 
-    Interrupted and run again it doubles nothing. Example: cancel-worker enqueue-file monday.csv -c shop-1 --wait
+    Interrupted and run again it doubles nothing.
+
+    Example: cancel-worker enqueue-file monday.csv -c shop-1 --wait
     """
     stated = {"connection_id": connection} if connection else {}
     with _copied(file) as (copy, name), closing(client()) as producer:
