@@ -67,7 +67,8 @@ class JobFile:
                 f"The file is not written in UTF-8: {error.reason}. Save it as UTF-8."
             ) from error
         finally:
-            text.detach()  # or it would close the copy
+            if not self._copy.closed:  # as where the command ended in the middle of it
+                text.detach()  # or it would close the copy
 
 
 def enqueue_file(
