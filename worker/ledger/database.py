@@ -5,7 +5,8 @@ Three ways to use an engine: `ledger.begin()` for a transaction, `autocommit` fo
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import os
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, create_engine, event, make_url
@@ -70,6 +71,13 @@ def _open_embedded(url: str) -> Engine:
     engine = create_engine(
         url, hide_parameters=True, connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False}
     )
+
+    @event.listens_for(engine, "do_connect")
+    def _make_private(_dialect: Any, _record: Any, arguments: list[str], _named: Any) -> None:
+        path = arguments[0]
+        if path != ":memory:" and not path.startswith("file:"):
+            with suppress(OSError):  # it is there, or SQLite says what is wrong
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
 
     @event.listens_for(engine, "connect")
     def _prepare(db: Any, _record: Any) -> None:

@@ -1,4 +1,4 @@
-"""What is forgotten after its time, in small batches, and what of one order is erased at once.
+"""What is forgotten after its time, in small batches.
 
 Nothing that is undecided goes: only what has ended with a proof, and whose events have been published. Knows rows; how
 long they are kept, the caller knows.
@@ -50,19 +50,24 @@ def prune_facts(db: sa.Connection, seconds: float, after: Place | None = None, l
 
 def count_facts(db: sa.Connection, seconds: float) -> int:
     """Return how many `prune_facts` would delete in all."""
-    since = now_plus(sa.literal(-seconds, sa.Float()))
+    since = _ago(seconds)
     which = c.received_at < since, c.ended_at < since, _DECIDED, ~_UNTOLD
     return db.execute(sa.select(sa.func.count()).select_from(cancellations).where(*which)).scalar_one()
 
 
 def _oldest(seconds: float, after: Place | None, limit: int) -> sa.Select[Any]:
-    since = now_plus(sa.literal(-seconds, sa.Float()))
+    since = _ago(seconds)
     may = sa.and_(c.ended_at.is_not(None), c.ended_at < since, _DECIDED, ~_UNTOLD)
     query = sa.select(c.id, c.received_at, sa.func.coalesce(may, sa.false()).label("may")).where(c.received_at < since)
     if after is not None:
         beyond = (c.received_at > after.received_at) | (c.id > after.id)
         query = query.where(c.received_at >= after.received_at, beyond)
     return query.order_by(c.received_at, c.id).limit(limit).with_for_update(of=cancellations, skip_locked=True)
+
+
+def _ago(seconds: float) -> sa.ScalarSelect[Any]:
+    # A clock that moves while a statement runs is no bound of an index: all that is too young would be read.
+    return sa.select(now_plus(sa.literal(-seconds, sa.Float()))).scalar_subquery()
 
 
 def _delete(db: sa.Connection, ids: Sequence[str]) -> None:
@@ -81,7 +86,7 @@ def _deleting(dialect: str) -> list[Any]:
 
 def prune_documents(db: sa.Connection, seconds: float, limit: int = BATCH) -> int:
     """Delete documents that were kept so long ago; return how many."""
-    since = now_plus(sa.literal(-seconds, sa.Float()))
+    since = _ago(seconds)
     old = sa.select(d.cancellation_id.label("id")).where(d.kept_at < since).order_by(d.kept_at).limit(limit)
     chosen = old.with_for_update(skip_locked=True)
     gone = sa.delete(documents).where(id_in_chosen(db.dialect.name, d.cancellation_id, chosen))
@@ -91,7 +96,7 @@ def prune_documents(db: sa.Connection, seconds: float, limit: int = BATCH) -> in
 def prune_dead_letters(db: sa.Connection, seconds: float, limit: int = BATCH) -> int:
     """Delete dead letters that came so long ago; return how many."""
     letter = dead_letters.c
-    since = now_plus(sa.literal(-seconds, sa.Float()))
+    since = _ago(seconds)
     # Their numbers are in the order of receipt.
     old = sa.select(letter.id).where(letter.received_at < since).order_by(letter.id).limit(limit)
     gone = sa.delete(dead_letters).where(
@@ -100,22 +105,31 @@ def prune_dead_letters(db: sa.Connection, seconds: float, limit: int = BATCH) ->
     return len(db.execute(gone.returning(letter.id)).all())
 
 
-# ---- one order
+def prune_events(db: sa.Connection, seconds: float, limit: int = BATCH) -> int:
+    """Delete events of no cancellation, such as of a hold, that were written so long ago; return how many."""
+    chosen = sa.select(e.id).where(*_old_events(seconds)).limit(limit).with_for_update(skip_locked=True)
+    gone = sa.delete(events).where(id_in_chosen(db.dialect.name, e.id, chosen))
+    return len(db.execute(gone.returning(e.id)).all())
 
 
-def redact(db: sa.Connection, ids: Sequence[str]) -> set[str]:
-    """Erase what may be personal of these cancellations; ids, times, status, verdict and evidence stay.
+def _old_events(seconds: float) -> tuple[sa.ColumnElement[bool], ...]:
+    return e.cancellation_id.is_(None), e.publish_at.is_(None), e.created_at < _ago(seconds)
 
-    Return the ids of those that were found.
-    """
-    values = ("requested_by", "reason", "metadata", "outcome_message", "order_snapshot", "unused_fields")
-    found: set[str] = set()
-    asked = sa.select(rows_parameter(db.dialect.name, {"id": RecordId}).c.id)
-    given = bind_rows({"id": each} for each in ids)
-    emptied = sa.update(cancellations).where(id_in_chosen(db.dialect.name, c.id, asked))
-    for row in db.execute(emptied.values(dict.fromkeys(values, sa.null())).returning(c.id), given):
-        found.add(str(row.id))
-    of = id_in_chosen(db.dialect.name, attempts.c.cancellation_id, asked)
-    db.execute(sa.update(attempts).where(of).values(error=sa.null()), given)
-    db.execute(sa.delete(documents).where(id_in_chosen(db.dialect.name, d.cancellation_id, asked)), given)
-    return found
+
+def count_documents(db: sa.Connection, seconds: float) -> int:
+    """Return how many documents `prune_documents` would delete in all."""
+    return _count(db, documents, d.kept_at < _ago(seconds))
+
+
+def count_events(db: sa.Connection, seconds: float) -> int:
+    """Return how many events `prune_events` would delete in all."""
+    return _count(db, events, *_old_events(seconds))
+
+
+def count_dead_letters(db: sa.Connection, seconds: float) -> int:
+    """Return how many dead letters `prune_dead_letters` would delete in all."""
+    return _count(db, dead_letters, dead_letters.c.received_at < _ago(seconds))
+
+
+def _count(db: sa.Connection, table: sa.Table, *which: sa.ColumnElement[bool]) -> int:
+    return db.execute(sa.select(sa.func.count()).select_from(table).where(*which)).scalar_one()
