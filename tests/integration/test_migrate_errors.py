@@ -165,7 +165,6 @@ def held(url: str) -> Iterator[Callable[[], object]]:
     engine.dispose()
 
 
-@pytest.mark.parametrize("seconds", [0.5, 6.0])
 def test_a_ledger_that_is_a_file_is_its_owners_alone(tmp_path: Path) -> None:
     path, older = tmp_path / "new.sqlite3", tmp_path / "older.sqlite3"
     older.touch(0o640)
@@ -180,6 +179,7 @@ def test_a_ledger_that_is_a_file_is_its_owners_alone(tmp_path: Path) -> None:
         assert f"{each.name}-wal" in modes
 
 
+@pytest.mark.parametrize("seconds", [0.5, 6.0])
 def test_a_second_migration_waits_as_long_as_the_first_works_and_says_so(
     empty_database_url: str, seconds: float
 ) -> None:

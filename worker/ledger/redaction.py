@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 a, c, e, letter = audit.c, cancellations.c, events.c, dead_letters.c
 
 WORD = "redacted"  # instead of a person's own words, where there must be some
-_PERSONAL = ("requested_by", "reason", "metadata", "outcome_message", "order_snapshot", "unused_fields")
+PERSONAL = ("requested_by", "reason", "metadata", "outcome_message", "order_snapshot", "unused_fields")
 LETTERS = 200  # that are looked at together: each may be long
 MIN_LENGTH = 4  # of a name that is looked for among bytes which are no JSON: a shorter one stands everywhere
 
@@ -44,7 +44,7 @@ def redact(db: sa.Connection, ids: Sequence[str]) -> Redacted:
     def of(column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         return id_in_chosen(db.dialect.name, column, asked)
 
-    emptied = sa.update(cancellations).where(of(c.id)).values(dict.fromkeys(_PERSONAL, sa.null()))
+    emptied = sa.update(cancellations).where(of(c.id)).values(dict.fromkeys(PERSONAL, sa.null()))
     rows = db.execute(emptied.returning(c.id, c.verdict), given).all()
     db.execute(sa.update(attempts).where(of(attempts.c.cancellation_id)).values(error=sa.null()), given)
     db.execute(sa.delete(documents).where(of(documents.c.cancellation_id)), given)
