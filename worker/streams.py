@@ -19,6 +19,7 @@ from worker.inputs.faults import remedy_of, word_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
 INBOX = "cancellations:inbox"
 EVENTS = "cancellations:events"
@@ -144,6 +145,16 @@ end
 def forget_readers(redis: Redis) -> None:
     """Drop the names of readers that are gone."""
     redis.eval(_FORGET_READERS, 1, INBOX, GROUP)
+
+
+def forget_events(redis: Any, numbers: AbstractSet[int]) -> int:
+    """Delete these events from the stream of events; return how many were still there. Raises RedisError."""
+    gone, start, ours = 0, "-", {str(number).encode() for number in numbers}
+    while entries := redis.xrange(EVENTS, start, "+", count=1_000):
+        found = [entry for entry, fields in entries if fields.get(b"event_id") in ours]
+        gone += redis.xdel(EVENTS, *found) if found else 0
+        start = f"({_text(entries[-1][0])}"
+    return gone
 
 
 class NotReplicatedError(RedisError):

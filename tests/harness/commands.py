@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from worker.cli import main
+
 if TYPE_CHECKING:
+    import pytest
+
     from harness.deployment import Deployment
 
 
@@ -16,3 +21,23 @@ def run(deployment: Deployment, *words: str, typed: bytes = b"") -> tuple[int, s
     program = Path(sys.executable).with_name("cancel-worker")
     done = subprocess.run([program, *words], env=deployment.env, input=typed, capture_output=True, check=False)
     return done.returncode, (done.stdout + done.stderr).decode()
+
+
+Run = Callable[..., tuple[int, str]]
+
+
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return what runs the command line in this process, and returns its exit code and what it said, in one line."""
+
+    def run(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["cancel-worker", *words])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        written = capsys.readouterr()
+        return code, " ".join((written.out + written.err).replace("│", " ").split())
+
+    return run

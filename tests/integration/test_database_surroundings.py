@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -409,27 +407,3 @@ def test_a_file_that_names_another_database_is_not_followed(
         pass
     for made in (first, second):
         postgres.drop(made)
-
-
-def test_the_file_of_a_new_ledger_and_what_lies_beside_it_are_their_owners_alone(tmp_path: Path) -> None:
-    before = os.umask(0)
-    try:
-        with opened(f"sqlite:///{tmp_path}/new.sqlite3") as ledger:
-            migrations.migrate(ledger)
-            with ledger.begin() as db:
-                connections.add(db, "shop-1", "token")
-            rights = {path.name: stat.filemode(path.stat().st_mode) for path in tmp_path.iterdir()}
-    finally:
-        os.umask(before)
-
-    assert {f"new.sqlite3{end}": "-rw-------" for end in ("", "-shm", "-wal")} == rights
-
-
-def test_the_rights_of_a_ledger_that_is_there_are_left_as_they_are(tmp_path: Path) -> None:
-    shared = tmp_path / "shared.sqlite3"
-    shared.touch(0o660)
-    shared.chmod(0o660)
-    with opened(f"sqlite:///{shared}") as ledger:
-        migrations.migrate(ledger)
-
-    assert "-rw-rw----" == stat.filemode(shared.stat().st_mode)

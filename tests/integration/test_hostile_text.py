@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import sys
@@ -15,7 +17,7 @@ from sqlalchemy import insert, update
 from worker.cancellation.request import CancelRequest
 from worker.cli import main, parts
 from worker.dev.sandbox import Sandbox
-from worker.inputs.text import visible
+from worker.inputs.text import MAX_SHOWN_LENGTH, visible
 from worker.ledger import audit, connections, dead_letters, transitions
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.dead_letters import DeadLetter
@@ -56,6 +58,12 @@ HOSTILE = [
     "\u2028line",
     "<script>alert(1)</script>",
     "{not a format} %s",
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1+1",
+    "\uff1d1+1",
 ]
 FIELDS = (
     *("connection_id", "order_id", "requested_by", "reason", "outcome_reason", "outcome_message", "order_status"),
@@ -63,6 +71,7 @@ FIELDS = (
 )
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SGR = re.compile(r"\x1b\[[0-9;]*m")
+BAR = re.compile(r"\x1b\[(?:\?25[lh]|2K|1A)|\r")  # what a progress bar of ours writes
 
 
 @pytest.fixture
@@ -74,16 +83,19 @@ def database_url(make_database: MakeDatabase) -> str:
 @pytest.fixture
 def ids(ledger: Engine, vault: TokenVault) -> list[str]:
     """A cancellation for each hostile value, which stands in every field that a stranger can fill."""
-    made = [_cancellation(ledger, vault, number, value) for number, value in enumerate(HOSTILE)]
+    _dead_letters(ledger, HOSTILE)
+    return [_cancellation(ledger, vault, number, value) for number, value in enumerate(HOSTILE)]
+
+
+def _dead_letters(ledger: Engine, values: list[str]) -> None:
     with ledger.begin() as db:
         dead_letters.insert_dead_letters(
             db,
             [
                 DeadLetter(source=value, entry_id=f"{number}-0", raw=value.encode(), reason=value, error=value)
-                for number, value in enumerate(HOSTILE)
+                for number, value in enumerate(values)
             ],
         )
-    return made
 
 
 def _cancellation(ledger: Engine, vault: TokenVault, number: int, value: str) -> str:
@@ -187,6 +199,7 @@ def missing(said: str) -> list[str]:
         ("list", "--limit", "100"),
         ("list", "--limit", "100", "--csv"),
         ("replay", "--status", "rejected", "--dry-run"),
+        ("batches", "list"),
         ("connections", "list"),
         ("windows",),
         ("dead-letters", "list"),
@@ -220,9 +233,129 @@ def test_json_holds_every_value_and_nothing_that_a_terminal_obeys(terminal: Term
     listed = terminal.run("list", "--json", "--limit", "100")
     told = [terminal.run("show", record_id, "--json", "--reveal") for record_id in ids]
 
-    assert set(HOSTILE) == {json.loads(line)["order_id"] for line in listed.splitlines()}
+    shown = ("order_id", "reference_id", "order_number", "batch", "requested_by", "reason", "metadata")
+    assert [(value,) * (len(shown) - 1) + ({"from": value},) for value in sorted(HOSTILE)] == sorted(
+        tuple(json.loads(line)[name] for name in shown) for line in listed.splitlines()
+    )
     assert HOSTILE == [json.loads(said)["order_snapshot"]["id"] for said in told]
     assert set() == obeyed(listed) | obeyed("".join(told))
+
+
+@pytest.mark.parametrize("words", [("change", "--now"), ("withdraw",)], ids=" ".join)
+@pytest.mark.usefixtures("ids")
+def test_what_would_be_done_to_what_waits_shows_every_value_as_it_is(
+    terminal: Terminal, ledger: Engine, words: tuple[str, ...]
+) -> None:
+    with ledger.begin() as db:
+        db.execute(update(cancellations).values(status="pending", ended_at=None, verdict=None, evidence=None))
+    said = terminal.run(*words, "--status", "pending", "--dry-run")
+
+    assert [] == missing(said)
+    assert set() == obeyed(said)
+
+
+@pytest.mark.usefixtures("ids")
+def test_a_spreadsheet_computes_no_cell_of_a_list(terminal: Terminal) -> None:
+    rows = list(csv.DictReader(io.StringIO(terminal.run("list", "--csv", "--limit", "100"))))
+    formulas = {value for value in HOSTILE if value.startswith(("=", "+", "-", "@", "\uff1d"))}
+
+    assert len(HOSTILE) == len(rows)
+    assert not [cell for row in rows for cell in row.values() if cell[:1] in {"=", "+", "-", "@", "\t", "\uff1d"}]
+    for name in ("order_id", "reference_id", "order_number", "batch", "requested_by", "connection_name"):
+        shown = {f"'{value}" if value in formulas else visible(value) for value in HOSTILE}
+        assert shown == {row[name] for row in rows}, name
+    assert {visible(json.dumps({"from": value}, ensure_ascii=False)) for value in HOSTILE} == {
+        row["metadata"] for row in rows
+    }
+
+
+@pytest.mark.usefixtures("ids")
+def test_what_is_found_by_a_number_shows_it_as_it_is(terminal: Terminal) -> None:
+    for value in HOSTILE:
+        said = terminal.run("show", "--", value)
+
+        assert f"number {visible(value)}\n" in SGR.sub("", said)
+        assert set() == obeyed(said)
+
+
+@pytest.mark.usefixtures("ids")
+def test_a_batch_is_shown_stopped_and_erased_as_it_is_called(terminal: Terminal) -> None:
+    for value in HOSTILE:
+        shown = terminal.run("batches", "show", "--", value)
+        others = [
+            terminal.run("batches", "stop", "--dry-run", "--reason", value, "--as", value, "--", value),
+            terminal.run("batches", "stop", "--reason", value, "--as", value, "--", value),
+            terminal.run("change", "--batch", value, "--now", "--reason", value, "--as", value),
+            terminal.run("redact", "--reason", f"x{value}", "--as", value, "--", value),
+        ]
+
+        assert f"Batch {within(value)}, received from" in SGR.sub("", shown)
+        assert set() == obeyed(shown + "".join(others))
+
+
+BAD_CSV = "order_id,priority\n" + "".join(f'"{value}","{value}"\n' for value in HOSTILE if '"' not in value)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(BAD_CSV, id="CSV"),
+        pytest.param("".join(json.dumps({"order_id": "o", value: value}) + "\n" for value in HOSTILE), id="fields"),
+        pytest.param(
+            "".join(json.dumps({"order_id": "o", "priority": value}) + "\n" for value in HOSTILE), id="words"
+        ),
+        pytest.param("{" + "\n{".join(value.replace("\n", "") for value in HOSTILE), id="no JSON"),
+    ],
+)
+def test_each_bad_line_of_a_file_is_told_as_it_is(terminal: Terminal, tmp_path: Path, lines: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(lines)
+    said = terminal.run("enqueue-file", str(path), "-c", "shop-1")
+
+    assert "nothing was sent" in said
+    assert set() == obeyed(said)
+
+
+def test_a_file_and_its_header_are_called_as_they_are(terminal: Terminal, tmp_path: Path) -> None:
+    for value in HOSTILE:
+        path = tmp_path / f"x{value.replace('/', '_')}x"
+        missing_file = terminal.run("enqueue-file", str(path), "-c", "shop-1")
+        path.write_text("order_id\n1\n")
+        said = terminal.run("enqueue-file", str(path), "-c", "shop-1")
+        path.write_text(f"order_id,{value}\n1,2\n")
+        headed = terminal.run("enqueue-file", str(path), "-c", "shop-1")
+
+        assert f"{visible(str(path))} cannot be read" in SGR.sub("", missing_file)
+        assert f"1 jobs are in batch {visible(path.name)}-" in SGR.sub("", said)
+        assert set() == obeyed(missing_file + BAR.sub("", said) + headed)
+
+
+LONG = "a" * 5_000
+
+
+def test_a_very_long_text_is_cut_wherever_it_is_shown(terminal: Terminal, ledger: Engine, vault: TokenVault) -> None:
+    record_id = _cancellation(ledger, vault, 0, LONG)
+    for words in (
+        ("show", record_id),
+        ("show", LONG),
+        ("list",),
+        ("list", "--csv"),
+        ("audit", "list"),
+        ("connections", "list"),
+        ("connections", "show", LONG),
+        ("windows",),
+        ("batches", "list"),
+        ("batches", "show", LONG),
+        ("batches", "stop", f"no{LONG}"),
+        ("change", "--batch", LONG, "--now", "--status", "pending", "--dry-run", "--as", LONG),
+        ("change", "--now", f"no{LONG}"),
+        ("redact", f"no{LONG}", "--reason", LONG),
+        ("enqueue-file", f"no{LONG}"),
+    ):
+        said = terminal.run(*words)
+
+        assert words[0] == "change" or "a" * 200 in said, words
+        assert "a" * (MAX_SHOWN_LENGTH + 1) not in said, words
 
 
 @pytest.mark.usefixtures("ids")
@@ -238,11 +371,11 @@ def test_a_dead_letter_shows_every_value_as_it_is(terminal: Terminal) -> None:
 
 
 @pytest.mark.parametrize("value", HOSTILE)
-@pytest.mark.usefixtures("ids")
 def test_what_a_command_says_of_a_value_that_was_typed_or_known_is_shown_as_it_is(
-    terminal: Terminal, value: str, ids: list[str]
+    terminal: Terminal, value: str, ledger: Engine, vault: TokenVault
 ) -> None:
-    record_id = ids[HOSTILE.index(value)]
+    record_id = _cancellation(ledger, vault, 0, value)
+    _dead_letters(ledger, [value])
     commands: dict[tuple[str, ...], int] = {
         ("show", f"no{value}"): 0,
         ("connections", "hold", "--", value): 1,
@@ -261,6 +394,16 @@ def test_what_a_command_says_of_a_value_that_was_typed_or_known_is_shown_as_it_i
         ("audit", "list", "--actor", value): 0,
         ("audit", "list", "--json"): 0,
         ("withdraw", "--", value): 0,
+        ("change", "--now", "--", f"no{value}"): 1,
+        ("change", "--now", "--reason", value, "--as", value, "--", record_id): 0,
+        ("change", "--send-by", f"x{value}", "--", record_id): 0,
+        ("change", "--priority", f"x{value}", "--", record_id): 0,
+        ("batches", "show", "--", f"no{value}"): 0,
+        ("batches", "stop", "--", f"no{value}"): 0,
+        ("redact", "--reason", f"x{value}", "--", f"no{value}"): 0,
+        ("redact", "-c", value, "--reason", "seen", "--", f"no{value}"): 0,
+        ("prune", "--dry-run", "--reason", value, "--as", value): 0,
+        ("prune", "--reason", value, "--as", value): 0,
         ("withdraw", "--batch", value, "--dry-run"): 0,
         ("list", "--metadata", f"from={value}", "--requested-by", value, "--reference", value): 0,
         ("list", "--since", f"x{value}"): 0,

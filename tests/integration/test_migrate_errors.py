@@ -165,6 +165,20 @@ def held(url: str) -> Iterator[Callable[[], object]]:
     engine.dispose()
 
 
+def test_a_ledger_that_is_a_file_is_its_owners_alone(tmp_path: Path) -> None:
+    path, older = tmp_path / "new.sqlite3", tmp_path / "older.sqlite3"
+    older.touch(0o640)
+    for each in (path, older):
+        ledger = open_ledger(f"sqlite:///{each}")
+        with ledger.begin() as db:
+            db.exec_driver_sql("CREATE TABLE t (a)")
+            modes = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.glob(f"{each.name}*")}
+        ledger.dispose()
+
+        assert {0o600 if each is path else 0o640} == set(modes.values()), modes
+        assert f"{each.name}-wal" in modes
+
+
 @pytest.mark.parametrize("seconds", [0.5, 6.0])
 def test_a_second_migration_waits_as_long_as_the_first_works_and_says_so(
     empty_database_url: str, seconds: float

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, func, insert, select, update
 
 from worker.cancellation.request import CancelRequest
 from worker.cancellation.status import Evidence, Status, Verdict
-from worker.ledger import retention
+from worker.ledger import redaction, retention
 from worker.ledger.retention import Place
 from worker.ledger.schema import attempts, cancellations, dead_letters, documents, events
 
@@ -142,7 +142,7 @@ def test_what_is_personal_of_one_order_is_erased_and_what_is_known_stays(ledger:
     with ledger.begin() as db:
         db.execute(update(cancellations).values(order_snapshot="{}", unused_fields="[]"))
         before = db.execute(select(cancellations).where(c.id == other)).one()
-        assert {record_id} == retention.redact(db, [record_id])
+        assert {record_id} == redaction.redact(db, [record_id]).ids
         found = db.execute(select(cancellations).where(c.id == record_id)).one()
         errors = dict(db.execute(select(attempts.c.cancellation_id, attempts.c.error)).all())
         kept = {str(row.cancellation_id) for row in db.execute(select(documents.c.cancellation_id))}

@@ -600,6 +600,84 @@ LIST = [
         (("broker/worker_queue.py", "pipeline(transaction=True)", "pipeline(transaction=False)"),),
         ("tests/integration/test_worker_queue.py",),
     ),
+    Sabotage(
+        "no token is in the audit (people)",
+        (("ledger/audit.py", 'if name not in {"id", "access_token"}', 'if name not in {"id"}'),),
+        ("tests/integration/test_audit.py -k no_row_holds",),
+    ),
+    Sabotage(
+        "a secret in a reason is not kept (people)",
+        (("cli/parts.py", "scrubbed(why) if why else None", "why"),),
+        ("tests/integration/test_audit.py -k secret",),
+    ),
+    Sabotage(
+        "a share has honest bounds (people)",
+        (("cancellation/chances.py", " + z * z / (4 * trials * trials))", ")"),),
+        ("tests/unit/test_chances.py",),
+    ),
+    Sabotage(
+        "a chance is small where the best that can be hoped for is (people)",
+        (("cancellation/chances.py", "self.bounds[1] < SMALL_SHARE", "self.bounds[0] < SMALL_SHARE"),),
+        ("tests/unit/test_chances.py",),
+    ),
+    Sabotage(
+        "an answer without an order wipes no document (people)",
+        (("ledger/documents.py", "sa.null()), else_=c.order_snapshot)", "sa.null()), else_=sa.null())"),),
+        ("tests/integration/test_documents.py",),
+    ),
+    Sabotage(
+        "an answer that comes too late leaves no document (people)",
+        (("ledger/results.py", "for r in results if r.claim.id in applied)", "for r in results)"),),
+        ("tests/integration/test_documents.py -k too_late",),
+    ),
+    Sabotage(
+        "each is on one page of a list (people)",
+        (
+            (
+                "ledger/filters.py",
+                "(c.received_at < place.received_at) | (c.id < place.id)]",
+                "(c.received_at < place.received_at)]",
+            ),
+        ),
+        ("tests/integration/test_find.py -k page_by_page",),
+    ),
+    Sabotage(
+        "who only asks reads no document (people)",
+        (("ledger/queries.py", "    if snapshot:\n        beside", "    if snapshot or policy:\n        beside"),),
+        ("tests/integration/test_documents.py",),
+    ),
+    Sabotage(
+        "nothing undecided is forgotten (people)",
+        (
+            (
+                "ledger/retention.py",
+                "c.ended_at < since, _DECIDED, ~_UNTOLD)\n    query",
+                "c.ended_at < since, ~_UNTOLD)\n    query",
+            ),
+        ),
+        ("tests/integration/test_forget.py -k nothing_undecided",),
+    ),
+    Sabotage(
+        "a person's words in an event are erased (people)",
+        (("ledger/redaction.py", 'if "note" in payload:', 'if "nobody" in payload:'),),
+        ("tests/integration/test_forget.py -k person_is_erased",),
+    ),
+    Sabotage(
+        "a role that may not delete works on (people)",
+        (
+            (
+                "runtime/retention.py",
+                "            if not lacks_a_right(error):\n                raise",
+                "            if lacks_a_right(error):\n                raise",
+            ),
+        ),
+        ("tests/integration/test_forget.py -k may_not_delete",),
+    ),
+    Sabotage(
+        "a spreadsheet computes nothing of a list (people)",
+        (("inputs/text.py", '_FORMULA = ("=", "+", "-", "@",', '_FORMULA = ("=", "+", "-",'),),
+        ("tests/unit/test_text.py",),
+    ),
 ]
 
 

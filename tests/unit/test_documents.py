@@ -11,6 +11,8 @@ import pytest
 
 from worker.cancellation.outcome import ALARMING_REASONS
 from worker.cancellation.status import TRANSITIONS
+from worker.ledger.redaction import PERSONAL
+from worker.ledger.schema import metadata
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,6 +77,8 @@ def test_every_link_leads_to_a_file_and_every_anchor_to_a_heading(path: Path) ->
     "name",
     [
         "docs/architecture.md",
+        "docs/data.md",
+        "docs/operate.md",
         "docs/glossary.md",
         "docs/integrate.md",
         "CONTRIBUTING.md",
@@ -153,6 +157,60 @@ def test_the_architecture_names_every_thread() -> None:
     threads = {row[0] for row in rows}
 
     assert set() == set(loops()) - threads
+
+
+# ---- what is kept: data.md
+
+DATA = (ROOT / "docs" / "data.md").read_text()
+COLUMNS = [
+    (*re.findall(r"`(\w+)`", table), name, personal, kept)
+    for table, names, personal, kept in table_rows(DATA, "| table | columns |")
+    for name in re.findall(r"`(\w+)`", names)
+]
+
+
+def test_each_column_of_the_ledger_has_one_line() -> None:
+    there = [(table.name, column.name) for table in metadata.tables.values() for column in table.columns]
+
+    assert sorted(there) == sorted((table, name) for table, name, *_ in COLUMNS)
+
+
+def test_each_column_with_words_of_others_is_one_that_redact_erases() -> None:
+    stated = {(table, name) for table, name, personal, _ in COLUMNS if personal.startswith(("**yes**", "free text"))}
+
+    assert {("cancellations", name) for name in PERSONAL} | {
+        *(("documents", name) for name in ("order_snapshot", "unused_fields")),
+        *(("dead_letters", name) for name in ("raw", "error")),
+        *(("attempts", "error"), ("audit", "reason")),
+    } == stated
+
+
+def test_each_setting_of_retention_is_stated_with_its_default() -> None:
+    stated = {row[0].strip("`"): float(row[1]) for row in table_rows(DATA, "| setting | default |")}
+
+    assert {
+        name.upper(): field.default
+        for name, field in Settings.model_fields.items()
+        if name in {"retention_days", "snapshot_days", "dead_letter_days"}
+    } == stated
+
+
+@pytest.mark.parametrize("word", sorted(set(re.findall(r"`([A-Z]+_[A-Z_]+)`", DATA))))
+def test_each_setting_that_it_names_is_one(word: str) -> None:
+    assert word.lower() in Settings.model_fields
+
+
+def test_each_key_in_redis_has_its_line() -> None:
+    said = {name for path in SOURCES for name in re.findall(r'"(cancellations:[a-z:-]+)"', path.read_text())}
+    keys = said - {"cancellations:probe"}  # of doctor: nothing is done to it
+    stated = {
+        name.rstrip("*")
+        for row in table_rows(DATA, "| key | what |")
+        for name in re.findall(r"`([\w:.<>*-]+)`", row[0])
+    }
+
+    assert 6 < len(keys)
+    assert set() == keys - stated
 
 
 # ---- the runbook

@@ -50,7 +50,7 @@ from worker.ledger.problems import ledger_problem
 from worker.ledger.vault import CredentialsError
 
 app = typer.Typer(
-    help="Stops an order before the warehouse ships it.",
+    help="Stops an order before the warehouse ships it.\n\nExample: cancel-worker enqueue 1001 --wait",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -17,7 +17,10 @@ from worker.ledger.database import read_only
 if TYPE_CHECKING:
     from worker.ledger.audit import Act
 
-app = typer.Typer(help="See what people did, on what, and why.", no_args_is_help=True)
+app = typer.Typer(
+    help="See what people did, on what, and why.\n\nExample: cancel-worker audit list --actor ann",
+    no_args_is_help=True,
+)
 
 
 @app.callback()

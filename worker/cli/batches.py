@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from worker.ledger.batches import Batch, Outcomes
     from worker.ledger.queries import Cancellation
 
-app = typer.Typer(help="See what was enqueued together, and stop it.", no_args_is_help=True)
+app = typer.Typer(
+    help="See what was enqueued together, and stop it.\n\nExample: cancel-worker batches list", no_args_is_help=True
+)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As `batches list` has it.")]
 AT_ONCE = 10_000  # cancellations, then it is looked again
@@ -75,7 +77,7 @@ def show(name: Name) -> None:
 def stop(name: Name, dry_run: DryRun = False, reason: Why = None, who: Who = None) -> None:
     """Take back what was not sent yet of a batch.
 
-    Example: cancel-worker batches stop monday.csv-1f2e3d4c5b6a --reason "the wrong file"
+    Example: cancel-worker batches stop monday.csv-1f2e3d4c --reason "wrong file"
     """
     by, stopped = acting(who, reason), 0
     _known(name)

@@ -40,7 +40,7 @@ def change(
 ) -> None:
     """Change how cancels are sent that wait for their turn; each takes its new place within a second.
 
-    Example: cancel-worker change --batch monday.csv-1f2e --priority urgent --reason "they ship at noon"
+    Example: cancel-worker change --order-number '#1001' --priority urgent --now
     """
     wish = Change(priority=priority, send_by=_send_by(send_by), now=now)
     if wish == Change():

@@ -38,7 +38,8 @@ Integration = Annotated[str | None, typer.Option(help="The warehouse system's na
 WritesPerSecond = Annotated[float | None, typer.Option(min=0.1, help="Where its limit is not the usual.")]
 
 app = typer.Typer(
-    help="Add, list, change, hold, rotate connections: one customer's warehouse, one access token each.",
+    help="Add, list, change, hold, rotate connections: one customer's warehouse, one access token each.\n\n"
+    "Example: cancel-worker connections list",
     no_args_is_help=True,
 )
 
@@ -54,7 +55,10 @@ def add(
     reason: Why = None,
     who: Who = None,
 ) -> None:
-    """Add a connection, or give a known one a new token. Jobs that waited for it go on."""
+    """Add a connection, or give a known one a new token. Jobs that waited for it go on.
+
+    Example: cancel-worker connections add shop-1 --name "Shop One" --owner ann
+    """
     vault = TokenVault(load_settings().keys)
     vault.encrypt("")  # says how to make a key before anybody types a secret
     _check_trackstar_id(trackstar_id)
@@ -86,7 +90,10 @@ def set_(
     reason: Why = None,
     who: Who = None,
 ) -> None:
-    """Change what is stated of a known connection; its token and its hold stay."""
+    """Change what is stated of a known connection; its token and its hold stay.
+
+    Example: cancel-worker connections set shop-1 --writes-per-second 5
+    """
     if all(each is None for each in (name, owner, integration, writes_per_second, trackstar_id)):
         raise typer.BadParameter("say what: --name, --owner, --integration, --writes-per-second or --trackstar-id")
     _check_trackstar_id(trackstar_id)
@@ -110,7 +117,10 @@ def set_(
 def list_(
     everything: Annotated[bool, typer.Option("--all", help="Also each one that nobody has added.")] = False,
 ) -> None:
-    """List connections with their holds: those that were added, and the first of those that jobs came for."""
+    """List connections with their holds: those that were added, and the first of those that jobs came for.
+
+    Example: cancel-worker connections list --all
+    """
     with ledger() as opened, read_only(opened) as db:
         rows = connections.list_all(db, unknown=None if everything else connections.SHOWN_UNKNOWN)
         more = 0 if everything else connections.count_unknown(db) - connections.SHOWN_UNKNOWN
@@ -137,7 +147,10 @@ def list_(
 
 @app.command()
 def rotate(connection_id: Annotated[str, typer.Argument(metavar="ID")], reason: Why = None, who: Who = None) -> None:
-    """Give a known connection a new token; every worker uses it from its next claim on."""
+    """Give a known connection a new token; every worker uses it from its next claim on.
+
+    Example: cancel-worker connections rotate shop-1
+    """
     vault = TokenVault(load_settings().keys)
     vault.encrypt("")  # says how to make a key before anybody types a secret
     with ledger() as opened, read_only(opened) as db:
@@ -150,7 +163,10 @@ def rotate(connection_id: Annotated[str, typer.Argument(metavar="ID")], reason: 
 
 @app.command()
 def hold(connection_id: Annotated[str, typer.Argument(metavar="ID")], reason: Why = None, who: Who = None) -> None:
-    """Set a connection aside: its jobs wait, and expire at their send_by, until it is resumed."""
+    """Set a connection aside: its jobs wait, and expire at their send_by, until it is resumed.
+
+    Example: cancel-worker connections hold shop-1 --reason "stock-taking"
+    """
     with ledger() as opened, opened.begin() as db, _act(db, Action.HOLD, connection_id, acting(who, reason)):
         _known(db, connection_id)
         holds.hold_by_operator(db, connection_id)
@@ -159,7 +175,10 @@ def hold(connection_id: Annotated[str, typer.Argument(metavar="ID")], reason: Wh
 
 @app.command()
 def resume(connection_id: Annotated[str, typer.Argument(metavar="ID")], reason: Why = None, who: Who = None) -> None:
-    """End any hold of a connection; its jobs go out at its pace. Needs --reason."""
+    """End any hold of a connection; its jobs go out at its pace. Needs --reason.
+
+    Example: cancel-worker connections resume shop-1 --reason "it is over"
+    """
     by = acting_for_a_reason(who, reason)
     with ledger() as opened, opened.begin() as db, _act(db, Action.RESUME, connection_id, by):
         row = _known(db, connection_id)
@@ -181,7 +200,10 @@ def remove(
     reason: Why = None,
     who: Who = None,
 ) -> None:
-    """Forget a connection's token. Its cancellations stay: they are the record of what happened. Needs --reason."""
+    """Forget a connection's token. Its cancellations stay: they are the record of what happened. Needs --reason.
+
+    Example: cancel-worker connections remove shop-1 --reason "they have left"
+    """
     by = acting_for_a_reason(who, reason)
     with ledger() as opened, opened.begin() as db, _act(db, Action.REMOVE, connection_id, by):
         _known(db, connection_id)
@@ -203,7 +225,10 @@ def rekey(
     reason: Why = None,
     who: Who = None,
 ) -> None:
-    """Encrypt every token with the first of CREDENTIAL_KEYS; then the old keys can go."""
+    """Encrypt every token with the first of CREDENTIAL_KEYS; then the old keys can go.
+
+    Example: cancel-worker connections rekey
+    """
     settings = load_settings()
     vault = TokenVault(settings.keys)
     vault.encrypt("")  # says how to make a key where there is none

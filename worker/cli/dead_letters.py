@@ -20,7 +20,10 @@ from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
 from worker.streams import INBOX
 
-app = typer.Typer(help="See and requeue messages that could not be read.", no_args_is_help=True)
+app = typer.Typer(
+    help="See and requeue messages that could not be read.\n\nExample: cancel-worker dead-letters list",
+    no_args_is_help=True,
+)
 
 Number = Annotated[int, typer.Argument(metavar="ID", help="Its number in `dead-letters list`.")]
 
@@ -30,7 +33,10 @@ def list_(
     everything: Annotated[bool, typer.Option("--all", help="Also those that were requeued.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
 ) -> None:
-    """List dead letters, the newest first."""
+    """List dead letters, the newest first.
+
+    Example: cancel-worker dead-letters list --all
+    """
     with ledger() as opened, read_only(opened) as db:
         found = dead_letters.find(db, requeued=everything, limit=limit)
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -54,7 +60,10 @@ def show(
     number: Number,
     raw: Annotated[bool, typer.Option("--raw", help="Only its bytes, to be corrected in a file.")] = False,
 ) -> None:
-    """Show one dead letter. Its bytes may hold anything, also personal data."""
+    """Show one dead letter. Its bytes may hold anything, also personal data.
+
+    Example: cancel-worker dead-letters show 7
+    """
     with ledger() as opened, read_only(opened) as db:
         letter = dead_letters.get(db, number)
     if raw:
@@ -80,7 +89,10 @@ def requeue(
     reason: Why = None,
     who: Who = None,
 ) -> None:
-    """Put the job of a dead letter on the inbox again, as it came or corrected."""
+    """Put the job of a dead letter on the inbox again, as it came or corrected.
+
+    Example: cancel-worker dead-letters requeue 7 --job corrected.json
+    """
     by = acting(who, reason)
     with ledger() as opened, read_only(opened) as db:
         letter = dead_letters.get(db, number)

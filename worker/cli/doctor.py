@@ -76,7 +76,10 @@ _COMMANDS: tuple[tuple[str, ...], ...] = (
 
 
 def doctor() -> None:
-    """Check settings, Redis, the ledger, Trackstar and every connection; exits 1 where something needs a person."""
+    """Check settings, Redis, the ledger, Trackstar and every connection; exits 1 where something needs a person.
+
+    Example: cancel-worker doctor
+    """
     settings = load_settings()
     table = Table(box=None, show_header=False, pad_edge=False)
     findings = [

@@ -67,7 +67,8 @@ class JobFile:
                 f"The file is not written in UTF-8: {error.reason}. Save it as UTF-8."
             ) from error
         finally:
-            text.detach()  # or it would close the copy
+            if not self._copy.closed:  # as where the command ended in the middle of it
+                text.detach()  # or it would close the copy
 
 
 def enqueue_file(
@@ -85,7 +86,9 @@ def enqueue_file(
 ) -> None:
     """Ask for the orders of a file to be cancelled: all lines are checked before the first is sent.
 
-    Interrupted and run again it doubles nothing. Example: cancel-worker enqueue-file monday.csv -c shop-1 --wait
+    Interrupted and run again it doubles nothing.
+
+    Example: cancel-worker enqueue-file monday.csv -c shop-1 --wait
     """
     stated = {"connection_id": connection} if connection else {}
     with _copied(file) as (copy, name), closing(client()) as producer:

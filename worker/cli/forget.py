@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,16 +10,19 @@ import typer
 from worker.cli.filters import DryRun  # noqa: TC001 - the command line reads it
 from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger
 from worker.errors import UnknownCancellationError
-from worker.ledger import audit, filters, retention
+from worker.ledger import audit, filters, queries, redaction, retention
 from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
 from worker.ledger.filters import Filter
 from worker.settings import load_settings
+from worker.streams import connect_redis, forget_events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import Connection, Engine
+
+    from worker.ledger.queries import Cancellation
 
 
 MOST = 1_000  # cancellations of one order
@@ -31,18 +35,25 @@ def prune(dry_run: DryRun = False, reason: Why = None, who: Who = None) -> None:
     Example: cancel-worker prune --dry-run
     """
     kept, by = load_settings().retention, acting(who, reason)
+    others = {
+        "events of no cancellation": (kept.facts, retention.prune_events, retention.count_events),
+        "documents": (kept.documents, retention.prune_documents, retention.count_documents),
+        "dead letters": (kept.dead_letters, retention.prune_dead_letters, retention.count_dead_letters),
+    }
     with ledger(by_index=True) as opened:
         if dry_run:
             with read_only(opened) as db:
-                found = retention.count_facts(db, kept.facts) if kept.facts else 0
-            console.print(f"{found} cancellations would be deleted, with their attempts, events and documents.")
+                old = {"cancellations": retention.count_facts(db, kept.facts) if kept.facts else 0}
+                old |= {what: count(db, seconds) if seconds else 0 for what, (seconds, _, count) in others.items()}
+            console.print(f"{_said(old)} would be deleted; with a cancellation its attempts, events and document.")
             return
-        done = {
-            "cancellations": _prune_facts(opened, by, kept.facts),
-            "documents": _prune(opened, by, "documents", kept.documents, retention.prune_documents),
-            "dead letters": _prune(opened, by, "dead letters", kept.dead_letters, retention.prune_dead_letters),
-        }
-    console.print(", ".join(f"{count} {what}" for what, count in done.items()) + " are deleted.")
+        done = {"cancellations": _prune_facts(opened, by, kept.facts)}
+        done |= {what: _prune(opened, by, what, seconds, one) for what, (seconds, one, _) in others.items()}
+    console.print(f"{_said(done)} are deleted.")
+
+
+def _said(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.items())
 
 
 def _prune_facts(opened: Engine, by: audit.By, seconds: float) -> int:
@@ -85,12 +96,33 @@ def redact(
     by = acting_for_a_reason(who, reason)
     with ledger(by_index=True) as opened:
         with read_only(opened) as db:
-            ids = [row.id for row in filters.find(db, Filter(name=order, connection_id=connection), limit=MOST)]
+            rows = filters.find(db, Filter(name=order, connection_id=connection), limit=MOST) or _of_id(db, order)
         with opened.begin() as db:
-            found = sorted(retention.redact(db, ids or [order]))
-            for record_id in found:
+            done = redaction.redact(db, [row.id for row in rows])
+            letters = redaction.redact_dead_letters(db, _names(order, rows), connection)
+            for record_id in sorted(done.ids):
                 audit.write(db, by, Action.REDACT, Kind.CANCELLATION, record_id)
-    if not found:
+            for number in letters:
+                audit.write(db, by, Action.REDACT, Kind.DEAD_LETTER, str(number))
+    if not done.ids and not letters:
         raise UnknownCancellationError(f"Nothing in the ledger has the id, the order id or the number {order!r}.")
-    for record_id in found:
-        console.print(f"{record_id}  redacted")
+    for record_id in sorted(done.ids):
+        again = "  it is not settled: what Trackstar shows of it next is kept; redact it again then"
+        console.print(f"{record_id}  redacted{again if record_id in done.undecided else ''}", soft_wrap=True)
+    for number in letters:
+        console.print(f"dead letter {number}  redacted")
+    if done.told:  # last: what the ledger holds is erased, also where Redis is away
+        with closing(connect_redis(load_settings().redis_url, socket_timeout=5)) as redis:
+            forget_events(redis, done.told)
+
+
+def _of_id(db: Connection, record_id: str) -> list[Cancellation]:
+    found = queries.get(db, record_id)
+    return [found] if found else []
+
+
+def _names(order: str, rows: Sequence[Cancellation]) -> frozenset[str]:
+    """Return how messages may name this order: as it was typed, and by each id and number that is known of it."""
+    known = {name for row in rows for name in (row.order_id, row.reference_id, row.order_number) if name}
+    bare = {name.removeprefix("#") for name in {order, *known}}
+    return frozenset({order, *known, *bare, *(f"#{name}" for name in bare)})

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def demo() -> None:
-    """Show it all in a minute: Redis, SQLite, a local Trackstar, the worker, Flower. KEEP=1 leaves it up."""
+    """Show it all in a minute: Redis, SQLite, a local Trackstar, the worker, Flower. KEEP=1 leaves it up.
+
+    Example: cancel-worker demo
+    """
     from worker.dev.demo import play  # noqa: PLC0415 - none of it is loaded in production
     from worker.dev.embedded import NoRedisServerError  # noqa: PLC0415
 
@@ -50,6 +53,8 @@ def sandbox(
 
     While it runs, JSON posted to /_sandbox/connections changes its crawls ({"id": "default", "crawl_state": "stuck"}),
     to /_sandbox/sync ends one at once; /_sandbox/orders/cancel, .../edit and .../ship are other people.
+
+    Example: cancel-worker sandbox --script A-1=503,applied_then:500
     """
     from worker.dev.sandbox import serve  # noqa: PLC0415
 

@@ -63,7 +63,10 @@ def enqueue(
     ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for each at most.")] = 300.0,
 ) -> None:
-    """Ask for orders to be cancelled."""
+    """Ask for orders to be cancelled.
+
+    Example: cancel-worker enqueue 1001 -c shop-1 --order-number '#1001' --wait
+    """
     if key is not None and len(order_ids) > 1:
         raise typer.BadParameter("one key means one intent: give --key with one order id only", param_hint="--key")
     if (reference is not None or order_number is not None) and len(order_ids) > 1:

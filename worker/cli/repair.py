@@ -34,7 +34,10 @@ def withdraw(
     reason: Why = None,
     who: Who = None,
 ) -> None:
-    """Take back cancels that were not sent yet."""
+    """Take back cancels that were not sent yet.
+
+    Example: cancel-worker withdraw --batch monday.csv-1f2e3d4c5b6a --dry-run
+    """
     by = acting(who, reason)
     if ids and not dry_run:
         with closing(client(by.actor)) as producer:
@@ -64,7 +67,10 @@ def resolve(
     reason: Annotated[str, typer.Option(help="What you saw, and where; it stays in the timeline.")],
     who: Who = None,
 ) -> None:
-    """Settle what has ended without proof, because you looked into the warehouse."""
+    """Settle what has ended without proof, because you looked into the warehouse.
+
+    Example: cancel-worker resolve 6f1d0c1e-94a5-5e0a-8a0e-3b1f5f6d2c47 cancelled --reason "seen there"
+    """
     by = acting_for_a_reason(who, reason, ask="say what you saw")
     with (
         ledger() as opened,
@@ -88,7 +94,10 @@ def replay(
     reason: Why = None,
     who: Who = None,
 ) -> None:
-    """Run ended cancellations again: each with a new key, at its connection's pace. Needs --reason."""
+    """Run ended cancellations again: each with a new key, at its connection's pace. Needs --reason.
+
+    Example: cancel-worker replay --status exhausted -c shop-1 --reason recovered
+    """
     by = acting(who, reason) if dry_run else acting_for_a_reason(who, reason)
     found = chosen(ids, which, WORTH_REPLAYING, limit)
     may = allowed(found, why_not_replay, "replayed")

@@ -21,7 +21,10 @@ def run(
     concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at once; default CONCURRENCY.")] = None,
     name: Annotated[str, typer.Option(help="The worker's name; must differ on one machine.")] = "cancel@%h",
 ) -> None:
-    """Run the worker until it is told to stop (SIGTERM finishes what is in flight)."""
+    """Run the worker until it is told to stop (SIGTERM finishes what is in flight).
+
+    Example: cancel-worker run --concurrency 64
+    """
     if concurrency is not None:
         os.environ["CONCURRENCY"] = str(concurrency)
         os.environ.pop("CONCURRENCY_FILE", None)
@@ -45,7 +48,10 @@ def _check_schema() -> None:
 
 
 def migrate() -> None:
-    """Bring the ledger's schema up to date. Safe to run twice, and beside running workers."""
+    """Bring the ledger's schema up to date. Safe to run twice, and beside running workers.
+
+    Example: cancel-worker migrate
+    """
     with ledger() as opened:
         migrations.migrate(opened, waiting=console.print)
     console.print(f"The ledger is at revision {migrations.head()}.")
@@ -57,7 +63,10 @@ def health(
     ] = False,
     port: Annotated[int, typer.Option(envvar="HEALTH_PORT", help="Where the worker answers.")] = 8080,
 ) -> None:
-    """Exit 0 while the worker on this machine is alive (or ready). For a container's health check."""
+    """Exit 0 while the worker on this machine is alive (or ready). For a container's health check.
+
+    Example: cancel-worker health --ready --port 8080
+    """
     import requests  # noqa: PLC0415 - a check runs every few seconds and needs little else
 
     address = from_environment("HEALTH_ADDRESS") or "127.0.0.1"

@@ -73,9 +73,11 @@ def _open_embedded(url: str) -> Engine:
     )
 
     @event.listens_for(engine, "do_connect")
-    def _make_private(_dialect: Any, _record: Any, names: Any, options: Any) -> None:
-        if names[0] != ":memory:" and not options.get("uri"):
-            _make_private_file(names[0])
+    def _make_private(_dialect: Any, _record: Any, arguments: list[str], _named: Any) -> None:
+        path = arguments[0]
+        if path != ":memory:" and not path.startswith("file:"):
+            with suppress(OSError):  # it is there, or SQLite says what is wrong
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
 
     @event.listens_for(engine, "connect")
     def _prepare(db: Any, _record: Any) -> None:
@@ -87,12 +89,6 @@ def _open_embedded(url: str) -> Engine:
     # A transaction that reads first and writes later would fail at once when another wrote in between.
     _begin_with(engine, lambda several: "BEGIN IMMEDIATE" if several else None)
     return engine
-
-
-def _make_private_file(name: str) -> None:
-    """Make the file of a new ledger for its owner alone: it holds tokens, and orders with personal data."""
-    with suppress(OSError):  # it is there, or cannot be made: SQLite says so
-        os.close(os.open(name, os.O_CREAT | os.O_EXCL, 0o600))
 
 
 # Options of a connection: it runs single statements, which need no transaction; and one is all it runs.

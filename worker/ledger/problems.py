@@ -26,6 +26,7 @@ BY_STATE = (
     Problem(
         "42501",
         "The role in DATABASE_URL lacks a right: a worker needs SELECT, INSERT and UPDATE on the ledger's tables, "
+        "DELETE to forget what is old, "
         "`cancel-worker migrate` also CREATE on their schema, and to own the tables.",
     ),
     Problem("42P01|42703|42883", f"The ledger has no tables yet, or old ones. {_MIGRATE}"),

@@ -1,4 +1,4 @@
-"""What is forgotten after its time, in small batches, and what of one order is erased at once.
+"""What is forgotten after its time, in small batches.
 
 Nothing that is undecided goes: only what has ended with a proof, and whose events have been published. Knows rows; how
 long they are kept, the caller knows.
@@ -105,22 +105,31 @@ def prune_dead_letters(db: sa.Connection, seconds: float, limit: int = BATCH) ->
     return len(db.execute(gone.returning(letter.id)).all())
 
 
-# ---- one order
+def prune_events(db: sa.Connection, seconds: float, limit: int = BATCH) -> int:
+    """Delete events of no cancellation, such as of a hold, that were written so long ago; return how many."""
+    chosen = sa.select(e.id).where(*_old_events(seconds)).limit(limit).with_for_update(skip_locked=True)
+    gone = sa.delete(events).where(id_in_chosen(db.dialect.name, e.id, chosen))
+    return len(db.execute(gone.returning(e.id)).all())
 
 
-def redact(db: sa.Connection, ids: Sequence[str]) -> set[str]:
-    """Erase what may be personal of these cancellations; ids, times, status, verdict and evidence stay.
+def _old_events(seconds: float) -> tuple[sa.ColumnElement[bool], ...]:
+    return e.cancellation_id.is_(None), e.publish_at.is_(None), e.created_at < _ago(seconds)
 
-    Return the ids of those that were found.
-    """
-    values = ("requested_by", "reason", "metadata", "outcome_message", "order_snapshot", "unused_fields")
-    found: set[str] = set()
-    asked = sa.select(rows_parameter(db.dialect.name, {"id": RecordId}).c.id)
-    given = bind_rows({"id": each} for each in ids)
-    emptied = sa.update(cancellations).where(id_in_chosen(db.dialect.name, c.id, asked))
-    for row in db.execute(emptied.values(dict.fromkeys(values, sa.null())).returning(c.id), given):
-        found.add(str(row.id))
-    of = id_in_chosen(db.dialect.name, attempts.c.cancellation_id, asked)
-    db.execute(sa.update(attempts).where(of).values(error=sa.null()), given)
-    db.execute(sa.delete(documents).where(id_in_chosen(db.dialect.name, d.cancellation_id, asked)), given)
-    return found
+
+def count_documents(db: sa.Connection, seconds: float) -> int:
+    """Return how many documents `prune_documents` would delete in all."""
+    return _count(db, documents, d.kept_at < _ago(seconds))
+
+
+def count_events(db: sa.Connection, seconds: float) -> int:
+    """Return how many events `prune_events` would delete in all."""
+    return _count(db, events, *_old_events(seconds))
+
+
+def count_dead_letters(db: sa.Connection, seconds: float) -> int:
+    """Return how many dead letters `prune_dead_letters` would delete in all."""
+    return _count(db, dead_letters, dead_letters.c.received_at < _ago(seconds))
+
+
+def _count(db: sa.Connection, table: sa.Table, *which: sa.ColumnElement[bool]) -> int:
+    return db.execute(sa.select(sa.func.count()).select_from(table).where(*which)).scalar_one()

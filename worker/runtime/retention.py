@@ -7,6 +7,7 @@ Every worker's housekeeper does it, none waits for another. Knows how long thing
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import structlog
@@ -16,6 +17,8 @@ from worker.ledger import retention
 from worker.ledger.problems import lacks_a_right
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Connection, Engine
 
     from worker.cancellation.policy import Retention
@@ -26,6 +29,7 @@ log = structlog.get_logger()
 IDLE_SECONDS = 600.0  # until it is looked again, where nothing is old enough
 PAUSE_SECONDS = 1.0  # between two batches: the work goes first
 NO_RIGHT_SECONDS = 3600.0
+TELL_SECONDS = 60.0  # at most so often
 
 
 class Forgetting:
@@ -33,35 +37,55 @@ class Forgetting:
 
     def __init__(self, ledger: Engine, kept: Retention) -> None:
         self._ledger = ledger
-        self._kept = kept
         self._after: Place | None = None
-        self._next_at = float("-inf")  # monotonic
+        # Each kind in a transaction of its own: a role may lack the right to delete some of them.
+        self._kinds: dict[str, tuple[float, Callable[[Connection, float], int]]] = {
+            "cancellations": (kept.facts, self._facts),
+            "events": (kept.facts, retention.prune_events),
+            "documents": (kept.documents, retention.prune_documents),
+            "dead_letters": (kept.dead_letters, retention.prune_dead_letters),
+        }
+        self._next_at = {name: float("-inf") for name, (seconds, _) in self._kinds.items() if seconds}  # monotonic
+        self._gone: Counter[str] = Counter()
+        self._tell_at = float("-inf")
 
     def run(self) -> None:
         """Forget a batch of each kind, if it is time for it. Raises SQLAlchemyError."""
-        if time.monotonic() < self._next_at:
-            return
+        now = time.monotonic()
+        for name, next_at in self._next_at.items():
+            if next_at <= now:
+                self._next_at[name] = (
+                    now + IDLE_SECONDS
+                )  # also where it fails: then nothing else is kept from its turn
+                self._next_at[name] = now + self._forget(name)
+        if self._gone and self._tell_at <= now:
+            gone, self._gone = self._gone, Counter()
+            log.info(
+                "retention.pruned",
+                cancellations=gone["cancellations"],
+                events=gone["events"],
+                documents=gone["documents"],
+                dead_letters=gone["dead_letters"],
+            )
+            self._tell_at = now + TELL_SECONDS
+
+    def _forget(self, name: str) -> float:
+        """Forget a batch of one kind; return the seconds until the next."""
+        seconds, prune = self._kinds[name]
         try:
             with self._ledger.begin() as db:
-                more = [self._facts(db), self._documents(db), self._dead_letters(db)]
-            pause = PAUSE_SECONDS if any(more) else IDLE_SECONDS
+                count = prune(db, seconds)
         except SQLAlchemyError as error:
             if not lacks_a_right(error):
                 raise
-            log.warning("retention.not_permitted")
-            pause = NO_RIGHT_SECONDS
-        self._next_at = time.monotonic() + pause
+            log.warning("retention.not_permitted", what=name)
+            return NO_RIGHT_SECONDS
+        if count:
+            self._gone[name] += count
+        more = self._after is not None if name == "cancellations" else count == retention.BATCH
+        return PAUSE_SECONDS if more else IDLE_SECONDS
 
-    def _facts(self, db: Connection) -> bool:
-        if not self._kept.facts:
-            return False
-        self._after = retention.prune_facts(db, self._kept.facts, self._after).after
-        return self._after is not None
-
-    def _documents(self, db: Connection) -> bool:
-        kept = self._kept.documents
-        return bool(kept) and retention.prune_documents(db, kept) == retention.BATCH
-
-    def _dead_letters(self, db: Connection) -> bool:
-        kept = self._kept.dead_letters
-        return bool(kept) and retention.prune_dead_letters(db, kept) == retention.BATCH
+    def _facts(self, db: Connection, seconds: float) -> int:
+        pruned = retention.prune_facts(db, seconds, self._after)
+        self._after = pruned.after
+        return pruned.count

@@ -82,7 +82,12 @@ LOG_EVENTS = {
     "freshness.crawls_fail": _event("warning", "connection_id problem", "Trackstar does not renew its copy."),
     "freshness.crawls_again": _event("info", "connection_id", "It does again."),
     "freshness.crawl_forced": _event("info", "connection_id http_status", "A crawl was asked for."),
-    "retention.not_permitted": _event("warning", "", "The role may not delete: what is old is kept."),
+    "retention.pruned": _event(
+        "info",
+        "cancellations events documents dead_letters",
+        "So many were deleted after their time, at most once a minute.",
+    ),
+    "retention.not_permitted": _event("warning", "what", "The role may not delete these: what is old is kept."),
     "hints.ignored": _event("warning", "count", "Entries of the hints stream were no hints."),
     "log.dropped": _event("warning", "count", "Lines could not be written: the log was full, blocked or gone."),
     "dead_letter.kept": _event(

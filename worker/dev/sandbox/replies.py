@@ -24,8 +24,8 @@ SAMPLE: dict[str, Any] = {
     "warehouse_id": "warehouse_id",
     "created_date": "2022-01-01T00:00:00Z",
     "updated_date": "",
-    "reference_id": "order_reference_id",
-    "order_number": "order_number",
+    "reference_id": "",
+    "order_number": "",
     "status": "",
     "raw_status": "",
     "channel": "channel_id",
@@ -103,6 +103,8 @@ def document(order_id: str, state: State) -> dict[str, Any]:
     updated = datetime.fromtimestamp(state.updated, UTC).isoformat(timespec="milliseconds")
     moment = {
         "id": order_id,
+        "reference_id": f"R-{order_id}",
+        "order_number": f"#{order_id}",
         "updated_date": updated.replace("+00:00", "Z"),
         "status": state.status,
         "raw_status": state.status.capitalize(),
