@@ -74,6 +74,7 @@ class State:
 
     def __init__(self) -> None:
         self.delay = 0.0
+        self.answers = 0  # never reset: an answer whose id came before is taken for one to an earlier request
         self.reset()
 
     def reset(self) -> None:
@@ -141,9 +142,10 @@ class _Connection(asyncio.Protocol):
 
     def _send(self, order_id: str) -> None:
         self._state.in_flight -= 1
+        self._state.answers += 1
         order = json.dumps(order_id)[1:-1].encode()
         length = _REST + len(order) * (len(_PARTS) - 1)
-        self.transport.write(_HEAD % (self._state.count, length) + order.join(_PARTS))
+        self.transport.write(_HEAD % (self._state.answers, length) + order.join(_PARTS))
 
     def _answer_control(self, target: str) -> None:
         url = urlsplit(target)
