@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FOLDER = Path(worker.__file__).parent
 PEOPLES = [*sorted((FOLDER / "cli").glob("*.py")), FOLDER / "client.py"]
 # A read is asked for, and believed or not; the doctor tries whether it may write, and changes no row.
-NO_ACT = {"client.look_again", "doctor._ledger"}
+NO_ACT = {"client.look_again", "doctor._rights"}
 
 
 def transactions() -> Iterator[tuple[str, ast.With]]:
