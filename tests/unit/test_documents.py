@@ -77,6 +77,7 @@ def test_every_link_leads_to_a_file_and_every_anchor_to_a_heading(path: Path) ->
         "docs/architecture.md",
         "docs/glossary.md",
         "docs/integrate.md",
+        "docs/upgrade.md",
         "CONTRIBUTING.md",
         "SECURITY.md",
         "ops/runbook.md",

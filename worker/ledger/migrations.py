@@ -131,13 +131,13 @@ def current(db: Connection) -> str | None:
     return MigrationContext.configure(db).get_current_revision()
 
 
-def refuse_unfit(db: Connection, *, newer_fits: bool = False) -> None:
-    """Raise SchemaError where the tables are not those of this code.
+def refuse_unfit(db: Connection) -> None:
+    """Raise SchemaError where the tables are older than this code, or missing.
 
-    A worker that runs while a release rolls out meets newer ones, which fit: they come before the new workers.
+    A worker meets newer ones while a release rolls out, and on the way back. They fit: a migration only adds.
     """
     found, known = current(db), _history()
-    if found != known[-1] and not (newer_fits and found not in {None, *known}):
+    if found in {None, *known[:-1]}:
         raise SchemaError(
             f"The ledger's schema is {found or 'empty'}, this worker needs {known[-1]}: run `cancel-worker migrate`."
         )
