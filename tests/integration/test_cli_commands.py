@@ -16,7 +16,7 @@ import pytest
 import requests
 from cryptography.fernet import Fernet
 from harness.shell import PROGRAM, Operator
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from worker.cancellation.request import CancelRequest
 from worker.cli import main
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from worker.ledger.queries import Cancellation
 
 OPERATORS_KEY = Fernet.generate_key().decode()
+FIRST_REVISION = "0f5266a5aa61"
 
 
 @pytest.fixture
@@ -480,10 +481,10 @@ def test_nothing_is_done_to_a_connection_that_nobody_knows(operator: Operator, d
 def test_a_worker_does_not_run_on_an_older_schema(operator: Operator, ledger: Engine) -> None:
     operator.environment |= {"TRACKSTAR_API_KEY": "k", "CREDENTIAL_KEYS": OPERATORS_KEY}
     with ledger.begin() as db:
-        db.exec_driver_sql("UPDATE alembic_version SET version_num = 'an-old-one'")
+        db.execute(text("UPDATE alembic_version SET version_num = :first"), {"first": FIRST_REVISION})
     wanted = f"this worker needs {migrations.head()}: run `cancel-worker migrate`."
 
-    assert (2, f"The ledger's schema is an-old-one, {wanted}") == operator.run("run", "--concurrency", "3")
+    assert (2, f"The ledger's schema is {FIRST_REVISION}, {wanted}") == operator.run("run", "--concurrency", "3")
 
 
 def free_port() -> int:

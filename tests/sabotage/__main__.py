@@ -627,7 +627,13 @@ LIST = [
     ),
     Sabotage(
         "an answer that comes too late leaves no document (people)",
-        (("ledger/results.py", "for r in results if (r.claim.id, r.claim.lease.token) in applied)", "for r in results)"),),
+        (
+            (
+                "ledger/results.py",
+                "for r in results if (r.claim.id, r.claim.lease.token) in applied)",
+                "for r in results)",
+            ),
+        ),
         ("tests/integration/test_documents.py -k too_late",),
     ),
     Sabotage(

@@ -97,10 +97,15 @@ ONE_STATEMENT = "ledger_one_statement"  # the tests fail where a second one foll
 
 
 def _begin_with(engine: Engine, beginning: Callable[[bool], str | None]) -> None:
-    """Let transactions begin with what `beginning` returns; it is told whether several statements belong together."""
+    """Let transactions begin with what `beginning` returns; it is told whether several statements belong together.
+
+    Who asks SQLAlchemy for its AUTOCOMMIT gets no transaction: what builds an index beside writers may be in none.
+    """
 
     @event.listens_for(engine, "begin")
     def _begin(db: Connection) -> None:
+        if db.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+            return
         if command := beginning(not db.get_execution_options().get(_SINGLE)):
             db.exec_driver_sql(command)
 

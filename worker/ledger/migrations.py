@@ -15,20 +15,27 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from worker.ledger.dialects import is_sqlite
+from worker.ledger.index_builds import UnfinishedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection, Engine
 
-# A migration that cannot get its lock of a table quickly gives up, rather than hold every worker behind it.
-LOCK_TIMEOUT = "5s"
+# A migration that cannot get its lock of a table quickly gives up, rather than hold every worker behind it, and tries
+# again. More than PostgreSQL's `deadlock_timeout` of a second, after which an automatic VACUUM gives way.
+LOCK_TIMEOUT = "2s"
+LOCK_TRIES = 30
+LOCK_PAUSE_SECONDS = 1.0  # in which those who waited behind it have their turn
+LOCK_TAKEN = "55P03"
 STATEMENT_TIMEOUT = "10min"
 MIGRATION_LOCK = 7_263_915_402  # any number that nobody else uses: one migration at a time
 # How often is looked whether another migration has ended. Short waits: a signal is heard between them.
 LOOK_SECONDS = 0.2
 SQLITE_BUSY_MS = 500
 
+# An index is built beside this transaction, and waits for each that keeps its snapshot.
+_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 # Held until the transaction ends: a session's own lock would stay behind in a pooler's session.
 _LOCK = text(
     "SELECT set_config('lock_timeout', :for_a_lock, true), set_config('statement_timeout', :for_a_statement, true),"
@@ -83,12 +90,16 @@ def _alone(db: Connection, waiting: Callable[[str], object]) -> Iterator[None]:
     try:
         yield
         db.commit()
+    except UnfinishedError:
+        db.commit()
+        raise
     finally:
         db.rollback()
 
 
 def _begin_on_postgresql(db: Connection) -> str | None:
     db.begin()
+    db.exec_driver_sql(_COMMITTED)
     if db.execute(_LOCK).one()[-1]:
         return None
     db.rollback()
@@ -120,13 +131,13 @@ def current(db: Connection) -> str | None:
     return MigrationContext.configure(db).get_current_revision()
 
 
-def refuse_unfit(db: Connection, *, newer_fits: bool = False) -> None:
-    """Raise SchemaError where the tables are not those of this code.
+def refuse_unfit(db: Connection) -> None:
+    """Raise SchemaError where the tables are older than this code, or missing.
 
-    A worker that runs while a release rolls out meets newer ones, which fit: they come before the new workers.
+    A worker meets newer ones while a release rolls out, and on the way back. They fit: a migration only adds.
     """
     found, known = current(db), _history()
-    if found != known[-1] and not (newer_fits and found not in {None, *known}):
+    if found in {None, *known[:-1]}:
         raise SchemaError(
             f"The ledger's schema is {found or 'empty'}, this worker needs {known[-1]}: run `cancel-worker migrate`."
         )
@@ -135,14 +146,26 @@ def refuse_unfit(db: Connection, *, newer_fits: bool = False) -> None:
 def migrate(engine: Engine, revision: str = "head", waiting: Callable[[str], object] = _nobody_hears) -> None:
     """Bring the schema to a revision, forwards, each step in a transaction of its own.
 
-    A second migration waits as long as the first works; `waiting` is told so once, in a sentence. Raises SchemaError
-    where the schema is newer than this code.
+    A second migration waits as long as the first works, and either for who holds a table; `waiting` is told why, in a
+    sentence. Raises SchemaError where the schema is newer than this code, OperationalError where a table stays taken.
     """
     with _own_connection(engine) as db:
-        missing = True
-        while missing:
-            with _alone(db, waiting):
-                missing = _upgrade_one(db, _history(revision))
+        tries, more = 0, True
+        while more:
+            try:
+                with _alone(db, waiting):
+                    more = _upgrade_one(db, _history(revision))
+                tries = 0
+            except UnfinishedError as part:
+                waiting(str(part))
+                time.sleep(LOOK_SECONDS)
+            except OperationalError as error:
+                tries += 1
+                if getattr(error.orig, "sqlstate", None) != LOCK_TAKEN or tries == LOCK_TRIES:
+                    raise
+                if tries == 1:
+                    waiting("A long transaction keeps a table from being changed: trying again.")
+                time.sleep(LOCK_PAUSE_SECONDS)
 
 
 def _upgrade_one(db: Connection, wanted: list[str]) -> bool:

@@ -117,7 +117,7 @@ class Maintenance:
     def _check_schema(self) -> None:
         try:
             with read_only(self._ledger) as db:
-                migrations.refuse_unfit(db, newer_fits=True)
+                migrations.refuse_unfit(db)
         except migrations.SchemaError as error:
             log.warning("ledger.schema_unfit", problem=str(error))  # with each try: nobody reads a log from its start
             raise

@@ -1,0 +1,268 @@
+"""The previous release and this one on one ledger, migrated under load, and the way back (docs/upgrade.md)."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from contextlib import closing, contextmanager
+from itertools import count, islice
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+import pytest
+from harness.commands import run
+from harness.deployment import API_KEY, CELERY, Deployment, Worker, token_of
+from harness.truth import leftovers, record_id, untruths, wait_for_ends
+from sqlalchemy import make_url, text
+
+from worker.dev.embedded import embedded_redis
+from worker.dev.sandbox import Sandbox
+from worker.ledger.database import read_only
+from worker.streams import INBOX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "upgrade.md").read_text()
+ROLE = "cancel_worker"  # the page's name of it
+SHOP = "shop-1"
+SETTINGS = {"FORCE_SYNC": "false"}
+# Celery, after the process has said which code it runs.
+SAYING = (
+    "import runpy, sys, worker; print('The code is', worker.__file__, flush=True);"
+    " sys.argv = ['celery', *sys.argv[1:]]; runpy.run_module('celery', run_name='__main__')"
+)
+ENDED = "SELECT count(*) FROM cancellations WHERE ended_at IS NOT NULL"
+FAULTS = ("Traceback", '"level":"error"', '"level":"critical"', ".unavailable", ".crashed")
+
+
+def git(*words: str) -> bytes:
+    return subprocess.run([shutil.which("git") or "git", "-C", ROOT, *words], capture_output=True, check=True).stdout
+
+
+class Release:
+    """The code of another commit, run by this environment's Python."""
+
+    def __init__(self, folder: Path) -> None:
+        found = re.search(r"previous release: commit ([0-9a-f]{40})$", PAGE, re.MULTILINE)
+        assert found, "docs/upgrade.md names no commit."
+        try:
+            archive = git("archive", found[1], "worker", "migrations")
+        except (subprocess.CalledProcessError, OSError):
+            pytest.fail(f"Commit {found[1]} is not in this checkout: run `git fetch --unshallow`, and try again.")
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tree:
+            tree.extractall(folder, filter="data")
+        self.code = folder / "worker" / "__init__.py"
+        # Without what would measure how much of `worker/` is tested.
+        self._through = ("env", "-u", "COVERAGE_PROCESS_CONFIG", f"PYTHONPATH={folder}", sys.executable)
+
+    def run(self, deployment: Deployment, *words: str, typed: str = "") -> tuple[int, str]:
+        """Run its command line, in its own folder: Python looks for `-m worker` there first."""
+        command = [*self._through, "-m", "worker", *words]
+        done = subprocess.run(
+            command,
+            cwd=self.code.parents[1],
+            env=deployment.env,
+            input=typed,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def start(self, deployment: Deployment) -> Worker:
+        started = deployment.start_worker(command=(*self._through, "-c", SAYING, *CELERY[1:]))
+        started.wait_for_line(f"The code is {self.code}")
+        started.wait_until_ready()
+        return started
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Release:
+    (folder := tmp_path / "previous").mkdir()
+    return Release(folder)
+
+
+@pytest.fixture
+def deployment(request: pytest.FixtureRequest, tmp_path: Path, credential_key: str) -> Iterator[Deployment]:
+    """A deployment whose ledger has no tables yet, of the kind that is asked for."""
+    sqlite = request.param == "sqlite"
+    url = f"sqlite:///{tmp_path}/ledger.sqlite3" if sqlite else request.getfixturevalue("postgres").empty()
+    with embedded_redis() as redis, Sandbox(API_KEY, sync_schedules=False) as sandbox:
+        made = Deployment(redis.url, url, sandbox.world, sandbox.url, tmp_path, credential_key, SETTINGS)
+        with closing(made):
+            yield made
+
+
+class Load:
+    """Orders of one connection, and what has become of them."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        self.orders: list[str] = []
+        self._numbers = count()
+
+    def add(self, many: int, **fields: str) -> None:
+        """Enqueue as many more, in the form that each release reads."""
+        for number in islice(self._numbers, many):
+            order_id = f"o-{number}"
+            self.deployment.trackstar.add_order(SHOP, order_id, script=["503"] if number % 10 == 0 else [])
+            self.deployment.redis.xadd(
+                INBOX, {"job": json.dumps({"connection_id": SHOP, "order_id": order_id, **fields})}
+            )
+            self.orders.append(order_id)
+
+    @contextmanager
+    def flowing(self) -> Iterator[None]:
+        """Let three orders come every tenth of a second."""
+        stopped = Event()
+
+        def flow() -> None:
+            while not stopped.wait(0.1):
+                self.add(3)
+
+        thread = Thread(target=flow)
+        thread.start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            thread.join()
+
+    @property
+    def ended(self) -> int:
+        return self.count(ENDED)
+
+    def count(self, query: str) -> int:
+        """Ask in words that both schemas know."""
+        with read_only(self.deployment.ledger) as db:
+            return int(db.execute(text(query)).scalar_one())
+
+    def wait_for(self, more: int) -> None:
+        """Wait until so many more have ended."""
+        wanted = self.ended + more
+        self.deployment.wait_until(lambda: self.ended >= wanted, f"{more} more ends")
+
+    def wait_for_all(self) -> None:
+        self.deployment.wait_until(lambda: self.ended == len(self.orders), "every end")
+
+    def lost_or_wrong(self) -> list[str]:
+        """Return what is wrong with any of them, its document included."""
+        made = self.deployment
+        wait_for_ends(made, map(record_id, self.orders))
+        wrong = untruths(made, self.orders)
+        for order_id in self.orders:
+            cancels = made.trackstar.order(SHOP, order_id).truth.effective_cancels
+            found = made.client.get(record_id(order_id), snapshot=True)
+            document = found and found.order_snapshot
+            if cancels != 1 or not document or order_id not in document:
+                wrong.append(f"{order_id}: {cancels} cancels, the document {document}")
+        return wrong
+
+
+def grants() -> list[str]:
+    block = re.search(r"```sql\n(.*?)```", PAGE, re.DOTALL)
+    assert block
+    return [line.strip() for line in block[1].splitlines() if line.strip()]
+
+
+@contextmanager
+def role_of_the_workers(deployment: Deployment, name: str) -> Iterator[None]:
+    """Let processes work as a role that owns nothing and has rights on what is there now; on PostgreSQL only."""
+    owner = make_url(deployment.database_url)
+    if owner.get_backend_name() == "sqlite":
+        yield
+        return
+    with deployment.ledger.begin() as db:
+        db.exec_driver_sql(f"CREATE ROLE {name}")
+        db.exec_driver_sql(f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {name}")
+        db.exec_driver_sql(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {name}")
+    as_role = owner.update_query_dict({"options": f"-crole={name}"})
+    deployment.env["DATABASE_URL"] = as_role.render_as_string(hide_password=False)
+    try:
+        yield
+    finally:
+        for worker in deployment.workers:
+            worker.close()
+        with deployment.ledger.begin() as db:
+            db.exec_driver_sql(f"DROP OWNED BY {name}")
+            db.exec_driver_sql(f"DROP ROLE {name}")
+
+
+def migrate(deployment: Deployment, role: str) -> tuple[int, str]:
+    """Do steps 3 and 4 of the page, as the tables' owner."""
+    workers, deployment.env["DATABASE_URL"] = deployment.env["DATABASE_URL"], deployment.database_url
+    done = run(deployment, "migrate")
+    deployment.env["DATABASE_URL"] = workers
+    if deployment.ledger.dialect.name != "sqlite":
+        with deployment.ledger.begin() as db:
+            for statement in grants():
+                db.exec_driver_sql(statement.replace(f"TO {ROLE};", f"TO {role}"))
+    return done
+
+
+def faults(worker: Worker) -> list[str]:
+    return [line for line in worker.output.splitlines() if any(word in line.replace(": ", ":") for word in FAULTS)]
+
+
+def start_todays(deployment: Deployment) -> Worker:
+    started = deployment.start_worker(command=(sys.executable, "-c", SAYING, *CELERY[1:]))
+    started.wait_for_line(f"The code is {ROOT / 'worker' / '__init__.py'}")
+    started.wait_until_ready()
+    return started
+
+
+def letters(load: Load) -> int:
+    return load.count("SELECT count(*) FROM dead_letters WHERE requeued_at IS NULL")
+
+
+def test_two_releases_work_on_one_ledger_that_is_migrated_under_load_and_back(
+    deployment: Deployment, release: Release
+) -> None:
+    load = Load(deployment)
+    assert (0, "The ledger is at revision f19c2ab7d804.\n") == release.run(deployment, "migrate")
+    deployment.trackstar.connect(SHOP, token_of(SHOP))
+    assert 0 == release.run(deployment, "connections", "add", SHOP, typed=token_of(SHOP))[0]
+    role = f"role_of_{make_url(deployment.database_url).database}"
+    with role_of_the_workers(deployment, role):
+        _there_and_back(deployment, release, load, role)
+
+
+def _there_and_back(deployment: Deployment, release: Release, load: Load, role: str) -> None:
+    old = release.start(deployment)
+    with load.flowing():
+        load.wait_for(30)
+        before = load.ended
+        assert 0 == migrate(deployment, role)[0]
+        assert load.ended > before  # it worked meanwhile
+        load.wait_for(30)
+        load.add(1, batch="of tomorrow")  # which the old release cannot read
+        deployment.wait_until(lambda: letters(load) == 1, "the dead letter")
+        new = start_todays(deployment)
+        load.wait_for(90)
+        assert 0 == old.stop()
+        assert 0 == run(deployment, "dead-letters", "requeue", "1")[0]
+    load.wait_for_all()
+    assert ([], []) == (load.lost_or_wrong(), leftovers(deployment))
+    assert load.count("SELECT count(*) FROM documents")
+
+    with load.flowing():
+        load.wait_for(10)
+        assert 0 == new.stop()
+        back = release.start(deployment)
+        load.wait_for(30)
+    load.wait_for_all()
+    assert load.count("SELECT count(*) FROM cancellations WHERE order_snapshot IS NOT NULL")
+    assert ([], []) == (load.lost_or_wrong(), leftovers(deployment))
+    refused, said = release.run(deployment, "run")
+    assert (2, True) == (refused, "schema is" in said)  # as the page says
+    assert 0 == back.stop()
+    assert [] == [line for worker in (old, new, back) for line in faults(worker)]
