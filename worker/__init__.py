@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from worker.cancellation.refund import RefundAnswer
     from worker.cancellation.request import InvalidRequest
     from worker.client import CancelClient
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
 
 __version__ = "0.2.0.dev0"
 

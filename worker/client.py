@@ -38,7 +38,7 @@ from worker.ledger.audit import Action, Kind
 from worker.ledger.changes import Change, change
 from worker.ledger.database import open_ledger, read_only
 from worker.ledger.problems import ledger_problem
-from worker.ledger.queries import Cancellation, Standing
+from worker.ledger.queries import Standing
 from worker.streams import INBOX, NotReplicatedError, connect_redis, put_jobs, refusal
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
+
+    from worker.ledger.record import Cancellation
 
 Answer = TypeVar("Answer")
 

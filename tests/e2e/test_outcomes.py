@@ -17,7 +17,8 @@ from harness.truth import record_id
 
 from worker.dev.sandbox import Truth
 from worker.ledger import holds
-from worker.ledger.queries import Cancellation, Timeline
+from worker.ledger.queries import Timeline
+from worker.ledger.record import Cancellation
 
 if TYPE_CHECKING:
     from harness.deployment import Deployment, MakeDeployment

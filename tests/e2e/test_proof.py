@@ -16,7 +16,8 @@ from harness.ledgers import LEDGERS, SLOW_LEDGERS
 from harness.truth import record_id, untruths
 
 from worker.ledger.freshness import crawls_of_all
-from worker.ledger.queries import Cancellation, Timeline
+from worker.ledger.queries import Timeline
+from worker.ledger.record import Cancellation
 from worker.runtime.freshness import ASK_SECONDS
 from worker.streams import HINTS
 

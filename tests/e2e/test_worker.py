@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from harness.deployment import Deployment
 
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
 
 PERSON = "Rosalind Franklin-Unmistakable"
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from worker.dev.embedded import EmbeddedRedis
     from worker.dev.sandbox import World
     from worker.dev.sandbox.options import WorldOptions
-    from worker.ledger.queries import Cancellation, Timeline
+    from worker.ledger.queries import Timeline
+    from worker.ledger.record import Cancellation
     from worker.ledger.vault import TokenVault
 
 API_KEY = "api-key-0815-very-secret"

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from harness.deployment import Deployment
     from worker.dev.sandbox.orders import Order
-    from worker.ledger.queries import Cancellation, Timeline
+    from worker.ledger.queries import Timeline
+    from worker.ledger.record import Cancellation
 
 PROVEN = {Verdict.CANCELLED, Verdict.NOT_CANCELLED}
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Engine
 
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
 
 OPERATORS_KEY = Fernet.generate_key().decode()
 FIRST_REVISION = "0f5266a5aa61"

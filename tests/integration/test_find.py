@@ -27,7 +27,7 @@ from worker.ledger.schema import cancellations
 
 if TYPE_CHECKING:
     from worker.ledger.claims import AttemptClaim
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 

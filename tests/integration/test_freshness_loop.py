@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
     from worker.ledger.vault import TokenVault
 
 c = cancellations.c

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from conftest import Logged
 
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
 
 
 VITALS = Vitals()

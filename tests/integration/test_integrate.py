@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from conftest import MakeDatabase
 
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
     from worker.testing.sandbox import TrackstarSandbox
 
 pytest_plugins = ["worker.testing"]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
 
 c = cancellations.c
 HOUR = timedelta(hours=1)

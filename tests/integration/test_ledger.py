@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from worker.ledger.claims import AttemptClaim
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
     from worker.ledger.vault import TokenVault
 
 LEASE = 60.0

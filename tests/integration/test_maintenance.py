@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from conftest import LedgerSwitch, Logged
     from sqlalchemy import Connection
 
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
 
 SOON = 10.0  # more than any of this takes; nothing waits for so long when all is well
 LEASE = 60.0

@@ -24,7 +24,7 @@ from worker.runtime.recorder import MAX_GROUP, SPACING_SECONDS, Recorder
 if TYPE_CHECKING:
     from conftest import LedgerSwitch, Logged
 
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
 
 SOON = 10.0  # more than any of this takes; nothing waits for so long when all is well
 ENDED = Transition(

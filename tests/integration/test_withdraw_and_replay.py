@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from worker.ledger.claims import AttemptClaim
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
 
 c = cancellations.c
 REQUEST = CancelRequest(

@@ -9,7 +9,8 @@ import pytest
 
 from worker.cancellation.status import Evidence, Status
 from worker.cli import card
-from worker.ledger.queries import Cancellation, Timeline
+from worker.ledger.queries import Timeline
+from worker.ledger.record import Cancellation
 
 NOON = datetime(2030, 1, 2, 12, tzinfo=UTC)
 

@@ -22,7 +22,7 @@ from worker.ledger.filters import Filter
 
 if TYPE_CHECKING:
     from worker.ledger.batches import Batch, Outcomes
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
 
 app = typer.Typer(
     help="See what was enqueued together, and stop it.\n\nExample: cancel-worker batches list", no_args_is_help=True

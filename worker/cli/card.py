@@ -22,7 +22,8 @@ from worker.inputs.text import visible_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from worker.ledger.queries import Cancellation, Timeline
+    from worker.ledger.queries import Timeline
+    from worker.ledger.record import Cancellation
 
 _ENDS = {
     Status.SUCCEEDED: "The cancel succeeded",

@@ -19,10 +19,11 @@ from worker.ledger import audit, filters, queries
 from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
 from worker.ledger.filters import EVERYTHING, Filter
-from worker.ledger.queries import Cancellation
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+    from worker.ledger.record import Cancellation
 
 CHUNK = 500  # rows in one transaction: short enough to stand in nobody's way
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
 
 
 MOST = 1_000  # cancellations of one order

@@ -31,7 +31,8 @@ from worker.ledger import audit, filters, queries
 from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
 from worker.ledger.filters import Filter
-from worker.ledger.queries import DOCUMENT, Cancellation, Timeline
+from worker.ledger.queries import Timeline
+from worker.ledger.record import DOCUMENT, Cancellation
 
 if TYPE_CHECKING:
     from worker.client import CancelClient

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
 
 
 class SafeConsole(Console):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from worker.cancellation.freshness import Crawls
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
 
 _LOOK = "Look at the order in the warehouse, then say what you saw: `cancel-worker resolve {id} cancelled` or "
 _LOOK += "`... not_cancelled`, with --reason."

@@ -28,7 +28,6 @@ from worker.dev.embedded import embedded_redis, free_port
 from worker.dev.sandbox import Sandbox
 from worker.ledger import connections, migrations
 from worker.ledger.database import open_ledger
-from worker.ledger.queries import Cancellation
 from worker.ledger.vault import TokenVault
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
     from rich.text import Text
+
+    from worker.ledger.record import Cancellation
 
 CONNECTION = "demo-shop"
 REQUEST_SECONDS = 2.0

@@ -24,7 +24,7 @@ from worker.cancellation.status import FINAL, SafeToRefund, Status, Verdict
 from worker.errors import UnknownCancellationError
 from worker.ledger import outlook, queries
 from worker.ledger.dialects import id_in_chosen, json_member_is
-from worker.ledger.queries import Cancellation
+from worker.ledger.record import Cancellation
 from worker.ledger.schema import FAILED, LEASED, LEFT_OPEN, PENDING, UNSETTLED, WAITING, cancellations
 
 if TYPE_CHECKING:

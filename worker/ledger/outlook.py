@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from worker.cancellation.policy import Policy
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
 
 c = cancellations.c
 k = connections.c

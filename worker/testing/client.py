@@ -14,7 +14,7 @@ from worker.streams import JOB_FIELD
 from worker.testing.ledger import open_at
 
 if TYPE_CHECKING:
-    from worker.ledger.queries import Cancellation
+    from worker.ledger.record import Cancellation
     from worker.testing.sandbox import TrackstarSandbox
 
 LONGEST_WAIT = 2 * 86_400.0  # beyond the retry horizon: what has not ended by then is held
