@@ -48,9 +48,7 @@ def steps() -> Iterator[Step]:
         for text in block.split("$ ")[1:]:
             command, *said = re.sub(r"ID-OF-(\d+)", record_id, text).splitlines()
             codes = [int(line[11:-1]) for line in said if line.startswith("[exit code ")]
-            yield Step(
-                command, codes[0] if codes else 0, [line for line in said if not line.startswith("[exit code ")]
-            )
+            yield Step(command, next(iter(codes), 0), [line for line in said if not line.startswith("[exit code ")])
 
 
 def run(deployment: Deployment, folder: Path, step: Step) -> tuple[int, str]:
