@@ -65,7 +65,7 @@ def test_a_file_is_enqueued_as_one_batch_named_after_it_and_its_content(operator
     found = jobs(redis)
     (batch,) = {job["batch"] for job in found}
 
-    assert (0, True) == (code, f"5 jobs are in batch {batch}" in said)
+    assert (0, True) == (code, f"5 jobs are enqueued as batch {batch}" in said)
     assert "monday.csv-" == batch[:11]
     assert [f"o-{number}" for number in range(5)] == [job["order_id"] for job in found]
     assert {("shop-1", "bulk")} == {(job["connection_id"], job["priority"]) for job in found}

@@ -326,7 +326,7 @@ def test_a_file_and_its_header_are_called_as_they_are(terminal: Terminal, tmp_pa
         headed = terminal.run("enqueue-file", str(path), "-c", "shop-1")
 
         assert f"{visible(str(path))} cannot be read" in SGR.sub("", missing_file)
-        assert f"1 jobs are in batch {visible(path.name)}-" in SGR.sub("", said)
+        assert f"1 jobs are enqueued as batch {visible(path.name)}-" in SGR.sub("", said)
         assert set() == obeyed(missing_file + BAR.sub("", said) + headed)
 
 

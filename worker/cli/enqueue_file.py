@@ -103,7 +103,8 @@ def enqueue_file(
             if not yes and sys.stdin.isatty() and file != "-":
                 typer.confirm(f"Send the other {total - canary}?", abort=True)
         ended = _send(producer, source, canary, total, total)
-        console.print(f"{total} jobs are in batch {batch or name}; {ended} of them had ended before: nothing is sent.")
+        before = f" {ended} of them had ended before; they are not sent again." if ended else ""
+        console.print(f"{total} jobs are enqueued as batch {batch or name}.{before}")
         if wait and not _show(_outcomes(producer, source, total, deadline)):
             raise typer.Exit(1)
 
