@@ -684,6 +684,37 @@ LIST = [
         (("inputs/text.py", '_FORMULA = ("=", "+", "-", "@",', '_FORMULA = ("=", "+", "-",'),),
         ("tests/unit/test_text.py",),
     ),
+    Sabotage(
+        "a late answer beside the next claim's leaves no document (people)",
+        (("ledger/results.py", "(r.claim.id, r.claim.lease.token) in applied)", "r.claim.id in dict(applied))"),),
+        ("tests/integration/test_documents.py -k late_answer_leaves",),
+    ),
+    Sabotage(
+        "a second answer to any of the last requests is known (P2)",
+        (("trackstar/connection.py", "deque(maxlen=REMEMBERED_ANSWERS)", "deque(maxlen=1)"),),
+        ("tests/integration/test_odd_answers.py -k second_answer_with",),
+    ),
+    Sabotage(
+        "what is pruned is read by its age (people)",
+        (
+            (
+                "ledger/retention.py",
+                "return sa.select(now_plus(sa.literal(-seconds, sa.Float()))).scalar_subquery()",
+                "return now_plus(sa.literal(-seconds, sa.Float()))",
+            ),
+        ),
+        ("tests/integration/test_plans.py -k pruned_is_read",),
+    ),
+    Sabotage(
+        "where a stretch of a list ends is read from the index (people)",
+        (("ledger/filters.py", "        sa.select(c.received_at)\n", "        sa.select(c.received_at, c.id)\n"),),
+        ("tests/integration/test_plans.py -k stretch_ends",),
+    ),
+    Sabotage(
+        "what was sent of an order is told with its proof (people)",
+        (("cli/card.py", "[not cancelled]}", "[cancelled]}"),),
+        ("tests/unit/test_card.py",),
+    ),
 ]
 
 
