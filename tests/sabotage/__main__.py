@@ -715,6 +715,21 @@ LIST = [
         (("cli/card.py", "[not cancelled]}", "[cancelled]}"),),
         ("tests/unit/test_card.py",),
     ),
+    Sabotage(
+        "an index is built beside the work (people)",
+        (("ledger/index_builds.py", "postgresql_concurrently=True,", "postgresql_concurrently=False,"),),
+        ("tests/integration/test_migrations_beside_work.py -k rows_are",),
+    ),
+    Sabotage(
+        "an index that was cut off is built again (people)",
+        (("ledger/index_builds.py", "if not valid.get(name)}", "if name not in valid}"),),
+        ("tests/integration/test_migrations_beside_work.py -k cut_off",),
+    ),
+    Sabotage(
+        "a migration stands in nobody's way (people)",
+        (("ledger/migrations.py", 'LOCK_TIMEOUT = "2s"', 'LOCK_TIMEOUT = "60s"'),),
+        ("tests/integration/test_migrations_beside_work.py -k long_trans",),
+    ),
 ]
 
 
