@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -10,16 +11,22 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from unit.fakes import NOW, confirm_claim, send_claim
 
+import worker.cancellation.celery_message
+import worker.cancellation.request
+import worker.inputs.entries
 from worker.cancellation.lifecycle import State, Transition
 from worker.cancellation.proof import Confirmation
+from worker.cancellation.request import CancelRequest
 from worker.cancellation.status import Evidence, Status, Verdict
 from worker.cli.reasons import IN_WORDS
+from worker.inputs.entries import REFUSALS
 from worker.ledger.attempts import WORKER_LOST, AttemptRow
 from worker.ledger.claims import Lease
 from worker.ledger.deadlines import Lapsed
 from worker.ledger.results import AttemptResult, CommitSummary, ConfirmResult
+from worker.runtime import intake
 from worker.runtime.counting import count_expired, count_recorded
-from worker.telemetry.metrics import GAUGES, Metrics, status_label, word_label
+from worker.telemetry.metrics import DEAD_LETTER_REASONS, GAUGES, Metrics, status_label, word_label
 
 if TYPE_CHECKING:
     from typing import Any
@@ -266,3 +273,12 @@ def test_a_request_counts_by_its_template_and_a_429_once_more() -> None:
         ("read_timeout", "GET", "", "api", "/wms/orders/{order_id}"): 1.0,
     } == found["http_client_request_duration_seconds_count"]
     assert {(): 1.0} == found["cancel_worker_rate_limited_total"]
+
+
+def test_every_reason_of_a_dead_letter_begins_at_zero_so_that_its_first_one_is_an_increase() -> None:
+    places = (worker.cancellation.celery_message, worker.cancellation.request, worker.inputs.entries, intake)
+    text = "\n".join(inspect.getsource(place) for place in places)
+    calls = re.findall(r'(?:_refuse|_json|InvalidRequest|_dead_letter)\([^"\n]*"([a-z_0-9]+)"', text)
+    named = {each for each in calls if each not in CancelRequest.__struct_fields__} | set(REFUSALS)
+
+    assert set(DEAD_LETTER_REASONS) == named

@@ -64,8 +64,9 @@ GAUGES: dict[str, tuple[Labels, str]] = {
     ),
 }
 DEAD_LETTER_REASONS = (
-    *("not_json", "no_job_field", "invalid_job", "too_large", "kills_its_reader", "key_conflict"),
-    *("refused_by_ledger", "unknown_task", "wrong_arguments"),
+    *("not_json", "no_job_field", "invalid_job", "too_large", "kills_its_reader", "key_conflict", "refused_by_ledger"),
+    *("not_an_object", "no_delivery_tag", "no_delivery_info", "no_task", "unknown_task", "no_id", "body_not_a_call"),
+    *("wrong_arguments", "content_type", "no_body", "body_not_json", "body_not_base64"),
 )
 # How most of them end, so that the first of these is an increase for who watches.
 _USUAL_ENDS = (
