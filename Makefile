@@ -21,7 +21,7 @@ $(VENV)/.installed: requirements/dev.lock pyproject.toml
 	@touch $@
 
 # Servers that no wheel brings. Tests without theirs are left out, and the run says so at its end.
-DEBIAN_PARTS := pgbouncer
+DEBIAN_PARTS := pgbouncer prometheus
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 parts: ## install what the tests use and no wheel brings (Debian, Ubuntu): the one target that changes the machine
 	@command -v apt-get >/dev/null || { echo "Install these by hand, this is no Debian: $(DEBIAN_PARTS)."; exit 1; }
