@@ -49,9 +49,9 @@ soak: install ## random faults for MINUTES (3) or until JOBS have ended, from a 
 sabotage: install ## break each promise on purpose and see that a test turns red
 	$(BIN)/python tests/sabotage
 
-PARTS ?= pace flood urgent outage ticks throughput latency slow enqueue intake flat people idle sqlite proof
-# These need no peer: `proof` measures rules, `people` what people ask and do.
-ALONE := proof people
+PARTS ?= pace flood urgent outage ticks throughput latency slow enqueue intake flat people idle sqlite metrics proof
+# These need no peer: `proof` measures rules, `people` what people ask and do, `metrics` what counting costs.
+ALONE := proof people metrics
 bench: install $(if $(filter-out $(ALONE),$(PARTS)),.venv-bench/.installed) ## measure, in ratios of one run: PARTS="pace flood", BENCH="--rounds 1"
 	@for part in $(PARTS); do PYTHONPATH=tests $(BIN)/python -m bench $$part $(BENCH) || exit 1; done
 

@@ -89,6 +89,7 @@ _STATUSES = {str(status.value) for status in HTTPStatus}
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each one, which nobody asks for
 
 
+@lru_cache(1024)
 def status_label(status: int | None) -> str:
     """Return a status of HTTP as a label: empty where no answer came, `other` for a number that HTTP does not know."""
     if status is None:
