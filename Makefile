@@ -21,7 +21,7 @@ $(VENV)/.installed: requirements/dev.lock pyproject.toml
 	@touch $@
 
 # Servers that no wheel brings. Tests without theirs are left out, and the run says so at its end.
-DEBIAN_PARTS := pgbouncer
+DEBIAN_PARTS := pgbouncer prometheus
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 parts: ## install what the tests use and no wheel brings (Debian, Ubuntu): the one target that changes the machine
 	@command -v apt-get >/dev/null || { echo "Install these by hand, this is no Debian: $(DEBIAN_PARTS)."; exit 1; }
@@ -49,9 +49,9 @@ soak: install ## random faults for MINUTES (3) or until JOBS have ended, from a 
 sabotage: install ## break each promise on purpose and see that a test turns red
 	$(BIN)/python tests/sabotage
 
-PARTS ?= pace flood urgent outage ticks throughput latency slow enqueue intake flat people idle sqlite proof
-# These need no peer: `proof` measures rules, `people` what people ask and do.
-ALONE := proof people
+PARTS ?= pace flood urgent outage ticks throughput latency slow enqueue intake flat people idle sqlite metrics proof
+# These need no peer: `proof` measures rules, `people` what people ask and do, `metrics` what counting costs.
+ALONE := proof people metrics
 bench: install $(if $(filter-out $(ALONE),$(PARTS)),.venv-bench/.installed) ## measure, in ratios of one run: PARTS="pace flood", BENCH="--rounds 1"
 	@for part in $(PARTS); do PYTHONPATH=tests $(BIN)/python -m bench $$part $(BENCH) || exit 1; done
 

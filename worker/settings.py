@@ -122,6 +122,7 @@ class Settings(BaseSettings):
     concurrency: Whole = Field(default=32, ge=1, le=2000)
     health_port: Whole | None = Field(default=None, ge=0, le=65_535)
     health_address: str = ""
+    metrics_connections: bool = False
 
     @field_validator("redis_url")
     @classmethod

@@ -26,6 +26,7 @@ from worker.ledger import (
     documents,
     filters,
     freshness,
+    gauges,
     outbox,
     outcomes,
     queries,
@@ -633,3 +634,28 @@ def many_outcomes(make_database: Callable[[str], str], vault: TokenVault) -> Ite
         db.execute(text(MANY_AGES), {"crowd": ENDED})
     yield engine
     engine.dispose()
+
+
+# -- the gauges of /metrics read what is live, whatever has ended
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["no statistics", "analyzed"])
+def test_the_gauges_read_what_is_live_among_all_that_has_ended(many_ended: Engine, analyzed: bool) -> None:
+    if analyzed:
+        with many_ended.begin() as db:
+            db.execute(text("ANALYZE"))
+    for mode in ("force_generic_plan", "force_custom_plan"):
+        with many_ended.connect() as db:
+            ((statement, parameters),) = statements_of(db, lambda each: gauges.read(each, 50.0))
+            plan = plan_of(db, statement, parameters, mode)
+            db.rollback()
+
+        names = {each["Index Name"] for each in nodes(plan) if "Index Name" in each}
+        assert {"ix_cancellations_turn", "ix_cancellations_due", "ix_cancellations_unsettled"} <= names, mode
+        assert set() == names & {"pk_cancellations", "ix_cancellations_received_at", "ix_cancellations_watched"}, mode
+        assert [] == [
+            each
+            for each in nodes(plan)
+            if each.get("Relation Name") == "cancellations" and each["Node Type"] == "Seq Scan"
+        ], mode
+        assert 4 * 40 > rows_looked_at(plan), mode

@@ -251,8 +251,11 @@ def test_flower_asks_for_a_password_and_listens_on_this_machine_only() -> None:
     assert all(port.startswith("127.0.0.1:") for port in flower["ports"])
 
 
-def test_nothing_but_flower_is_reachable_from_outside() -> None:
-    assert {"flower"} == {name for name, service in SERVICES.items() if "ports" in service}
+def test_only_the_pages_for_people_are_reachable_and_from_this_machine_alone() -> None:
+    ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+
+    assert {"flower", "prometheus"} == set(ports)
+    assert all(port.startswith("127.0.0.1:") for each in ports.values() for port in each)
 
 
 @pytest.mark.parametrize("service", ["migrate", "worker", "flower"])
@@ -293,5 +296,7 @@ def test_only_the_worker_sees_the_secrets_of_trackstar() -> None:
 
 
 def test_no_part_of_the_image_is_taken_from_latest() -> None:
-    assert {"redis:7", "postgres:16"} == {service["image"] for service in SERVICES.values() if "build" not in service}
+    assert {"redis:7", "postgres:16", "prom/prometheus:v3.5.0"} == {
+        service["image"] for service in SERVICES.values() if "build" not in service
+    }
     assert {"python:3.12-slim"} == {found.rest.split()[0] for found in DOCKERFILE if found.word == "FROM"}

@@ -81,6 +81,7 @@ def test_every_link_leads_to_a_file_and_every_anchor_to_a_heading(path: Path) ->
         "docs/operate.md",
         "docs/glossary.md",
         "docs/integrate.md",
+        "docs/metrics.md",
         "docs/upgrade.md",
         "CONTRIBUTING.md",
         "SECURITY.md",

@@ -43,6 +43,8 @@ class _Claim(msgspec.Struct, frozen=True, kw_only=True):
     claimed_at: datetime  # the ledger's time
     encrypted_token: str | None
     hold_reason: str | None  # of its connection: this attempt is a probe
+    priority: str = "normal"
+    requested_at: datetime | None = None
 
     @property
     def id(self) -> str:
@@ -112,6 +114,8 @@ CLAIM_COLUMNS = (
     c.connection_id,
     c.order_id,
     c.generation,
+    c.priority,
+    c.requested_at,
     c.claims,
     *STATE_COLUMNS,
     c.lease_owner,
@@ -144,6 +148,8 @@ def _common(row: Any) -> dict[str, Any]:
         "claimed_at": row.claimed_at,
         "encrypted_token": row.encrypted_token,
         "hold_reason": row.hold_reason,
+        "priority": row.priority,
+        "requested_at": row.requested_at,
     }
 
 

@@ -101,6 +101,8 @@ class Lapsed(msgspec.Struct, frozen=True):
     order_id: str
     state: State
     now: datetime
+    priority: str = "normal"
+    requested_at: datetime | None = None
 
 
 def past_send_by(db: sa.Connection, limit: int) -> list[Lapsed]:
@@ -118,13 +120,19 @@ def _locked(
     db: sa.Connection, which: sa.ColumnElement[bool], order: sa.ColumnElement[Any], limit: int
 ) -> list[Lapsed]:
     rows = db.execute(
-        sa.select(c.id, c.connection_id, c.order_id, *STATE_COLUMNS, db_now().label("now"))
+        sa.select(c.id, c.connection_id, c.order_id, c.priority, c.requested_at, *STATE_COLUMNS, db_now().label("now"))
         .where(which)
         .order_by(order)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    return [Lapsed(str(row.id), row.connection_id, row.order_id, state_of(row, row.now), row.now) for row in rows]
+    return [
+        Lapsed(
+            *(str(row.id), row.connection_id, row.order_id, state_of(row, row.now), row.now),
+            *(row.priority, row.requested_at),
+        )
+        for row in rows
+    ]
 
 
 class DeadlineAtRisk(msgspec.Struct, frozen=True):

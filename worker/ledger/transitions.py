@@ -263,7 +263,7 @@ def _claiming(dialect: str, chosen: sa.Select[tuple[str]]) -> ReturningUpdate[An
             claims=c.claims + 1,
             first_sent_at=sa.func.coalesce(c.first_sent_at, db_now()),
         )
-        .returning(*CLAIM_COLUMNS, c.priority, c.requested_at)
+        .returning(*CLAIM_COLUMNS)
     )
 
 

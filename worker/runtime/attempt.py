@@ -140,16 +140,16 @@ def rescue(claim: AttemptClaim, context: AttemptContext) -> AttemptResult:
 
 
 _NO_TOKEN = Outcome(kind=Kind.NO_ACCESS, reason="no_access_token")
-_TOO_LATE = "started_too_late"
+TOO_LATE = "started_too_late"  # nothing was sent
 
 
 def give_back(claim: AttemptClaim, clock: LedgerClock, context: AttemptContext) -> AttemptResult:
     """Give a claim back unused: nothing was sent, so nothing is in doubt that was not before."""
     log.warning("cancellation.started_too_late", id=claim.id, seconds=round(clock.elapsed(), 1))
-    outcome, read = Outcome(kind=Kind.SLOW_DOWN, reason=_TOO_LATE, retry_after=RetryAfter(0.0)), None
+    outcome, read = Outcome(kind=Kind.SLOW_DOWN, reason=TOO_LATE, retry_after=RetryAfter(0.0)), None
     if isinstance(claim, RefusalClaim):
         outcome = claim.state.remembered_refusal
-        read = ReadBack(shows=OrderState.LATER, reason=_TOO_LATE, spends_attempt=False)
+        read = ReadBack(shows=OrderState.LATER, reason=TOO_LATE, spends_attempt=False)
     transition = context.decide(claim, outcome, read, clock.now(), context.crawls(claim.connection_id))
     return AttemptResult(claim=claim, attempts=(), transition=transition)
 

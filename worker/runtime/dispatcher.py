@@ -24,6 +24,7 @@ from worker.ledger.transitions import claim_next, claim_shares, release_unsent
 from worker.runtime.demand import FULL_SCAN_SECONDS, Demand
 from worker.runtime.executor import Send
 from worker.runtime.loop import Loop
+from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -61,7 +62,9 @@ class Dispatcher:
         executor: Executor,
         publish: Callable[[Sequence[str]], None],
         vitals: Vitals,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics or Metrics()
         self._ledger = ledger
         self._owner = owner
         self._lease_seconds = lease_seconds
@@ -166,6 +169,9 @@ class Dispatcher:
         )
         self._executor.reserve(sends, self._consume_within)
         ids = [send.claim.id for send in sends]
+        if ids:
+            self._metrics.claim_batch.observe(len(ids))
+            self._metrics.slots_used("write", len(ids))
         for start in range(0, len(ids), MAX_BATCH):
             try:
                 self._publish(ids[start : start + MAX_BATCH])
@@ -180,6 +186,7 @@ class Dispatcher:
             return
         with autocommit(self._ledger) as db:
             connection_ids = release_unsent(db, self._to_release)
+        self._metrics.interrupted.inc(len(self._to_release))
         log.warning("dispatcher.given_back", count=len(self._to_release))
         self._executor.forget(self._to_release)
         self._to_release = []

@@ -208,6 +208,7 @@ class Freshness:
         slots = pace.writes.reserve({watch.connection_id: (watch.writes_per_second or self._rate, 1)})
         if not slots[watch.connection_id].count:
             return
+        pace.used("write")
         time.sleep(max(0.0, slots[watch.connection_id].first - time.monotonic()))
         answer = self._context.trackstar.force_crawl(access_token=token)
         pace.observe("cancel", watch.connection_id, answer)

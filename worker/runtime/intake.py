@@ -7,6 +7,7 @@ twice.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import structlog
@@ -28,6 +29,7 @@ from worker.runtime.refusals import Refusals
 from worker.runtime.stream_ids import StreamIds
 from worker.streams import CELERY_LIST, DEAD_LETTERS, EVENTS, INBOX, INBOX_AHEAD
 from worker.telemetry.health import REDIS
+from worker.telemetry.metrics import Metrics, priority_label, word_label
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,8 +54,15 @@ class Intake:
     """One thread that empties the inbox into the ledger."""
 
     def __init__(
-        self, redis: Redis, ledger: Engine, name: str, on_accepted: Callable[[set[str]], None], vitals: Vitals
+        self,
+        redis: Redis,
+        ledger: Engine,
+        name: str,
+        on_accepted: Callable[[set[str]], None],
+        vitals: Vitals,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics or Metrics()
         self._reader = InboxReader(redis, name)
         self._stream_ids = StreamIds(redis)
         self._refusals = Refusals(redis, "The inbox", KEYS, vitals)
@@ -157,8 +166,15 @@ class Intake:
         repeated = len(new_ids) < len(candidates)
         if repeated or dead_letters:
             self._keep_dead_letters(requests if repeated else [], dead_letters)
-        first_of_each = {request.record_id: request for request in reversed(candidates)}
-        return [request for record_id, request in first_of_each.items() if record_id in new_ids]
+        first_of_each = {candidate[1].record_id: candidate for candidate in reversed(requests)}
+        accepted = [candidate for record_id, candidate in first_of_each.items() if record_id in new_ids]
+        self._count(accepted)
+        return [request for _, request in accepted]
+
+    def _count(self, accepted: list[Candidate]) -> None:
+        found = Counter((_source(entry), priority_label(request.priority)) for entry, request in accepted)
+        for labels, count in found.items():
+            self._metrics.of(self._metrics.accepted, *labels).inc(count)
 
     def _keep_dead_letters(self, repeated: list[Candidate], unreadable: list[DeadLetter]) -> None:
         try:
@@ -186,6 +202,7 @@ class Intake:
             add_already_ended(db, ended)
         self._ended.told(ended)
         for each in kept:
+            self._metrics.of(self._metrics.dead_letters, word_label(each.reason)).inc(each.count)
             # Our words and counts only: the error may quote the job.
             log.warning("dead_letter.kept", source=each.source, reason=each.reason, count=each.count, kept=each.kept)
         if ended:
@@ -216,6 +233,10 @@ class RecentlyTold:
 def _is_at_fault_itself(error: Exception) -> bool:
     # A text that the encoding of the ledger cannot hold does not even get there.
     return isinstance(error, UnicodeError) or refuses_the_row(error)
+
+
+def _source(entry: Entry) -> str:
+    return "celery" if entry.field in fields.OF_CELERY else "inbox"
 
 
 def sort_out(entries: list[Entry]) -> tuple[list[Candidate], list[DeadLetter]]:

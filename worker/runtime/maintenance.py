@@ -57,6 +57,7 @@ class Handlers(msgspec.Struct, frozen=True, kw_only=True):
     publish_events: Callable[[], None]
     expired: Callable[[list[tuple[Lapsed, Transition]]], None]  # to be told
     crawls: Callable[[str], Crawls | None] = lambda _connection_id: None  # what is known of a connection's crawls
+    warned: Callable[[int], None] = lambda _count: None  # how many cannot be sent in time
 
 
 class Maintenance:
@@ -211,6 +212,7 @@ class Maintenance:
             warned = deadlines.warn(db, late) if late else 0
         if warned:
             log.warning("cancellation.wont_make_it", count=warned)
+            self._handlers.warned(warned)
             self._handlers.publish_events()
 
     def _time_to_send(self, row: deadlines.DeadlineAtRisk) -> timedelta:

@@ -44,7 +44,9 @@ class Recorder:
         ledger: Engine,
         on_committed: Callable[[list[Result], CommitSummary], None],
         on_refused: Callable[[Result], None],
+        took: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
+        self._took = took  # is told how long each transaction was
         self._ledger = ledger
         self._on_committed = on_committed
         self._on_refused = on_refused
@@ -86,8 +88,10 @@ class Recorder:
             self._write_one_by_one()
 
     def _write(self, group: list[Result]) -> None:
+        began = time.monotonic()
         with self._ledger.begin() as db:
             summary = commit_results(db, group)
+        self._took(time.monotonic() - began)
         try:
             self._on_committed(group, summary)
         except Exception:  # noqa: BLE001 - what was only to be told must not undo what was written

@@ -8,21 +8,28 @@ client → INBOX → intake ──► ledger ──► dispatcher ──► Cele
 from __future__ import annotations
 
 import socket
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import structlog
 
 from worker.environment import SettingsError
+from worker.ledger import migrations
 from worker.ledger.connections import ensure_default
 from worker.ledger.database import open_ledger
+from worker.ledger.holds import OUTAGE, TRACKSTAR_OUTAGE
 from worker.ledger.results import AttemptResult, ConfirmResult
 from worker.ledger.vault import TokenVault
 from worker.runtime.attempt import AttemptContext
 from worker.runtime.backlog import Backlog
 from worker.runtime.celery_inbox import CeleryInbox
+from worker.runtime.counting import count_expired, count_held, count_recorded
 from worker.runtime.dispatcher import Dispatcher
 from worker.runtime.executor import Executor
 from worker.runtime.freshness import Freshness
+from worker.runtime.gauges import LedgerGauges
 from worker.runtime.hints import Hints
 from worker.runtime.intake import Intake
 from worker.runtime.known_crawls import KnownCrawls
@@ -35,6 +42,7 @@ from worker.runtime.second_look import SecondLook
 from worker.streams import connect_redis
 from worker.telemetry.health import Vitals
 from worker.telemetry.health_server import HealthServer
+from worker.telemetry.metrics import Metrics
 from worker.trackstar.client import TrackstarClient
 from worker.trackstar.pacing import Pace
 
@@ -51,6 +59,7 @@ if TYPE_CHECKING:
     from worker.runtime.executor import Subscriber
     from worker.runtime.loop import Loop
     from worker.settings import Settings
+    from worker.telemetry.metrics import Samples
 
     class LoopingSubscriber(Subscriber, Protocol):
         """One with a thread of its own."""
@@ -81,8 +90,10 @@ class Supervisor:
         self._ledgers: list[Engine] = []
         self._vault = TokenVault(settings.keys)
         redis = connect_redis(settings.redis_url)
-        pace = Pace(redis, settings.writes_per_second, settings.reads_per_second)
-        self._recorder = Recorder(self._open_ledger(), self._on_committed, self._on_refused)
+        self._metrics = Metrics()
+        pace = Pace(redis, settings.writes_per_second, settings.reads_per_second, self._metrics.slots_used)
+        took = self._metrics.record_batch.observe
+        self._recorder = Recorder(self._open_ledger(), self._on_committed, self._on_refused, took)
         self._crawls = KnownCrawls()
         context = self._context(pace)
         self.executor = Executor(settings.concurrency, context, self._recorder.put, subscriber)
@@ -92,18 +103,21 @@ class Supervisor:
         self._outages = Outages(redis, self._open_ledger(), self._on_held)
         self._dispatcher = self._make_dispatcher(pace, publish, vitals)
         self._maintenance = self._make_maintenance()
-        self._intake = Intake(redis, self._open_ledger(), owner, self._dispatcher.arrived, vitals)
+        self._intake = Intake(redis, self._open_ledger(), owner, self._dispatcher.arrived, vitals, self._metrics)
         self._celery_inbox = CeleryInbox(redis, vitals)
         self._receiving = [self._intake.loop, self._celery_inbox.loop, self._dispatcher.loop]
         self._freshness = self._make_freshness(redis, context)
         self._hints = Hints(redis, self._open_ledger(), self._maintenance.loop.wake)
         self._telling = [self._outages.loop, self._reporter.loop, self._relay.loop, subscriber.loop]
         self._loops = [*self._telling, self._recorder.loop, self._maintenance.loop, *self._receiving]
-        self._backlog = self._make_backlog(redis, pace, vitals)
+        watched = self._open_ledger()  # for both who only look, a moment every few seconds
+        self._backlog = self._make_backlog(redis, pace, vitals, watched)
         self._loops += [self._backlog.loop, self._freshness.loop, self._hints.loop]
         # Not what only a page for people would miss.
         vitals.watch(loop for loop in self._loops if loop not in self._of_no_cancel(subscriber))
-        self._health = _health_server(settings, self._loops, vitals)
+        self._gauges = self._make_gauges(redis, vitals, watched)
+        self._loops += [self._gauges.loop]
+        self._health = _health_server(settings, self._loops, vitals, self._metrics)
 
     def _of_no_cancel(self, subscriber: LoopingSubscriber) -> tuple[Loop, ...]:
         return subscriber.loop, self._freshness.loop, self._hints.loop
@@ -120,6 +134,7 @@ class Supervisor:
             retry_cap=settings.retry_cap_seconds,
             ca_bundle=settings.ca_bundle,
             proxy=settings.trackstar_proxy.get_secret_value(),
+            observe=partial(self._metrics.request, urlsplit(settings.trackstar_base_url).hostname or ""),
         )
         return AttemptContext(
             trackstar=trackstar,
@@ -154,12 +169,13 @@ class Supervisor:
             self.executor,
             publish,
             vitals,
+            self._metrics,
         )
 
-    def _make_backlog(self, redis: Redis, pace: Pace, vitals: Vitals) -> Backlog:
+    def _make_backlog(self, redis: Redis, pace: Pace, vitals: Vitals, ledger: Engine) -> Backlog:
         return Backlog(
             redis,
-            self._open_ledger(),
+            ledger,
             self._owner,
             pace.writes,
             self._settings.writes_per_second,
@@ -183,9 +199,29 @@ class Supervisor:
                 publish_events=self._relay.wake,
                 expired=self._on_expired,
                 crawls=self._crawls.of,
+                warned=self._metrics.wont_make_it.inc,
             ),
             self._settings.retention,
         )
+
+    def _make_gauges(self, redis: Redis, vitals: Vitals, ledger: Engine) -> LedgerGauges:
+        build: Samples = {(_version(), migrations.head() or ""): 1.0}
+        self._metrics.watch(lambda: {**self._now(vitals), "cancel_worker_build_info": build})
+        return LedgerGauges(
+            redis,
+            ledger,
+            self._metrics,
+            writes_per_second=self._settings.writes_per_second,
+            reads_per_second=self._settings.reads_per_second,
+            names=self._settings.metrics_connections,
+        )
+
+    def _now(self, vitals: Vitals) -> dict[str, Samples]:
+        used = self.executor.in_use().total()
+        return {
+            "cancel_worker_ready": {(): float(not vitals.problems())},
+            "cancel_worker_slots": {("used",): float(used), ("free",): float(max(0, self.executor.threads - used))},
+        }
 
     def _open_ledger(self) -> Engine:
         # Each part keeps to a connection of its own, whose server process has its few statements at hand.
@@ -217,7 +253,7 @@ class Supervisor:
         self._celery_inbox.stop()
         self._dispatcher.stop()
         self._maintenance.loop.stop(10)
-        for loop in (self._backlog.loop, self._freshness.loop, self._hints.loop):
+        for loop in (self._backlog.loop, self._freshness.loop, self._hints.loop, self._gauges.loop):
             loop.stop(LAST_WORD_SECONDS)
         self.executor.drain()
         if not self._recorder.stop(max(self._settings.lease_margin_seconds, MIN_GRACE_SECONDS)):
@@ -239,6 +275,7 @@ class Supervisor:
 
     def _on_committed(self, results: list[Result], summary: CommitSummary) -> None:
         self.executor.forget(result.claim.lease for result in results)
+        count_recorded(self._metrics, results, summary)
         self._relay.put(summary.events)
         if summary.resumed:
             self._dispatcher.arrived(summary.resumed)
@@ -263,21 +300,33 @@ class Supervisor:
 
     def _on_held(self, held: frozenset[str] | int) -> None:
         alert_on_holds(held)
+        if isinstance(held, int):
+            count_held(self._metrics, TRACKSTAR_OUTAGE, held)
+        else:
+            count_held(self._metrics, OUTAGE, len(held))
         self._relay.wake()
 
     def _on_expired(self, ended: list[tuple[Lapsed, Transition]]) -> None:
         log_expired(ended)
+        count_expired(self._metrics, ended)
         for row, transition in ended:
             self._subscriber.decided(row.id, transition)
         self._relay.wake()
 
 
-def _health_server(settings: Settings, loops: Sequence[Loop], vitals: Vitals) -> HealthServer | None:
+def _version() -> str:
+    try:
+        return version("trackstar-cancel-worker")
+    except PackageNotFoundError:  # it runs from its sources
+        return ""
+
+
+def _health_server(settings: Settings, loops: Sequence[Loop], vitals: Vitals, metrics: Metrics) -> HealthServer | None:
     port, address = settings.health_port, settings.health_address
     if port is None:
         return None
     try:
-        return HealthServer(port, loops, vitals, address)
+        return HealthServer(port, loops, vitals, address, metrics.render)
     except OSError as error:
         where = f"HEALTH_PORT is {port}" + (f" and HEALTH_ADDRESS {address}" if address else "")
         raise SettingsError(f"{where}, which cannot be used ({error.strerror}): choose another.") from error

@@ -22,6 +22,7 @@ LOOPS = (
     "backlog",
     "freshness",
     "hints",
+    "gauges",
 )  # the threads of a worker, as their events are named
 
 
@@ -45,7 +46,7 @@ LOG_EVENTS = {
     "worker.stopped": _event("info", "owner", "A worker has ended in order."),
     "worker.answers_not_recorded": _event("warning", "", "A worker ended while the ledger was away."),
     "ledger.schema_unfit": _event("warning", "problem", "A worker that came before its tables waits for them."),
-    "health.listening": _event("info", "port", "Where /livez and /readyz are answered."),
+    "health.listening": _event("info", "port", "Where /livez, /readyz and /metrics are answered."),
     "consumer.restarted": _event("error", "error", "Celery's consumer met an error that it does not expect."),
     # The reporter needs no other part; and whatever Flower's thread meets, only a page for people misses something.
     **{f"{loop}.unavailable": _event("warning", "error", "A part is away.") for loop in LOOPS if loop != "reporter"},

@@ -1,4 +1,4 @@
-"""Answers `/livez` and `/readyz` with 200 or 503 and the reasons, in a thread of its own, whoever else holds on.
+"""Answers `/livez`, `/readyz` with 200 or 503 and the reasons, and `/metrics`, in a thread of its own.
 
 Knows HTTP as far as a probe speaks it; what is well, `health` knows.
 """
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import structlog
+
+from worker.telemetry.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from worker.telemetry.health import Vitals
@@ -40,7 +42,15 @@ class SupervisedThread(Protocol):
 class HealthServer:
     """Listens on one port, on IPv6 and IPv4 unless an address is given. Raises OSError where it cannot."""
 
-    def __init__(self, port: int, threads: Iterable[SupervisedThread], vitals: Vitals, address: str = "") -> None:
+    def __init__(
+        self,
+        port: int,
+        threads: Iterable[SupervisedThread],
+        vitals: Vitals,
+        address: str = "",
+        metrics: Callable[[], bytes] = bytes,
+    ) -> None:
+        self._metrics = metrics
         watched = list(threads)
 
         def dead_threads() -> list[str]:
@@ -107,8 +117,10 @@ class HealthServer:
         check = self._checks.get(path)
         if method not in {"GET", "HEAD"}:
             return _http(HTTPStatus.METHOD_NOT_ALLOWED, ["Ask with GET or HEAD."], more="Allow: GET, HEAD\r\n")
+        if path == "/metrics":
+            return _sent(HTTPStatus.OK, CONTENT_TYPE, self._metrics(), body=method == "GET")
         if check is None:
-            return _http(HTTPStatus.NOT_FOUND, ["Ask for /livez or /readyz."], body=method == "GET")
+            return _http(HTTPStatus.NOT_FOUND, ["Ask for /livez, /readyz or /metrics."], body=method == "GET")
         problems = check()
         status = HTTPStatus.SERVICE_UNAVAILABLE if problems else HTTPStatus.OK
         return _http(status, problems, body=method == "GET")
@@ -116,8 +128,12 @@ class HealthServer:
 
 def _http(status: HTTPStatus, problems: list[str], *, body: bool = True, more: str = "") -> bytes:
     content = msgspec.json.encode({"ok": status == HTTPStatus.OK, "problems": problems})
+    return _sent(status, "application/json", content, body=body, more=more)
+
+
+def _sent(status: HTTPStatus, kind: str, content: bytes, *, body: bool, more: str = "") -> bytes:
     head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\n"
         f"Content-Length: {len(content)}\r\nConnection: close\r\n{more}\r\n"
     )
     return head.encode() + (content if body else b"")

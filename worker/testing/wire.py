@@ -40,6 +40,7 @@ class InProcessTrackstar(TrackstarClient):
     def _send(
         self,
         method: str,
+        template: str,  # noqa: ARG002 - nobody counts these requests
         path: str,
         headers: dict[str, str],
         read: Callable[..., Reply] = read_reply,

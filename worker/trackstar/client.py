@@ -6,6 +6,8 @@ and personal data.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from http.client import IncompleteRead  # urllib3's own is one too
 from typing import TYPE_CHECKING, Any
@@ -34,12 +36,24 @@ from worker.trackstar.tls import certificate_problem
 from worker.trackstar.watchdog import Call, Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 DEFAULT_RETRY_CAP = Policy().retry_cap  # seconds of a `retry-after`
 _CHUNK = 64 * 1024
 _PAGE_TIMES = 4  # of what another answer may hold: a thousand connections with all that is told of them
 _FORCED = b'{"functions_to_sync": ["%s"]}' % ORDERS_CRAWL.encode()
+
+
+# Hears of each request: method, template of its path, status where one came, why no answer came or "", seconds.
+Observe = Callable[[str, str, int | None, str, float], None]
+
+_CANCEL, _ORDER, _ORDERS = "/wms/orders/{order_id}/cancel", "/wms/orders/{order_id}", "/wms/orders"
+_CONNECTIONS, _CONNECTION = "/connections", "/connections/{connection_id}"
+_SYNC, _MAGIC_LINKS = "/connections/sync", "/magic-links"
+
+
+def _nobody(*_: object) -> None:
+    pass
 
 
 class TrackstarClient:
@@ -57,7 +71,9 @@ class TrackstarClient:
         retry_cap: float = DEFAULT_RETRY_CAP,
         ca_bundle: str = "",
         proxy: str = "",
+        observe: Observe = _nobody,
     ) -> None:
+        self._observe = observe
         self._base_url = base_url.rstrip("/")
         self._connect_timeout = connect_timeout
         self._request_timeout = request_timeout
@@ -77,30 +93,32 @@ class TrackstarClient:
         """`PUT /wms/orders/{order_id}/cancel`, without a body."""
         return self._send(
             "PUT",
-            f"/wms/orders/{_segment(order_id)}/cancel",
-            {"x-trackstar-access-token": access_token, "Idempotency-Key": idempotency_key},
+            _CANCEL,
+            _CANCEL.format(order_id=_segment(order_id)),
+            _of(access_token) | {"Idempotency-Key": idempotency_key},
         )
 
     def read_order(self, order_id: str, *, access_token: str) -> Answer:
         """`GET /wms/orders/{order_id}`: Trackstar's copy, up to an hour old."""
-        return self._send("GET", f"/wms/orders/{_segment(order_id)}", {"x-trackstar-access-token": access_token})
+        return self._send("GET", _ORDER, _ORDER.format(order_id=_segment(order_id)), _of(access_token))
 
     def read_orders(self, order_ids: Sequence[str], *, access_token: str) -> Answer:
         """`GET /wms/orders?ids[in]=a,b,c`, up to 100 ids, none with a comma."""
         ids = ",".join(quote(order_id, safe="") for order_id in order_ids)
-        return self._send("GET", f"/wms/orders?ids[in]={ids}", {"x-trackstar-access-token": access_token})
+        return self._send("GET", _ORDERS, f"{_ORDERS}?ids[in]={ids}", _of(access_token))
 
     def read_connection(self, connection_id: str) -> Answer:
         """`GET /connections/{id}`, with the API key alone."""
-        return self._send("GET", f"/connections/{_segment(connection_id)}", {}, read_connection)
+        path = _CONNECTION.format(connection_id=_segment(connection_id))
+        return self._send("GET", _CONNECTION, path, {}, read_connection)
 
     def read_connections(self, page_token: str | None = None) -> Answer:
         """`GET /connections`, with the API key alone: a page of all connections, with their crawls of orders.
 
         A reply has `connections`, `next_token`, `more` where a page holds more than is looked at, and `date`.
         """
-        path = "/connections" + _query(page_token=page_token)
-        return self._send("GET", path, {}, read_connections, most=_PAGE_TIMES)
+        path = _CONNECTIONS + _query(page_token=page_token)
+        return self._send("GET", _CONNECTIONS, path, {}, read_connections, most=_PAGE_TIMES)
 
     def read_changed_orders(
         self, since: datetime, *, access_token: str, page_token: str | None = None, limit: int = MAX_ORDERS
@@ -112,16 +130,15 @@ class TrackstarClient:
         # To the whole second before: what changed within it is read twice, and not missed.
         instant = since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         query = _query(updated_date_gte=instant, limit=str(max(1, min(limit, MAX_ORDERS))), page_token=page_token)
-        headers = {"x-trackstar-access-token": access_token}
-        return self._send("GET", "/wms/orders" + query, headers, read_orders_page, most=_PAGE_TIMES)
+        return self._send("GET", _ORDERS, _ORDERS + query, _of(access_token), read_orders_page, most=_PAGE_TIMES)
 
     def force_crawl(self, *, access_token: str) -> Answer:
         """`POST /connections/sync` for orders: Trackstar renews its copy now, which takes minutes. Counts as a write.
 
         A reply has `id`, Trackstar's own of the connection, and `syncing`.
         """
-        headers = {"x-trackstar-access-token": access_token, "Content-Type": "application/json"}
-        return self._send("POST", "/connections/sync", headers, read_crawl_request, body=_FORCED)
+        headers = _of(access_token) | {"Content-Type": "application/json"}
+        return self._send("POST", _SYNC, _SYNC, headers, read_crawl_request, body=_FORCED)
 
     def magic_link(self, connection_id: str) -> Answer:
         """`POST /magic-links`, with the API key alone: where a customer enters the warehouse's credentials anew.
@@ -129,17 +146,34 @@ class TrackstarClient:
         A reply has `link`, a secret of that customer's: for a person to pass on, and for no log.
         """
         body = msgspec.json.encode({"connection_id": connection_id})
-        return self._send("POST", "/magic-links", {"Content-Type": "application/json"}, read_magic_link, body=body)
+        headers = {"Content-Type": "application/json"}
+        return self._send("POST", _MAGIC_LINKS, _MAGIC_LINKS, headers, read_magic_link, body=body)
 
     def _send(
         self,
         method: str,
+        template: str,
         path: str,
         headers: dict[str, str],
         read: Callable[..., Reply] = read_reply,
         *,
         body: bytes | None = None,
         most: int = 1,
+    ) -> Answer:
+        began = time.monotonic()
+        answer = self._answer(method, path, headers, read, body, most)
+        reason = answer.reason if isinstance(answer, NoReply) else ""
+        self._observe(method, template, answer.status, reason, time.monotonic() - began)
+        return answer
+
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        read: Callable[..., Reply],
+        body: bytes | None,
+        most: int,
     ) -> Answer:
         with self._watchdog.limit(self._request_timeout) as call:
             try:
@@ -201,6 +235,10 @@ def _read_body(response: Any, max_bytes: int) -> bytes:
             raise TooLargeError  # what is left is not worth reading, so the connection is not worth keeping
         parts.append(chunk)
     return b"".join(parts)
+
+
+def _of(access_token: str) -> dict[str, str]:
+    return {"x-trackstar-access-token": access_token}
 
 
 def _segment(order_id: str) -> str:

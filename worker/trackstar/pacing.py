@@ -27,7 +27,7 @@ from worker.cancellation.pace import (
 from worker.inputs.headers import MAX_RATE, MIN_RATE, LimitProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from redis import Redis
 
@@ -217,7 +217,14 @@ class Pacing:
 class Pace:
     """What an attempt needs of it: to wait for its turn, and to pass on what the server said of the pace."""
 
-    def __init__(self, redis: Redis, writes_per_second: float, reads_per_second: float) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        writes_per_second: float,
+        reads_per_second: float,
+        used: Callable[[str], None] = lambda _kind: None,
+    ) -> None:
+        self.used = used  # is told of each slot that this process takes for itself: write or read
         self.writes = Pacing(redis, "w")
         self._reads = Pacing(redis, "r", READ_WAIT_SECONDS)
         self._default = {"cancel": writes_per_second, "read": reads_per_second}
@@ -258,6 +265,7 @@ class Pace:
             log.warning("pace.redis_away", error=type(error).__name__)
             return time.monotonic(), True
         if slots.count:
+            self.used("write")
             return slots.first, True
         return max(slots.first - LOOKAHEAD_SECONDS, time.monotonic() + LATE_SECONDS), False
 
@@ -269,6 +277,7 @@ class Pace:
             log.warning("pace.redis_away", error=type(error).__name__)
             return True
         if slots.count:
+            self.used("read")
             time.sleep(max(0.0, slots.first - time.monotonic()))
         return slots.count > 0
 
