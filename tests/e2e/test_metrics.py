@@ -43,7 +43,7 @@ def total(worker: Worker, name: str, **labels: str) -> float:
 
 
 def test_each_series_moves_when_its_thing_happens(deployment: Deployment, shop: str) -> None:
-    worker = deployment.start_worker()
+    worker = deployment.start_worker(REVISION="abc1234")
     for order in ("o-1", "o-2"):
         deployment.trackstar.add_order(shop, order)
         deployment.client.wait(deployment.client.enqueue(shop, order, priority="urgent"), 30)
@@ -64,7 +64,7 @@ def test_each_series_moves_when_its_thing_happens(deployment: Deployment, shop: 
     assert 1 == of("cancel_worker_dead_letters_total", reason="not_json")
     assert 1 == of("cancel_worker_ready")
     assert 32 == of("cancel_worker_slots")
-    assert 1 == of("cancel_worker_build_info")
+    assert 1 == of("cancel_worker_build_info", revision="abc1234")
     assert 50 == of("cancel_worker_permits_allowed_per_second", kind="write")
 
 
