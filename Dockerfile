@@ -29,6 +29,9 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HEALTH_PORT=8080
+# docker build --build-arg REVISION=$(git rev-parse --short HEAD)
+ARG REVISION=""
+ENV REVISION=$REVISION
 # Names for these ids, for people who look at processes; the image runs as any other user too, also with group 0
 # and with a root file system that cannot be written.
 RUN groupadd --gid 10001 cancel-worker \

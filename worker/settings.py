@@ -123,6 +123,7 @@ class Settings(BaseSettings):
     health_port: Whole | None = Field(default=None, ge=0, le=65_535)
     health_address: str = ""
     metrics_connections: bool = False
+    revision: str = Field(default="", pattern=r"^[\w.+-]*$", max_length=64)
 
     @field_validator("redis_url")
     @classmethod

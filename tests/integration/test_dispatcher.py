@@ -16,6 +16,7 @@ from worker.ledger import filters, transitions
 from worker.runtime.dispatcher import Dispatcher
 from worker.runtime.executor import Executor
 from worker.telemetry.health import Vitals
+from worker.telemetry.metrics import Metrics
 from worker.trackstar.pacing import Pacing
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ def make_dispatcher(
 ) -> Iterator[Callable[..., Dispatcher]]:
     made: list[Dispatcher] = []
 
-    def make(publish: Publish, start_within: float = START_WITHIN) -> Dispatcher:
+    def make(publish: Publish, start_within: float = START_WITHIN, metrics: Metrics | None = None) -> Dispatcher:
         pacing = Pacing(redis, "write")
-        made.append(Dispatcher(ledger, "w-1", LEASE, start_within, pacing, 1e6, executor, publish, Vitals()))
+        made.append(Dispatcher(ledger, "w-1", LEASE, start_within, pacing, 1e6, executor, publish, Vitals(), metrics))
         return made[-1]
 
     requests = [CancelRequest(connection_id=shop, order_id=f"o-{number}") for number in range(JOBS)]
@@ -144,3 +145,18 @@ def test_a_message_that_nobody_consumes_in_time_is_given_back_and_finds_nothing_
 
     assert {"pending": JOBS} == statuses(ledger)
     assert 0 == executor.in_use().total()
+
+
+def test_what_is_handed_out_and_given_back_is_counted(
+    make_dispatcher: Callable[..., Dispatcher], published: queue.SimpleQueue[Sequence[str]]
+) -> None:
+    metrics = Metrics()
+    dispatcher = make_dispatcher(published.put, metrics=metrics)
+    dispatcher.tick()
+    dispatcher.stop()
+    told = metrics.render().decode()
+    count = len(published.get())
+
+    assert f"cancel_worker_claim_batch_size_sum {count}.0\n" in told
+    assert f'cancel_worker_permits_used_total{{kind="write"}} {count}.0\n' in told
+    assert f"cancel_worker_interrupted_total {count}.0\n" in told

@@ -196,10 +196,14 @@ def test_connections_are_named_only_where_a_setting_says_so(redis: Redis, ledger
     assert names == (b"Shop" in series.render())
 
 
-def test_one_statement_is_all_it_asks_of_the_ledger(redis: Redis, ledger: Engine) -> None:
+def test_however_often_it_is_asked_the_ledger_is_asked_once(redis: Redis, ledger: Engine) -> None:
     seen: list[str] = []
-    looking = make(redis, ledger, Metrics())
+    series = Metrics()
+    looking = make(redis, ledger, series)
     event.listen(ledger, "before_cursor_execute", lambda _db, _cursor, statement, *_: seen.append(statement))
-    looking.tick()
+    seconds = looking.tick()
+    for _ in range(20):
+        assert b"cancel_worker_backlog{" in series.render()
 
+    assert 15.0 == seconds
     assert 1 == len([each for each in seen if "FROM" in each])

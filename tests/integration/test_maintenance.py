@@ -51,6 +51,7 @@ class Told:
         self.confirmed: list[Any] = []
         self.publications: list[None] = []
         self.expired: list[Any] = []
+        self.warned: list[int] = []
 
     def handlers(self) -> Handlers:
         return Handlers(
@@ -60,6 +61,7 @@ class Told:
             confirm=self.confirmed.extend,
             publish_events=lambda: self.publications.append(None),
             expired=self.expired.extend,
+            warned=self.warned.append,
         )
 
     def rescues(self) -> list[Any]:
@@ -430,6 +432,7 @@ def test_a_deadline_that_will_not_be_met_is_warned_of_once(
     assert ("cancellation.wont_make_it", record_id) == (kind, str(about))
 
     check_deadlines_now(housekeeper)
+    assert [1] == told.warned
     assert ["cancellation.wont_make_it"] == event_types(ledger)
     assert "cancellation.wont_make_it" not in logged.events()
 

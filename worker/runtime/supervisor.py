@@ -205,7 +205,7 @@ class Supervisor:
         )
 
     def _make_gauges(self, redis: Redis, vitals: Vitals, ledger: Engine) -> LedgerGauges:
-        build: Samples = {(_version(), migrations.head() or ""): 1.0}
+        build: Samples = {(_version(), self._settings.revision, migrations.head() or ""): 1.0}
         self._metrics.watch(lambda: {**self._now(vitals), "cancel_worker_build_info": build})
         return LedgerGauges(
             redis,

@@ -41,7 +41,10 @@ _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 GAUGES: dict[str, tuple[Labels, str]] = {
     "cancel_worker_ready": ((), "1 where /readyz of this worker answers 200, else 0."),
     "cancel_worker_slots": (("use",), "Request threads of this worker: used (a claim has one) or free."),
-    "cancel_worker_build_info": (("version", "schema"), "1; which release runs, and the schema that it knows."),
+    "cancel_worker_build_info": (
+        ("version", "revision", "schema"),
+        "1; which release and commit run, and the schema that they know.",
+    ),
     "cancel_worker_backlog": (
         ("state",),
         "Cancellations that have not ended: pending (also where held), queued, in_flight or waiting; up to 100000.",
