@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from worker.cancellation.lifecycle import State
 from worker.cancellation.proof import NeedsPerson, Unproven
+from worker.cancellation.request import named
 from worker.cancellation.status import Evidence, Verdict
 from worker.ledger.dialects import built_once_per_dialect, db_now, id_in_chosen, now_plus_parameter
 from worker.ledger.schema import LEASED, cancellations, connections
@@ -43,10 +44,15 @@ class _Claim(msgspec.Struct, frozen=True, kw_only=True):
     claimed_at: datetime  # the ledger's time
     encrypted_token: str | None
     hold_reason: str | None  # of its connection: this attempt is a probe
+    traceparent: str | None = None
 
     @property
     def id(self) -> str:
         return self.lease.record_id
+
+    @property
+    def named(self) -> dict[str, str]:
+        return named(self.id, self)
 
 
 class SendClaim(_Claim, frozen=True, kw_only=True):
@@ -112,6 +118,7 @@ CLAIM_COLUMNS = (
     c.connection_id,
     c.order_id,
     c.generation,
+    c.traceparent,
     c.claims,
     *STATE_COLUMNS,
     c.lease_owner,
@@ -144,6 +151,7 @@ def _common(row: Any) -> dict[str, Any]:
         "claimed_at": row.claimed_at,
         "encrypted_token": row.encrypted_token,
         "hold_reason": row.hold_reason,
+        "traceparent": row.traceparent,
     }
 
 
