@@ -13,7 +13,9 @@ from cryptography.fernet import Fernet
 from harness.parts import Proxy
 from harness.raw_server import RawServer, whole
 from harness.shell import Operator
+from sqlalchemy import text
 
+from worker.cli.doctor.asking import LIMIT_SECONDS
 from worker.dev.sandbox import Sandbox
 from worker.ledger import connections
 from worker.ledger.checkup import checkup
@@ -97,6 +99,19 @@ def test_it_ends_within_ten_seconds_and_names_what_hangs(
         assert [("yellow", "was not asked about 2 more: it does not answer, or slowly")] == of(found, "Trackstar")
     if "flower" in hung:
         assert ["yellow"] == [colour for colour, _ in of(found, "Flower")]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # readers of SQLite wait for nobody
+def test_a_statement_that_waits_for_a_lock_is_not_waited_for(operator: Operator, ledger: Engine) -> None:
+    with ledger.begin() as db:
+        db.execute(text("LOCK TABLE alembic_version, connections, freshness IN ACCESS EXCLUSIVE MODE"))
+        began = time.monotonic()
+        code, found = told(operator)
+        took = time.monotonic() - began
+
+    assert took < TEN_SECONDS
+    assert (1, [("red", f"does not answer within {LIMIT_SECONDS:g} s")]) == (code, of(found, "Ledger"))
+    assert ("green", "rights complete") in of(found, "Redis")
 
 
 @pytest.mark.usefixtures("redis")
