@@ -99,9 +99,13 @@ class CancelClient:
         reference_id: str | None = None,
         order_number: str | None = None,
         batch: str | None = None,
+        traceparent: str | None = None,
         session: Session | Connection | None = None,
     ) -> str:
         """Ask for one order to be cancelled; return the record's id.
+
+        `traceparent` (W3C Trace Context) goes into each log line, alert and event of this cancellation, and never to
+        Trackstar; a text that is none is dropped.
 
         With `session` the row is inserted in the caller's own transaction: it is accepted when that commits. Otherwise
         one entry is added to the inbox in Redis. Raises InvalidRequest, KeyConflictError or InboxUnavailableError, and
@@ -119,6 +123,7 @@ class CancelClient:
             "reference_id": reference_id,
             "order_number": order_number,
             "batch": batch,
+            "traceparent": traceparent,
         }
         request = _request(fields)
         if session is not None:

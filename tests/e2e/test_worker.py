@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from harness.deployment import token_of
+from harness.onlooker import Onlooker
 from harness.truth import record_id
 from sqlalchemy import make_url, update
 
@@ -169,40 +169,6 @@ def _dump(redis: Any) -> bytes:
         b"stream": redis.xrange,
     }
     return repr({key: kinds[redis.type(key)](key) for key in redis.scan_iter()}).encode()
-
-
-class Onlooker:
-    """Celery's own event receiver, as Flower is one."""
-
-    def __init__(self, app: Celery) -> None:
-        self.seen: list[dict[str, Any]] = []
-        self._changed = threading.Condition()
-        self._app = app
-        self._receiver: Any = None
-        self._thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._receiver.should_stop = True
-        self._thread.join(10)
-
-    def wait_for(self, kind: str, timeout: float = 30.0) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: any(event["type"] == kind for event in self.seen), timeout), kind
-
-    def _watch(self) -> None:
-        with self._app.connection_for_read() as connection:
-            # One subscription to the end: between two, events would be missed.
-            self._receiver = self._app.events.Receiver(connection, handlers={"*": self._note})
-            self._receiver.capture(limit=None, timeout=None, wakeup=False)
-
-    def _note(self, event: dict[str, Any]) -> None:
-        with self._changed:
-            self.seen.append(event)
-            self._changed.notify_all()
 
 
 def test_flower_follows_each_cancellation_under_its_own_id(deployment: Deployment, shop: str) -> None:

@@ -77,6 +77,14 @@ def test_standard_input_is_a_file_too(operator: Operator, redis: Redis) -> None:
     assert (0, [("o-9", "b")]) == (code, [(job["order_id"], job["batch"]) for job in jobs(redis)])
 
 
+def test_a_line_has_the_trace_that_it_states_or_that_of_the_command(operator: Operator, redis: Redis) -> None:
+    mine, other = (f"00-{digit * 32}-{digit * 16}-01" for digit in "ab")
+    (operator.folder / "traced.csv").write_text(f"order_id,traceparent\no-1,{mine}\no-2,\no-3,none\n")
+    code, _ = operator.run("enqueue-file", "traced.csv", "-c", "shop-1", "--traceparent", other)
+
+    assert (0, [mine, other, None]) == (code, [job.get("traceparent") for job in jobs(redis)])
+
+
 def test_one_bad_line_and_nothing_is_sent_and_each_bad_line_is_listed(operator: Operator, redis: Redis) -> None:
     (operator.folder / "bad.csv").write_text("order_id,priority\no-1,bulk\n,bulk\no-3,soon\n")
     code, said = operator.run("enqueue-file", "bad.csv", "-c", "shop-1")

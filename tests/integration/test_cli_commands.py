@@ -527,7 +527,7 @@ def test_the_doctor_says_of_each_part_that_is_away_what_to_do(alone: Operator) -
 
     alone.environment["TRACKSTAR_API_KEY"] = "k"
     code, said = alone.run("doctor")
-    assert (1, False, 1) == (code, "TRACKSTAR_API_KEY" in said, said.count("OperationalError"))
+    assert (1, False, 1) == (code, "Set TRACKSTAR_API_KEY" in said, said.count("OperationalError"))
 
 
 def test_the_doctor_says_of_a_connection_what_keeps_it_from_sending(

@@ -18,7 +18,7 @@ from harness.certificates import Tls
 from harness.raw_server import API_KEY, GO_ON, LIMIT, TOKEN, RawServer, ask, cancel, client_of, whole
 
 from worker.cancellation.answer import NoReply, Reply
-from worker.cli.doctor import _answered
+from worker.cli.doctor.connections import _answered
 from worker.dev.embedded import free_port
 from worker.trackstar import connection
 from worker.trackstar.connection import MAX_INTERIM_ANSWERS, _speaks_first

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FOLDER = Path(worker.__file__).parent
-PEOPLES = [*sorted((FOLDER / "cli").glob("*.py")), FOLDER / "client.py"]
+PEOPLES = [*sorted((FOLDER / "cli").rglob("*.py")), FOLDER / "client.py"]
 # A read is asked for, and believed or not; the doctor tries whether it may write, and changes no row.
-NO_ACT = {"client.look_again", "doctor._rights"}
+NO_ACT = {"client.look_again", "ledger._rights"}
 
 
 def transactions() -> Iterator[tuple[str, ast.With]]:

@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from worker.cancellation.outcome import ALARMING_REASONS
-from worker.telemetry.events import ALERTS, LOG_EVENTS, LOOPS, STREAM_EVENTS
+from worker.telemetry.event_list import event_list
+from worker.telemetry.events import ALERTS, LOG_EVENTS, LOOPS, STREAM_EVENTS, Event
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WORKER = Path(__file__).resolve().parents[2] / "worker"
 LEVELS = {"info": "info", "warning": "warning", "error": "error", "exception": "error"}
-SPREAD = {"id", "connection_id", "order_id"}  # what `**who` holds, wherever it stands
+SPREAD = {  # what is spread into a call, by its last word
+    "named": {"id", "connection_id", "order_id"},
+    "who": {"id", "connection_id", "order_id"},
+    "_named": {"connection_id", "ids"},
+}
 STATED_BY_NAME = {f"{loop}.{word}" for loop in LOOPS for word in ("unavailable", "recovered", "crashed")}
 
 
@@ -44,13 +49,20 @@ def names_of(call: ast.Call) -> list[str]:
     return []
 
 
+def word_of(spread: ast.expr) -> str:
+    called = spread.func if isinstance(spread, ast.Call) else spread
+    return ast.unparse(called).rpartition(".")[2]
+
+
 def said() -> dict[tuple[str, str], set[str]]:
     """What the code says: fields by level and name."""
     found: dict[tuple[str, str], set[str]] = {}
     for called, call in calls():
         if level := level_of(called):
             fields = {each.arg for each in call.keywords if each.arg} - {"exc_info"}
-            fields |= SPREAD if any(each.arg is None for each in call.keywords) else set()
+            fields |= {
+                name for each in call.keywords if each.arg is None for name in SPREAD.get(word_of(each.value), ())
+            }
             for name in names_of(call):
                 found.setdefault((level, name), set()).update(fields)
     return found
@@ -64,6 +76,25 @@ def listed() -> dict[tuple[str, str], set[str]]:
 def test_every_log_event_and_alert_is_listed_with_its_level_and_fields() -> None:
     # `LogStream` cannot log by itself that it has dropped lines: it writes that line as bytes.
     assert listed() == said() | {("warning", "log.dropped"): {"count"}}
+
+
+def test_no_line_names_a_cancellation_without_its_trace() -> None:
+    by_hand = {
+        name
+        for called, call in calls()
+        if level_of(called)
+        for name in names_of(call)
+        if {each.arg for each in call.keywords} & {"id", "order_id", "ids"}
+    }
+
+    assert set() == by_hand
+
+
+@pytest.mark.parametrize("event", [each for known in (LOG_EVENTS, ALERTS, STREAM_EVENTS) for each in known.values()])
+def test_whatever_names_a_cancellation_may_hold_its_trace(event: Event) -> None:
+    expected = ["traceparent"] * ("id" in event.fields) + ["traceparents"] * ("ids" in event.fields)
+
+    assert expected == [name for name in event.optional if name.startswith("traceparent")]
 
 
 def test_every_thread_that_a_worker_runs_is_among_the_loops() -> None:
@@ -89,3 +120,14 @@ def test_every_event_says_what_it_means_in_a_sentence(name: str) -> None:
     known = {**LOG_EVENTS, **ALERTS, **STREAM_EVENTS}
 
     assert known[name].meaning.endswith((".", "?"))
+
+
+def test_the_document_of_events_is_the_one_that_make_log_events_writes() -> None:
+    assert event_list() == (WORKER.parent / "docs" / "log-events.md").read_text()
+
+
+@pytest.mark.parametrize("name", [*LOG_EVENTS, *ALERTS, *STREAM_EVENTS])
+def test_no_meaning_breaks_the_table_of_the_document(name: str) -> None:
+    assert f"| `{name}` |" in event_list()
+    known = {**LOG_EVENTS, **ALERTS, **STREAM_EVENTS}
+    assert not set("|\n") & set(known[name].meaning)

@@ -20,6 +20,8 @@ from worker.cancellation.request import (
 )
 from worker.inputs.identifiers import problem_of_name
 
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -70,6 +72,7 @@ def test_a_full_job_is_read_field_by_field() -> None:
         reference_id="REF-7",
         order_number="#1001",
         batch="monday",
+        traceparent=TRACE,
         requested_at=datetime(2030, 1, 1, tzinfo=UTC),
     )
 
@@ -84,6 +87,7 @@ def test_a_full_job_is_read_field_by_field() -> None:
             reference_id="REF-7",
             order_number="#1001",
             batch="monday",
+            traceparent=TRACE,
             requested_at="2030-01-01T00:00:00Z",
         )
     )

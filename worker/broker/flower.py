@@ -48,7 +48,7 @@ class FlowerReporter:
                 claim.id,
                 name=TASK_NAME,
                 args=repr((claim.connection_id, claim.order_id)),
-                kwargs="{}",
+                kwargs=repr({"traceparent": claim.traceparent} if claim.traceparent else {}),
                 retries=claim.state.attempts,
                 eta=None,
                 expires=claim.state.send_by.isoformat() if claim.state.send_by else None,

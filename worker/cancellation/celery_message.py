@@ -1,8 +1,8 @@
 """What a message of the Celery list `cancellations` may be: read from bytes as a job, or refused with a reason.
 
 Producers that speak Celery send the task `worker.cancel_order` with a job's fields as kwargs. Of such a message only
-the kwargs count: other headers (an expiry, a countdown, a chain) could drop or delay a job. Knows Celery's protocols 2
-and 1 as bytes; what a job may hold, `request` knows.
+the kwargs and the header `traceparent` count: others (an expiry, a countdown, a chain) could drop or delay a job.
+Knows Celery's protocols 2 and 1 as bytes; what a job may hold, `request` knows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import binascii
 from typing import Any, NoReturn
 
 import msgspec
+
+from worker.inputs.traceparent import read_traceparent
 
 CANCEL_ORDER = "worker.cancel_order"
 
@@ -63,7 +65,9 @@ def _arguments(headers: dict[str, Any], body: Any) -> bytes:
     args, kwargs, _ = body
     if args != [] or not isinstance(kwargs, dict):
         _refuse("wrong_arguments", f"The task {CANCEL_ORDER} takes a job's fields as kwargs, and no args.")
-    return msgspec.json.encode(kwargs)
+    # Where a tracing library of the producer's puts it; a job's own field goes before it.
+    trace = read_traceparent(headers.get("traceparent"))
+    return msgspec.json.encode({"traceparent": trace, **kwargs} if trace else kwargs)
 
 
 def _body(envelope: dict[str, Any], properties: dict[str, Any]) -> Any:

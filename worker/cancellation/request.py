@@ -17,6 +17,7 @@ import msgspec
 from worker.errors import CancelError
 from worker.inputs.identifiers import MAX_NAME_LENGTH, problem_of_name
 from worker.inputs.text import printable
+from worker.inputs.traceparent import read_traceparent
 
 # Fixed for ever: another namespace would give every known intent a second record, and a second request.
 RECORD_NAMESPACE = UUID("c1f0a1c2-6f0e-5d0b-9c55-3a8f4d0e7a11")
@@ -37,6 +38,12 @@ _RECORD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 def is_record_id(text: str) -> bool:
     """Whether this is written as a record's id is. Anything else is an unknown id, and no error of the database."""
     return _RECORD_ID.fullmatch(text) is not None
+
+
+def named(record_id: str, record: Any) -> dict[str, str]:
+    """Say which cancellation is meant, with its trace where it came with one: in each log line, alert and event."""
+    names = {"id": record_id, "connection_id": record.connection_id, "order_id": record.order_id}
+    return {**names, "traceparent": record.traceparent} if record.traceparent else names
 
 
 class InvalidRequest(CancelError, ValueError):  # noqa: N818 - the field's word for it
@@ -67,9 +74,12 @@ class CancelRequest(
     reference_id: str | None = None  # the OMS's own numbers of the order, by which people look for it
     order_number: str | None = None
     batch: str | None = None  # what was enqueued together
+    traceparent: Any = None  # W3C's, as text; what is none is dropped, and the order is cancelled all the same
     requested_at: Instant | None = None
 
     def __post_init__(self) -> None:
+        if self.traceparent is not None:
+            msgspec.structs.force_setattr(self, "traceparent", read_traceparent(self.traceparent))
         _check_name("connection_id", self.connection_id)
         _check_name("order_id", self.order_id)
         if self.order_id in {".", ".."}:
@@ -97,6 +107,11 @@ class CancelRequest(
         """UUIDv5 of (connection_id, intent_key): the id in the ledger, in logs, in Flower and at Trackstar."""
         # Neither part can hold a control character, so the line feed keeps any two pairs apart.
         return str(uuid5(RECORD_NAMESPACE, f"{self.connection_id}\n{self.intent_key}"))
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Which cancellation this is, as logs and events say it."""
+        return named(self.record_id, self)
 
     def to_json(self) -> bytes:
         """Return the compact JSON object that goes on the inbox."""

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 MAX_PATIENCE_SECONDS = 15.0
 
 
-def asking_client(settings: Settings) -> TrackstarClient:
-    """Return a client for one thread. Raises SettingsError without an API key."""
+def asking_client(settings: Settings, patience: float = MAX_PATIENCE_SECONDS) -> TrackstarClient:
+    """Return a client for one thread, with so many seconds for a request. Raises SettingsError without an API key."""
     key = settings.trackstar_api_key.get_secret_value()
     if not key:
         raise SettingsError("Set TRACKSTAR_API_KEY: without it Trackstar answers nobody.")
     return TrackstarClient(
         settings.trackstar_base_url,
         key,
-        connect_timeout=settings.connect_timeout_seconds,
-        request_timeout=min(settings.request_timeout_seconds, MAX_PATIENCE_SECONDS),
+        connect_timeout=min(settings.connect_timeout_seconds, patience),
+        request_timeout=min(settings.request_timeout_seconds, patience),
         max_response_bytes=settings.max_response_bytes,
         threads=1,
         ca_bundle=settings.ca_bundle,

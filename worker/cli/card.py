@@ -52,7 +52,7 @@ def print_card(found: Timeline, expected: datetime | None) -> None:
     row = found.cancellation
     where = connection_called(row.connection_id, row.connection_name, row.connection_owner)
     console.print(f"Order {row.order_id} of connection {where}", style="bold")
-    for what, value in (("number", row.order_number), ("reference", row.reference_id), ("batch", row.batch)):
+    for what, value in _names(row):
         if value:
             console.print(f"{what} {value}")
     console.print(f"Safe to refund: {because(row)}", style=refund(row).style)
@@ -69,6 +69,15 @@ def print_card(found: Timeline, expected: datetime | None) -> None:
     console.print(f"id {row.id}, priority {row.priority}, attempts {row.attempts}", style="dim")
     if document := document_of(row):
         console.print(visible_json(bytes(document)), soft_wrap=True)
+
+
+def _names(row: Cancellation) -> tuple[tuple[str, str | None], ...]:
+    return (
+        ("number", row.order_number),
+        ("reference", row.reference_id),
+        ("batch", row.batch),
+        ("trace", row.traceparent),
+    )
 
 
 def document_of(found: Cancellation) -> msgspec.Raw | None:

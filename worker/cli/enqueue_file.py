@@ -79,6 +79,9 @@ def enqueue_file(
     batch: Annotated[
         str | None, typer.Option(help="The batch's name; default: the file's name and a hash of its content.")
     ] = None,
+    traceparent: Annotated[
+        str | None, typer.Option(help="The trace (W3C) of what runs this, where a line has none of its own.")
+    ] = None,
     canary: Annotated[int, typer.Option(min=0, help="Send so many first; go on when all of them have succeeded.")] = 0,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask after the canary.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for all; exits 1 unless all succeeded.")] = False,
@@ -90,7 +93,8 @@ def enqueue_file(
 
     Example: cancel-worker enqueue-file monday.csv -c shop-1 --wait
     """
-    stated = {"connection_id": connection} if connection else {}
+    given = {"connection_id": connection, "traceparent": traceparent}
+    stated = {name: value for name, value in given.items() if value}
     with _copied(file) as (copy, name), closing(client()) as producer:
         source, deadline = JobFile(copy, {**stated, "batch": batch or name}), time.monotonic() + timeout
         total = _checked(source)

@@ -16,8 +16,8 @@ from rich.table import Table
 from worker.cancellation.answer import NoReply
 from worker.cancellation.freshness import Crawls, broken
 from worker.cli.asking import asking_client
+from worker.cli.doctor.proof import REMEDIES_OF_CRAWLS
 from worker.cli.parts import Who, Why, acting, console, ledger, print_json
-from worker.cli.proof import REMEDIES_OF_CRAWLS
 from worker.cli.times import moment
 from worker.cli.words import connection_called, in_few_words, remedy_of_hold
 from worker.ledger import audit, connections, freshness, holds, queries

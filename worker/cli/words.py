@@ -93,6 +93,24 @@ def connection_called(connection_id: str, name: str | None, owner: str | None) -
     return f"{connection_id} ({told})" if told else connection_id
 
 
+def in_bytes(count: int) -> str:
+    """Write a size to three figures."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:  # noqa: PLR2004 - as the units have it
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def in_time(seconds: float) -> str:
+    """Write a length of time in its largest unit."""
+    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def in_few_words(crawls: Crawls | None, now: datetime) -> str:
     """Say how old Trackstar's copy of a connection's orders is, and by when the next crawl has ended."""
     if crawls is None or not crawls.known:

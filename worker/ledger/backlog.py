@@ -97,6 +97,7 @@ class Surveyed(msgspec.Struct, frozen=True):
     owner: str | None
     hold_reason: str | None
     encrypted_token: str | None
+    writes_per_second: float | None  # None: the setting
     waiting: int  # up to MAX_COUNTED
 
 
@@ -118,7 +119,7 @@ def survey(db: sa.Connection, limit: int) -> Survey:
         sa.select(sa.func.count(k.access_token), sa.func.count() - sa.func.count(k.access_token))
     ).one()
     rows = db.execute(
-        sa.select(k.id, k.name, k.owner, k.hold_reason, k.access_token)
+        sa.select(k.id, k.name, k.owner, k.hold_reason, k.access_token, k.writes_per_second)
         .where(known)
         .order_by(k.hold_reason.is_(None), k.id)
         .limit(limit)

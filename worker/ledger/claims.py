@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from worker.cancellation.lifecycle import State
 from worker.cancellation.proof import NeedsPerson, Unproven
+from worker.cancellation.request import named
 from worker.cancellation.status import Evidence, Verdict
 from worker.ledger.dialects import built_once_per_dialect, db_now, id_in_chosen, now_plus_parameter
 from worker.ledger.schema import LEASED, cancellations, connections
@@ -45,10 +46,15 @@ class _Claim(msgspec.Struct, frozen=True, kw_only=True):
     hold_reason: str | None  # of its connection: this attempt is a probe
     priority: str = "normal"
     requested_at: datetime | None = None
+    traceparent: str | None = None
 
     @property
     def id(self) -> str:
         return self.lease.record_id
+
+    @property
+    def named(self) -> dict[str, str]:
+        return named(self.id, self)
 
 
 class SendClaim(_Claim, frozen=True, kw_only=True):
@@ -116,6 +122,7 @@ CLAIM_COLUMNS = (
     c.generation,
     c.priority,
     c.requested_at,
+    c.traceparent,
     c.claims,
     *STATE_COLUMNS,
     c.lease_owner,
@@ -150,6 +157,7 @@ def _common(row: Any) -> dict[str, Any]:
         "hold_reason": row.hold_reason,
         "priority": row.priority,
         "requested_at": row.requested_at,
+        "traceparent": row.traceparent,
     }
 
 

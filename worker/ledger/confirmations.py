@@ -138,9 +138,7 @@ def _once(db: sa.Connection, news: Sequence[tuple[Found, Any]]) -> list[tuple[Fo
 def _event(claim: ConfirmClaim, found: Confirmation, row: Any, told: dict[str, str]) -> NewEvent:
     status = Status(row.status)
     payload = {
-        "id": claim.id,
-        "connection_id": claim.connection_id,
-        "order_id": claim.order_id,
+        **claim.named,
         "generation": claim.generation,
         "status": status,
         "verdict": found.verdict,

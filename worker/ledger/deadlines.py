@@ -12,6 +12,7 @@ import msgspec
 import sqlalchemy as sa
 
 from worker.cancellation.lifecycle import State
+from worker.cancellation.request import named
 from worker.ledger import documents
 from worker.ledger.claims import STATE_COLUMNS, state_of
 from worker.ledger.dialects import RecordId, bind_rows, db_now, now_plus, rows_parameter
@@ -99,10 +100,15 @@ class Lapsed(msgspec.Struct, frozen=True):
     id: str
     connection_id: str
     order_id: str
+    traceparent: str | None
     state: State
     now: datetime
     priority: str = "normal"
     requested_at: datetime | None = None
+
+    @property
+    def named(self) -> dict[str, str]:
+        return named(self.id, self)
 
 
 def past_send_by(db: sa.Connection, limit: int) -> list[Lapsed]:
@@ -120,7 +126,10 @@ def _locked(
     db: sa.Connection, which: sa.ColumnElement[bool], order: sa.ColumnElement[Any], limit: int
 ) -> list[Lapsed]:
     rows = db.execute(
-        sa.select(c.id, c.connection_id, c.order_id, c.priority, c.requested_at, *STATE_COLUMNS, db_now().label("now"))
+        sa.select(
+            *(c.id, c.connection_id, c.order_id, c.traceparent, c.priority, c.requested_at),
+            *(*STATE_COLUMNS, db_now().label("now")),
+        )
         .where(which)
         .order_by(order)
         .limit(limit)
@@ -128,7 +137,7 @@ def _locked(
     )
     return [
         Lapsed(
-            *(str(row.id), row.connection_id, row.order_id, state_of(row, row.now), row.now),
+            *(str(row.id), row.connection_id, row.order_id, row.traceparent, state_of(row, row.now), row.now),
             *(row.priority, row.requested_at),
         )
         for row in rows
@@ -141,6 +150,7 @@ class DeadlineAtRisk(msgspec.Struct, frozen=True):
     id: str
     connection_id: str
     order_id: str
+    traceparent: str | None
     send_by: datetime
     place: int
     writes_per_second: float | None
@@ -156,6 +166,7 @@ def at_risk(db: sa.Connection, limit: int) -> list[DeadlineAtRisk]:
             c.id,
             c.connection_id,
             c.order_id,
+            c.traceparent,
             c.send_by,
             c.warned_at,
             (
@@ -174,6 +185,7 @@ def at_risk(db: sa.Connection, limit: int) -> list[DeadlineAtRisk]:
             placed.c.id,
             placed.c.connection_id,
             placed.c.order_id,
+            placed.c.traceparent,
             placed.c.send_by,
             placed.c.place,
             k.writes_per_second,
@@ -207,9 +219,7 @@ def warn(db: sa.Connection, late: Sequence[tuple[DeadlineAtRisk, datetime]]) -> 
                 row.id,
                 "cancellation.wont_make_it",
                 {
-                    "id": row.id,
-                    "connection_id": row.connection_id,
-                    "order_id": row.order_id,
+                    **named(row.id, row),
                     "send_by": row.send_by.isoformat(),
                     "expected_at": expected.isoformat(),
                 },

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
+from worker.cancellation.request import named
 from worker.cancellation.status import Status, Verdict, safe_to_refund
 from worker.ledger.dialects import (
     RecordId,
@@ -128,12 +129,15 @@ def ended_payload(row: Any) -> dict[str, Any]:
     return known_payload(row) | more
 
 
+def named_row(row: Any) -> dict[str, str]:
+    """Say which cancellation a row is."""
+    return named(str(row.id), row)
+
+
 def known_payload(row: Any) -> dict[str, Any]:
     """Say what is known of an order, and since when."""
     return {
-        "id": str(row.id),
-        "connection_id": row.connection_id,
-        "order_id": row.order_id,
+        **named_row(row),
         "generation": row.generation,
         "status": row.status,
         "verdict": row.verdict,

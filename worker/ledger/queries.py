@@ -178,6 +178,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     connection_id: str
     order_id: str
     generation: int
+    traceparent: str | None
     status: str
     verdict: str | None
     evidence: str | None

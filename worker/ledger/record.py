@@ -38,6 +38,7 @@ class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
     reference_id: str | None  # the OMS's own numbers, as the producer stated them or as Trackstar says
     order_number: str | None
     batch: str | None
+    traceparent: str | None  # W3C's, as the job brought it
     send_by: datetime | None
     run_at: datetime | None
     confirm_at: datetime | None

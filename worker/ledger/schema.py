@@ -70,6 +70,7 @@ cancellations = sa.Table(
     sa.Column("reference_id", sa.String(255)),
     sa.Column("order_number", sa.String(255)),
     sa.Column("batch", sa.String(255)),  # what was enqueued together
+    sa.Column("traceparent", sa.String(55)),  # the trace it came with, for people who follow it
     # Where it stands.
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("run_at", UtcTimestamp),

@@ -46,7 +46,15 @@ from worker.ledger.dialects import (
     rows_parameter,
 )
 from worker.ledger.documents import SEEN, seen_row, seen_values
-from worker.ledger.outbox import NEEDS_PERSON, NewEvent, add_events, add_leased_events, ended_payload, known_payload
+from worker.ledger.outbox import (
+    NEEDS_PERSON,
+    NewEvent,
+    add_events,
+    add_leased_events,
+    ended_payload,
+    known_payload,
+    named_row,
+)
 from worker.ledger.schema import LEASED, WAITING, attempts, cancellations, connections
 
 if TYPE_CHECKING:
@@ -100,6 +108,7 @@ _JOB = {
     "reference_id": sa.Text(),
     "order_number": sa.Text(),
     "batch": sa.Text(),
+    "traceparent": sa.Text(),
     "requested_at": UtcTimestamp(),
 }
 
@@ -402,6 +411,7 @@ def _applying(dialect: str, source: sa.CTE, guard: sa.ColumnElement[bool]) -> Re
             c.connection_id,
             c.order_id,
             c.generation,
+            c.traceparent,
             c.status,
             c.verdict,
             c.evidence,
@@ -539,14 +549,10 @@ def replay(db: sa.Connection, ids: Iterable[str], *, send_by: datetime | None = 
             outcome_reason=sa.null(),
             outcome_message=sa.null(),
         )
-        .returning(c.id, c.connection_id, c.order_id, c.generation),
+        .returning(c.id, c.connection_id, c.order_id, c.generation, c.traceparent),
         bind_rows({"id": record_id} for record_id in ids if is_record_id(record_id)),
     ).all()
     add_events(
-        db,
-        [
-            (str(row.id), "cancellation.replayed", {**row._mapping, "id": str(row.id)})  # noqa: SLF001
-            for row in rows
-        ],
+        db, [(str(row.id), "cancellation.replayed", {**named_row(row), "generation": row.generation}) for row in rows]
     )
     return {str(row.id) for row in rows}

@@ -145,7 +145,7 @@ TOO_LATE = "started_too_late"  # nothing was sent
 
 def give_back(claim: AttemptClaim, clock: LedgerClock, context: AttemptContext) -> AttemptResult:
     """Give a claim back unused: nothing was sent, so nothing is in doubt that was not before."""
-    log.warning("cancellation.started_too_late", id=claim.id, seconds=round(clock.elapsed(), 1))
+    log.warning("cancellation.started_too_late", **claim.named, seconds=round(clock.elapsed(), 1))
     outcome, read = Outcome(kind=Kind.SLOW_DOWN, reason=TOO_LATE, retry_after=RetryAfter(0.0)), None
     if isinstance(claim, RefusalClaim):
         outcome = claim.state.remembered_refusal

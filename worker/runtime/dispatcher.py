@@ -152,8 +152,8 @@ class Dispatcher:
             claimed = claim_next(db, due, self._owner, self._lease_seconds, probes=True)
         # A probe takes a send slot as any request does: right behind it the backlog may begin.
         slots = self._pacing.reserve({name: (rates.get(name, self._default_rate), 1) for name in claimed})
-        for name, (claim, *_) in claimed.items():
-            log.info("connection.probed", connection_id=name, id=claim.id)
+        for claim, *_ in claimed.values():
+            log.info("connection.probed", **claim.named)
         self._send(claimed, slots, asked_at)
 
     def _send(

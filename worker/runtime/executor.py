@@ -10,12 +10,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import structlog
 
-from worker.ledger.claims import AttemptClaim, ConfirmClaim, Lease, RefusalClaim, SendClaim
+from worker.ledger.claims import AttemptClaim, Claim, ConfirmClaim, Lease, RefusalClaim, SendClaim
 from worker.runtime.attempt import LedgerClock, attempt, batches_of_reads, confirm, give_back, read_refused, rescue
 from worker.runtime.request_threads import RequestThreads
 from worker.telemetry.sentry import report_bug
@@ -160,7 +160,7 @@ class Executor:
         for claim in lost:
             if claim.lease in self._in_hand:
                 continue  # as after a pause of this process, or while the ledger was away
-            log.warning("cancellation.rescued", id=claim.id, connection_id=claim.connection_id)
+            log.warning("cancellation.rescued", **claim.named)
             self._record(rescue(claim, self._context))
 
     # -- the end of a claim, and of the process
@@ -197,7 +197,7 @@ class Executor:
         except Exception:  # noqa: BLE001
             # A bug: the claim's lease ends, and the rescue takes it from there as in doubt.
             self.forget(claim.lease for claim in batch)
-            report_bug("cancellation.attempt_failed", ids=[claim.id for claim in batch])
+            report_bug("cancellation.attempt_failed", **_named(batch))
         finally:
             self._release(batch)
 
@@ -206,7 +206,7 @@ class Executor:
             for result in confirm(batch, clock, self._context):
                 self._record(result)
         except Exception:  # noqa: BLE001 - a bug: its next time stands in the ledger already
-            report_bug("cancellation.read_back_failed", ids=[claim.id for claim in batch])
+            report_bug("cancellation.read_back_failed", **_named(batch))
 
     def _release(self, batch: Sequence[AttemptClaim]) -> None:
         with self._changed:
@@ -220,3 +220,10 @@ class Executor:
             if self._wanted and free >= self._wanted[0]:
                 self._wanted[1]()
                 self._wanted = None
+
+
+def _named(batch: Sequence[Claim]) -> dict[str, Any]:
+    """Say which cancellations these are: all of one connection."""
+    traces = [claim.traceparent for claim in batch if claim.traceparent]
+    which = {"connection_id": batch[0].connection_id, "ids": [claim.id for claim in batch]}
+    return {**which, "traceparents": traces} if traces else which

@@ -125,12 +125,7 @@ class Intake:
         # Only now: what is acknowledged is in the ledger.
         self._reader.settle(stream, entries)
         for request in accepted:
-            log.info(
-                "cancellation.requested",
-                id=request.record_id,
-                connection_id=request.connection_id,
-                order_id=request.order_id,
-            )
+            log.info("cancellation.requested", **request.named)
 
     def _take_in(self, entries: list[Entry]) -> list[CancelRequest]:
         requests, dead_letters = sort_out(entries)

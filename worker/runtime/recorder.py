@@ -107,7 +107,7 @@ class Recorder:
                 if _is_away(error):
                     raise
                 # Its lease ends and the rescue decides anew; the error's text may hold the row, so only its kind.
-                log.error("recorder.record_failed", id=result.claim.id, error=type(error).__name__)  # noqa: TRY400
+                log.error("recorder.record_failed", **result.claim.named, error=type(error).__name__)  # noqa: TRY400
                 self._on_refused(result)
             self._group.pop(0)
 

@@ -80,23 +80,21 @@ def alert_on_holds(held: frozenset[str] | int) -> None:
 def log_expired(ended: list[tuple[Lapsed, Transition]]) -> None:
     """Log what could not be sent in time, and alert where that leaves an order in doubt."""
     for row, transition in ended:
-        who = {"id": row.id, "connection_id": row.connection_id, "order_id": row.order_id}
         if transition.status is Status.EXHAUSTED:
-            alert("cancellation.exhausted", reason=transition.reason, verdict=transition.verdict, **who)
+            alert("cancellation.exhausted", reason=transition.reason, verdict=transition.verdict, **row.named)
         else:
-            log.info("cancellation.expired", verdict=transition.verdict, **who)
+            log.info("cancellation.expired", verdict=transition.verdict, **row.named)
 
 
 def _log_attempts(result: Result, *, applied: bool) -> None:
     claim = result.claim
     transition = result.transition if isinstance(result, AttemptResult) else None
     found = result.confirmation if isinstance(result, ConfirmResult) else result.transition
+    named = claim.named
     for row in result.attempts:
         log.info(
             "cancellation.attempted",
-            id=claim.id,
-            connection_id=claim.connection_id,
-            order_id=claim.order_id,
+            **named,
             kind=row.kind,
             attempt=claim.lease.token,
             http_status=row.status,
@@ -113,7 +111,7 @@ def _log_attempts(result: Result, *, applied: bool) -> None:
 
 def _alert(result: Result) -> None:
     claim = result.claim
-    who = {"id": claim.id, "connection_id": claim.connection_id, "order_id": claim.order_id}
+    who = claim.named
     found = result.confirmation if isinstance(result, ConfirmResult) else result.transition
     known = result.claim.known if isinstance(result, ConfirmResult) else None
     if found.needs_person and not (known and known.needs_person):

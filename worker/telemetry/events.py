@@ -36,7 +36,8 @@ class Event(msgspec.Struct, frozen=True):
 
 
 def _event(level: str, fields: str, meaning: str, optional: str = "") -> Event:
-    return Event(level, tuple(fields.split()), meaning, tuple(optional.split()))
+    of_one = ["traceparent"] if {"id", "order_id"} <= set(fields.split()) else []
+    return Event(level, tuple(fields.split()), meaning, (*of_one, *optional.split()))
 
 
 _ORDER = "id connection_id order_id"
@@ -69,12 +70,18 @@ LOG_EVENTS = {
         "One request to Trackstar, and what followed from it.",
     ),
     "cancellation.expired": _event("info", f"{_ORDER} verdict", "Its send_by passed before it could be sent."),
-    "cancellation.started_too_late": _event("warning", "id seconds", "A claim was given back: too old to be sent."),
-    "cancellation.rescued": _event("warning", "id connection_id", "The claim of a lost worker was taken over."),
+    "cancellation.started_too_late": _event(
+        "warning", f"{_ORDER} seconds", "A claim was given back: too old to be sent."
+    ),
+    "cancellation.rescued": _event("warning", _ORDER, "The claim of a lost worker was taken over."),
     "cancellation.wont_make_it": _event("warning", "count", "Backlogs are longer than the time to a send_by."),
-    "cancellation.attempt_failed": _event("bug", "ids", "A bug in an attempt; the rescue takes it from there."),
-    "cancellation.read_back_failed": _event("bug", "ids", "A bug in a read-back; it is asked again."),
-    "connection.probed": _event("info", "connection_id id", "One job was sent to see whether a hold can end."),
+    "cancellation.attempt_failed": _event(
+        "bug", "connection_id ids", "A bug in an attempt; the rescue takes it from there.", optional="traceparents"
+    ),
+    "cancellation.read_back_failed": _event(
+        "bug", "connection_id ids", "A bug in a read-back; it is asked again.", optional="traceparents"
+    ),
+    "connection.probed": _event("info", _ORDER, "One job was sent to see whether a hold can end."),
     "connection.token_unreadable": _event("error", "connection_id problem", "CREDENTIAL_KEYS lacks its key."),
     "executor.threads_missing": _event("warning", "wanted started", "The system allows fewer threads than asked for."),
     "executor.crashed": _event("bug", "", "A bug met a request thread, which goes on."),
@@ -99,7 +106,9 @@ LOG_EVENTS = {
     "stream.repaired": _event("error", "stream problem", "Ids of a stream, or its group, were ahead; repaired."),
     "dispatcher.given_back": _event("warning", "count", "Messages were lost; their claims are pending again."),
     "dispatcher.not_given_back": _event("warning", "error", "An ending worker left claims; their leases end."),
-    "recorder.record_failed": _event("error", "id error", "The ledger refused a result; the rescue decides anew."),
+    "recorder.record_failed": _event(
+        "error", f"{_ORDER} error", "The ledger refused a result; the rescue decides anew."
+    ),
     "recorder.not_told": _event("bug", "", "A result is recorded, and telling of it failed."),
 }
 

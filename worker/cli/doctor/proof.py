@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.freshness import broken
-from worker.cli.findings import Finding
+from worker.cli.doctor.finding import Finding
 from worker.cli.parts import opened_ledger
 from worker.cli.words import connection_called, in_few_words
 from worker.ledger import connections, freshness, outlook, queries
