@@ -249,7 +249,9 @@ def test_holds_that_a_batch_begins_are_counted_by_their_reason() -> None:
 def test_what_expires_unsent_has_missed_its_end() -> None:
     metrics = Metrics()
     before = series(metrics)
-    row = Lapsed("id", "shop", "o-1", State(attempts=0, first_sent_at=NOW), NOW, "bulk", NOW - timedelta(seconds=5))
+    row = Lapsed(
+        "id", "shop", "o-1", None, State(attempts=0, first_sent_at=NOW), NOW, "bulk", NOW - timedelta(seconds=5)
+    )
     expired = ended(
         status=Status.EXPIRED, verdict=Verdict.NOT_CANCELLED, evidence=Evidence.NEVER_SENT, reason="send_by_passed"
     )
