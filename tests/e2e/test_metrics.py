@@ -82,7 +82,9 @@ def test_what_goes_wrong_moves_its_series(deployment: Deployment, shop: str) -> 
     worker = deployment.start_worker()
     for order in scripts:
         deployment.client.enqueue(shop, order)
-    deployment.client.enqueue("shop-2", "held", send_by=datetime.now(UTC) + timedelta(seconds=5))
+    deployment.client.enqueue("shop-2", "held")
+    deployment.wait_until(lambda: deployment.hold_of("shop-2"), "the hold")
+    deployment.client.enqueue("shop-2", "too late", send_by=datetime.now(UTC) + timedelta(seconds=2))
     with Celery("oms", broker=deployment.redis_url, set_as_current=False) as app:
         app.send_task("worker.cancel_order", kwargs={"connection_id": shop, "order_id": "?"}, queue="cancellations")
 

@@ -659,3 +659,15 @@ def test_the_gauges_read_what_is_live_among_all_that_has_ended(many_ended: Engin
             if each.get("Relation Name") == "cancellations" and each["Node Type"] == "Seq Scan"
         ], mode
         assert 4 * 40 > rows_looked_at(plan), mode
+
+
+def test_the_gauges_count_what_waits_once_and_read_only_the_heads_of_each_priority(ledger: Engine) -> None:
+    with ledger.begin() as db:
+        crowd_of_waiting(db)  # none of them has a send_by
+    for mode in ("force_generic_plan", "force_custom_plan"):
+        with ledger.connect() as db:
+            ((statement, parameters),) = statements_of(db, lambda each: gauges.read(each, 50.0))
+            plan = plan_of(db, statement, parameters, mode)
+            db.rollback()
+
+        assert CROWD + 100 > rows_looked_at(plan), mode

@@ -36,7 +36,7 @@ k = connections.c
 d = dead_letters.c
 
 MAX_COUNTED = 100_000  # rows of one status
-MAX_UNSETTLED = 50_000
+MAX_UNSETTLED = 20_000
 MAX_DEAD_LETTERS = 10_000
 MAX_EVENTS = 10_000
 MAX_CONNECTIONS = 1_000  # that are named
@@ -110,7 +110,7 @@ def _oldest(priority: str, rank: int) -> sa.Select[Any]:
         .limit(_number(1))
         .correlate(connections)
         .scalar_subquery()
-        for those in (c.send_by.is_(None), c.send_by > db_now())
+        for those in (c.send_by.is_(None), c.send_by.is_not(None))
     ]
     found = sa.union_all(*(sa.select(head.label("since")).where(OPEN, HAS_PENDING) for head in heads)).subquery()
     return _fact("due", _text(priority), _number(0), sa.func.min(found.c.since, type_=UtcTimestamp()))

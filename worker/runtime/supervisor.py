@@ -275,7 +275,6 @@ class Supervisor:
 
     def _on_committed(self, results: list[Result], summary: CommitSummary) -> None:
         self.executor.forget(result.claim.lease for result in results)
-        count_recorded(self._metrics, results, summary)
         self._relay.put(summary.events)
         if summary.resumed:
             self._dispatcher.arrived(summary.resumed)
@@ -290,6 +289,7 @@ class Supervisor:
             if result.claim.id in summary.applied:
                 runtime = sum(row.duration_ms or 0 for row in result.attempts) / 1000
                 self._subscriber.decided(result.claim.id, result.transition, runtime=runtime)
+        count_recorded(self._metrics, results, summary)
 
     def _on_crawled(self) -> None:
         self._maintenance.loop.wake()  # reads and retries are due now

@@ -60,7 +60,7 @@ class HealthServer:
             "/livez": dead_threads,
             "/readyz": lambda: dead_threads() + vitals.problems(),
         }
-        # What an orchestrator hears are parts and seconds, so every address may ask.
+        # What is told are parts, seconds and counts, and names only where a setting says so: every address may ask.
         self._socket = _listen(address, port)
         self._open: dict[asyncio.StreamWriter, None] = {}  # in the order in which they came
         self._loop = asyncio.new_event_loop()

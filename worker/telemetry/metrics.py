@@ -53,7 +53,7 @@ GAUGES: dict[str, tuple[Labels, str]] = {
         ("priority",),
         "For how long the oldest cancellation that was never sent and may be sent now has waited; 0 where none waits.",
     ),
-    "cancel_worker_unproven": (("verdict",), "Ended cancellations that wait for a crawl to prove them, up to 50000."),
+    "cancel_worker_unproven": (("verdict",), "Ended cancellations that wait for a crawl to prove them, up to 20000."),
     "cancel_worker_unproven_oldest_age_seconds": (("verdict",), "Since when the oldest of them has waited."),
     "cancel_worker_needs_person": (("why",), "Ended cancellations that no crawl settles: a person must."),
     "cancel_worker_connections_held": (("reason",), "Connections that are set aside."),
