@@ -13,7 +13,7 @@ from worker.cli.doctor.asking import Part, ask
 from worker.cli.doctor.clock import clock_finding
 from worker.cli.doctor.finding import Finding
 from worker.cli.doctor.ledger import _vacuum
-from worker.cli.doctor.program import look_at_program, settings_in_force
+from worker.cli.doctor.program import _place, look_at_program, settings_in_force
 from worker.cli.doctor.redis import _lag, _memory
 from worker.cli.words import in_bytes, in_time
 from worker.ledger.checkup import Checkup, Vacuum
@@ -128,6 +128,11 @@ def test_settings_are_told_with_their_source_and_no_secret(monkeypatch: pytest.M
     assert "CONCURRENCY 7 (environment)" in said
     assert not [text for text in (*said, str(found)) if "pw" in text or "secret-of" in text]
     load_settings.cache_clear()
+
+
+@pytest.mark.parametrize("address", ["postgresql://ann:one@two:pw@host/x", "postgresql://a:p@pw@host/x", "pw", ""])
+def test_an_address_that_may_hold_a_password_elsewhere_is_not_shown(address: str) -> None:
+    assert "cannot be read" == _place(address)
 
 
 def test_sizes_and_times_are_written_for_people() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from pydantic import SecretStr
 from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from worker import __version__, shared_settings
 from worker.cli.doctor.finding import Finding
@@ -75,7 +76,17 @@ def _shown(name: str, value: object) -> str:
         address = parse_redis_url(str(value))
         return f"{address.scheme} {' '.join(map(str, address.place.values()))} database {address.options['db']}"
     if name == "database_url":
-        url = make_url(str(value))
-        where = [url.host or url.query.get("host"), url.port, url.database]
-        return " ".join(str(each) for each in (url.get_backend_name(), *where) if each)
+        return _place(str(value))
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _place(address: str) -> str:
+    """Return where a database is, without who asks; nothing of an address that may hold a password elsewhere."""
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError):
+        return "cannot be read"
+    if "@" in (url.host or ""):
+        return "cannot be read"
+    where = [url.host or url.query.get("host"), url.port, url.database]
+    return " ".join(str(each) for each in (url.get_backend_name(), *where) if each)
