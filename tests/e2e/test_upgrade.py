@@ -231,6 +231,7 @@ def letters(load: Load) -> int:
     return load.count("SELECT count(*) FROM dead_letters WHERE requeued_at IS NULL")
 
 
+@pytest.mark.timeout(600)  # eight processes start one after the other
 def test_two_releases_work_on_one_ledger_that_is_migrated_under_load_and_back(
     deployment: Deployment, release: Release
 ) -> None:
