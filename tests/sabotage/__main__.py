@@ -730,6 +730,65 @@ LIST = [
         (("ledger/migrations.py", 'LOCK_TIMEOUT = "2s"', 'LOCK_TIMEOUT = "60s"'),),
         ("tests/integration/test_migrations_beside_work.py -k long_trans",),
     ),
+    Sabotage(
+        "a label has few words (seen)",
+        (
+            (
+                "telemetry/metrics.py",
+                "return word if len(word) <= _MAX_WORD and _WORD.fullmatch(word) else OTHER",
+                "return word",
+            ),
+        ),
+        ("tests/unit/test_metrics.py",),
+    ),
+    Sabotage(
+        "the gauges read what is live and not what was (seen)",
+        (("ledger/gauges.py", ".where(UNSETTLED)", ".where(c.ended_at.is_not(None))"),),
+        ("tests/integration/test_plans.py -k gauges",),
+    ),
+    Sabotage(
+        "an outcome is counted (seen)",
+        (("runtime/supervisor.py", "        count_recorded(self._metrics, results, summary)\n", ""),),
+        ("tests/e2e/test_metrics.py",),
+    ),
+    Sabotage(
+        "what is told of a cancellation has its trace (seen)",
+        (
+            (
+                "cancellation/request.py",
+                'return {**names, "traceparent": record.traceparent} if record.traceparent else names',
+                "return names",
+            ),
+        ),
+        ("tests/integration/test_trace.py",),
+    ),
+    Sabotage(
+        "Trackstar is told no trace (seen)",
+        (
+            (
+                "trackstar/client.py",
+                '"Idempotency-Key": idempotency_key',
+                '"traceparent": idempotency_key, "Idempotency-Key": idempotency_key',
+            ),
+        ),
+        ("tests/e2e/test_trace.py",),
+    ),
+    Sabotage(
+        "a flood of one kind is one event a minute (seen)",
+        (("telemetry/sentry_limit.py", "if connection_id in sent or", "if"),),
+        ("tests/integration/test_sentry.py",),
+    ),
+    Sabotage(
+        "no secret is among the settings that doctor shows (seen)",
+        (
+            (
+                "cli/doctor/program.py",
+                'return "set" if value.get_secret_value() else "not set"',
+                "return value.get_secret_value()",
+            ),
+        ),
+        ("tests/unit/test_doctor.py",),
+    ),
 ]
 
 
