@@ -22,6 +22,7 @@ from worker.errors import (
     TooLateError,
     UnknownCancellationError,
 )
+from worker.version import __version__
 
 if TYPE_CHECKING:
     from worker.broker.app import app
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from worker.cancellation.request import InvalidRequest
     from worker.client import CancelClient
     from worker.ledger.record import Cancellation
-
-__version__ = "0.2.0.dev0"
 
 __all__ = [
     "AlreadyEndedError",
@@ -53,7 +52,7 @@ __all__ = [
 _HOMES = {
     "app": "worker.broker.app",
     "CancelClient": "worker.client",
-    "Cancellation": "worker.ledger.queries",
+    "Cancellation": "worker.ledger.record",
     "InvalidRequest": "worker.cancellation.request",
     "RefundAnswer": "worker.cancellation.refund",
 }

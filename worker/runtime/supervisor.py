@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -45,6 +44,7 @@ from worker.telemetry.health_server import HealthServer
 from worker.telemetry.metrics import Metrics
 from worker.trackstar.client import TrackstarClient
 from worker.trackstar.pacing import Pace
+from worker.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -205,7 +205,7 @@ class Supervisor:
         )
 
     def _make_gauges(self, redis: Redis, vitals: Vitals, ledger: Engine) -> LedgerGauges:
-        build: Samples = {(_version(), self._settings.revision, migrations.head() or ""): 1.0}
+        build: Samples = {(__version__, self._settings.revision, migrations.head() or ""): 1.0}
         self._metrics.watch(lambda: {**self._now(vitals), "cancel_worker_build_info": build})
         return LedgerGauges(
             redis,
@@ -312,13 +312,6 @@ class Supervisor:
         for row, transition in ended:
             self._subscriber.decided(row.id, transition)
         self._relay.wake()
-
-
-def _version() -> str:
-    try:
-        return version("trackstar-cancel-worker")
-    except PackageNotFoundError:  # it runs from its sources
-        return ""
 
 
 def _health_server(settings: Settings, loops: Sequence[Loop], vitals: Vitals, metrics: Metrics) -> HealthServer | None:

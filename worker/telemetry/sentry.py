@@ -12,10 +12,10 @@ import structlog
 from sentry_sdk.integrations.logging import LoggingIntegration, ignore_logger
 from sentry_sdk.scrubber import DEFAULT_DENYLIST, EventScrubber
 
-from worker import __version__
 from worker.inputs.traceparent import ids_of
 from worker.telemetry.logs import MIN_SECRET_LENGTH, without_secrets
 from worker.telemetry.sentry_limit import SentryLimit
+from worker.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

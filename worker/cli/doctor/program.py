@@ -13,11 +13,12 @@ from pydantic import SecretStr
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from worker import __version__, shared_settings
+from worker import shared_settings
 from worker.cli.doctor.finding import Finding
 from worker.environment import from_environment
 from worker.inputs.addresses import parse_redis_url
 from worker.settings import SECRETS, Settings
+from worker.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
