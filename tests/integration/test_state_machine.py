@@ -154,6 +154,7 @@ class Machine(RuleBasedStateMachine):
         at_any_pace: Any = SimpleNamespace(
             wait_to_read=lambda _: True,
             observe=lambda *_: None,
+            used=lambda _: None,
             writes=SimpleNamespace(reserve=lambda wants: dict.fromkeys(wants, at_once)),
         )
         known = KnownCrawls()
