@@ -68,7 +68,7 @@ def test_of_a_held_connection_the_remedy_comes_first() -> None:
     said = card.what_to_do(cancel(hold_reason="credentials"))
 
     assert "`cancel-worker connections rotate shop-1`" in said[0]
-    assert [WITHDRAW, SOONER] == said[1:]
+    assert [WITHDRAW] == said[1:]
 
 
 def test_what_needs_a_person_says_how_it_is_settled() -> None:
@@ -94,6 +94,18 @@ def test_what_needs_a_person_says_how_it_is_settled() -> None:
 )  # fmt: skip
 def test_the_answer_has_its_time_and_its_proof(answer: str, row: Cancellation) -> None:
     assert answer == card.because(row)
+
+
+def test_what_proves_it_in_the_words_of_a_later_release_is_left_out() -> None:
+    said = card.because(ended("succeeded", "cancelled", "a_later_word"))
+
+    assert "yes, as of 2030-01-02 12:00:00 UTC. The order is cancelled." == said
+
+
+def test_what_waits_for_a_crawl_may_be_tried_before_its_time() -> None:
+    row = cancel(status="waiting", verdict=None, run_at=NOON, outcome_reason="order_not_found_yet")
+
+    assert "It is tried again at 2030-01-02 12:00:00 UTC, or when a crawl has ended;" in card._in_words(row)
 
 
 def test_every_evidence_and_every_end_has_words() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from rich.table import Table
 
-from worker.cancellation.lifecycle import why_not_change, why_not_replay, why_not_withdraw
+from worker.cancellation.lifecycle import NOT_FOUND_YET, why_not_change, why_not_replay, why_not_withdraw
 from worker.cancellation.status import Evidence, SafeToRefund, Status, Verdict
 from worker.cli.parts import console, refund
 from worker.cli.reasons import in_words
@@ -33,7 +33,7 @@ _ENDS = {
     Status.WITHDRAWN: "The cancel was taken back before it was sent",
 }
 # What proves a verdict: where it is cancelled, and where it is not.
-_PROOF = {
+_PROOF: dict[str, tuple[str, str]] = {
     Evidence.RESPONSE: ("the answer to our request shows it cancelled",) * 2,
     Evidence.REPLAYED_RESPONSE: ("the stored answer to our earlier request shows it cancelled",) * 2,
     Evidence.READ_BACK: (
@@ -96,7 +96,7 @@ def because(row: Cancellation) -> str:
         late = " That time has passed: see `cancel-worker doctor`." if row.known_by < datetime.now(UTC) else ""
         return f"{answer}, known by {moment(row.known_by)}.{late}"
     cancelled = answer is SafeToRefund.YES
-    proof = f": {_PROOF[Evidence(row.evidence)][not cancelled]}" if row.evidence else ""
+    proof = f": {_PROOF[row.evidence][not cancelled]}" if row.evidence in _PROOF else ""
     was = "is" if cancelled else "was not"
     return f"{answer}, as of {moment(row.as_of)}. The order {was} cancelled{proof}."
 
@@ -107,7 +107,8 @@ def _in_words(row: Cancellation) -> str:
         return f"It waits: its connection is held ({row.hold_reason}){until}."
     last = in_words(row.outcome_reason) if row.outcome_reason else "nothing"
     if row.run_at:
-        return f"It is tried again at {moment(row.run_at)}; the last outcome: {last}."
+        sooner = ", or when a crawl has ended" if row.outcome_reason == NOT_FOUND_YET else ""
+        return f"It is tried again at {moment(row.run_at)}{sooner}; the last outcome: {last}."
     if not row.ended:
         return f"It is {row.status}."
     later = f" The order is looked at again at {moment(row.confirm_at)}." if row.confirm_at else ""
@@ -122,7 +123,7 @@ def _warehouse_said(row: Cancellation) -> str:
 
 def what_to_do(row: Cancellation) -> list[str]:
     """Return what a person can do now, a sentence each; empty where there is nothing to do but to wait."""
-    return [sentence.replace("{id}", row.id) for sentence in (_of_an_end(row) if row.ended else _of_what_waits(row))]
+    return list(_of_an_end(row) if row.ended else _of_what_waits(row))
 
 
 def _of_what_waits(row: Cancellation) -> Iterator[str]:
@@ -130,10 +131,10 @@ def _of_what_waits(row: Cancellation) -> Iterator[str]:
     if row.hold_reason:
         yield remedy_of_hold(row.hold_reason, row.connection_id)
     if why_not_withdraw(status, verdict) is None:
-        yield "To take it back before it is sent: `cancel-worker withdraw {id}`."
-    if why_not_change(status, verdict) is None:
+        yield f"To take it back before it is sent: `cancel-worker withdraw {row.id}`."
+    if why_not_change(status, verdict) is None and not row.hold_reason:
         at_once = " or `--now`" if row.run_at else ""
-        yield f"To have it sent sooner: `cancel-worker change {{id}} --priority urgent`{at_once}."
+        yield f"To have it sent sooner: `cancel-worker change {row.id} --priority urgent`{at_once}."
 
 
 def _of_an_end(row: Cancellation) -> Iterator[str]:
@@ -148,7 +149,7 @@ def _of_an_end(row: Cancellation) -> Iterator[str]:
     if row.evidence == Evidence.READ_BACK:
         yield "The goods have left: agree on a return with the customer."
     elif why_not_replay(Status(row.status), Verdict.NOT_CANCELLED) is None:
-        yield "To send it again, when what stood against it is mended: `cancel-worker replay {id} --reason ...`."
+        yield f"To send it again, when what stood against it is mended: `cancel-worker replay {row.id} --reason ...`."
 
 
 def _lines(found: Timeline) -> list[tuple[datetime, str]]:

@@ -54,9 +54,8 @@ class Forgetting:
         now = time.monotonic()
         for name, next_at in self._next_at.items():
             if next_at <= now:
-                self._next_at[name] = (
-                    now + IDLE_SECONDS
-                )  # also where it fails: then nothing else is kept from its turn
+                # First of all: where it fails, nothing else is kept from its turn.
+                self._next_at[name] = now + IDLE_SECONDS
                 self._next_at[name] = now + self._forget(name)
         if self._gone and self._tell_at <= now:
             gone, self._gone = self._gone, Counter()

@@ -10,18 +10,15 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING
 
+from harness.answered import cancelled
 from sqlalchemy import text
 
 from bench.contenders import OURS
 from bench.ledgers import CONNECTIONS
 from bench.processes import scheduled_seconds
 from bench.report import Spread, print_table
-from worker.cancellation.answer import Order
-from worker.cancellation.lifecycle import Transition
 from worker.cancellation.request import CancelRequest
-from worker.cancellation.status import Evidence, Status, Verdict
 from worker.ledger import results, transitions
-from worker.ledger.attempts import AttemptRow
 from worker.ledger.database import open_ledger
 
 if TYPE_CHECKING:
@@ -106,7 +103,7 @@ def _steps(db: Connection) -> list[Callable[[], object]]:
     return [
         lambda: transitions.accept(db, jobs),
         claim,
-        lambda: results.commit_results(db, [_ended(each) for each in claimed]),
+        lambda: results.commit_results(db, [cancelled(each) for each in claimed]),
     ]
 
 
@@ -119,16 +116,3 @@ def _job(number: int) -> CancelRequest:
         order_number=f"#{name[:12]}",
         batch="monday.csv-0123456789ab",
     )
-
-
-def _ended(claim: AttemptClaim) -> results.AttemptResult:
-    row = AttemptRow(kind="cancel", started_at=claim.claimed_at, reason="cancelled", status=200)
-    transition = Transition(
-        status=Status.SUCCEEDED,
-        attempts=1,
-        reason="cancelled",
-        verdict=Verdict.CANCELLED,
-        evidence=Evidence.RESPONSE,
-        order=Order(id=claim.order_id, status="cancelled", shipped=False, document="{}"),
-    )
-    return results.AttemptResult(claim=claim, attempts=(row,), transition=transition)
