@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +67,10 @@ def flower(deployment: Deployment, folder: Path, *words: str, **environment: str
         yield started
     finally:
         started.process.terminate()
-        started.process.wait(20)
+        try:
+            started.process.wait(20)
+        finally:
+            started.process.kill()
 
 
 WAYS = ("FLOWER_BASIC_AUTH", "FLOWER_BASIC_AUTH_FILE", "--basic_auth", "--basic-auth", "conf")
@@ -103,6 +106,34 @@ def test_who_signs_in_at_a_provider_is_sent_there(deployment: Deployment, tmp_pa
 
         assert 302 == started.status()
     assert "of-the-provider" not in started.output
+
+
+STOPPED_WHILE_LOGGING = """
+import os, signal, threading
+from logging import FileHandler, getLogger  # the name "logging" is an option of this file
+
+class Stopped(FileHandler):
+    def acquire(self):
+        super().acquire()
+        if os.path.exists("stop") and threading.current_thread() is threading.main_thread():
+            os.remove("stop")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+getLogger().addHandler(Stopped("stopped.log"))
+"""
+
+
+def test_it_ends_though_the_signal_comes_while_it_writes_its_log(deployment: Deployment, tmp_path: Path) -> None:
+    (tmp_path / "flowerconfig.py").write_text(STOPPED_WHILE_LOGGING)
+    asks_for_long = "--inspect_timeout=5000"  # milliseconds: its threads have something to log when they are done
+    with flower(deployment, tmp_path, "--debug", asks_for_long, FLOWER_BASIC_AUTH="ann:of-flower") as started:
+        deployment.wait_until(started.listens, "Flower")
+        (tmp_path / "stop").touch()
+        with suppress(requests.RequestException):  # it may end before it answers
+            requests.get(f"{started.url}/healthcheck", timeout=1)
+        started.process.wait(20)
+
+        assert (0, False) == (started.process.returncode, (tmp_path / "stop").exists())
 
 
 @pytest.mark.parametrize(

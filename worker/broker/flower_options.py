@@ -32,8 +32,22 @@ TRUTHS = frozenset(["y", "yes", "t", "true", "on", "1", "n", "no", "f", "false",
 
 def prepare_flower(app: Celery) -> None:
     """Let Celery's command `flower`, where this program has it, be asked before it starts with this app."""
-    if (module := sys.modules.get("flower.command")) is not None:
+    module: Any = sys.modules.get("flower.command")
+    if module is not None:
         module.flower.callback = _asked_first(module.flower.callback, app)
+        module.sigterm_handler = end_in_the_loop
+
+
+def end_in_the_loop(*_: Any) -> None:
+    """End Flower from its event loop, as the handler of SIGTERM.
+
+    Flower's own handler raises SystemExit wherever the main thread is; between taking a lock of `logging` and its
+    `try`, the lock is never given back, and the threads that are waited for at the end wait for it (seen).
+    """
+    from tornado.ioloop import IOLoop  # noqa: PLC0415
+
+    loop: Any = IOLoop.current()
+    loop.asyncio_loop.call_soon_threadsafe(sys.exit)
 
 
 def _asked_first(command: Callable[..., Any], app: Celery) -> Callable[..., Any]:
