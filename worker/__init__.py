@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from worker.errors import (
     AlreadyEndedError,
     CancelError,
+    CursorError,
     InboxUnavailableError,
     KeyConflictError,
     LedgerUnavailableError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from worker.cancellation.refund import RefundAnswer
     from worker.cancellation.request import InvalidRequest
     from worker.client import CancelClient
+    from worker.ledger.feed_reader import FeedEvent
     from worker.ledger.record import Cancellation
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
     "CancelClient",
     "CancelError",
     "Cancellation",
+    "CursorError",
+    "FeedEvent",
     "InboxUnavailableError",
     "InvalidRequest",
     "KeyConflictError",
@@ -53,6 +57,7 @@ _HOMES = {
     "app": "worker.broker.app",
     "CancelClient": "worker.client",
     "Cancellation": "worker.ledger.record",
+    "FeedEvent": "worker.ledger.feed_reader",
     "InvalidRequest": "worker.cancellation.request",
     "RefundAnswer": "worker.cancellation.refund",
 }

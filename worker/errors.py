@@ -6,6 +6,7 @@ CancelError
 ├── AlreadyEndedError           it has ended before: replay it, or state a new intent with a key of its own
 ├── UnknownCancellationError    nothing has this id
 ├── TooLateError                it was sent: it cannot be taken back
+├── CursorError                 the feed of events has never come so far: another ledger, or a restored one
 ├── InboxUnavailableError       Redis is away or refuses: the text says why; enqueue again
 └── LedgerUnavailableError      the database is away: ask again
 """
@@ -45,6 +46,10 @@ class UnknownCancellationError(CancelError, LookupError):
 
 class TooLateError(CancelError, ValueError):
     """The cancellation cannot be taken back; the text says why."""
+
+
+class CursorError(CancelError, ValueError):
+    """The cursor is none of this feed of events; the text says why, and how to go on."""
 
 
 class InboxUnavailableError(CancelError, ConnectionError):

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from worker.cancellation.request import Priority, is_record_id
 from worker.cancellation.status import UNSENT
 from worker.ledger.dialects import RecordId, UtcTimestamp, bind_rows, db_now, rows_parameter
-from worker.ledger.outbox import add_events, named_row
+from worker.ledger.outbox import KNOWN, add_events, known_payload
 from worker.ledger.schema import WAITING, cancellations
 
 if TYPE_CHECKING:
@@ -42,15 +42,15 @@ def change(db: sa.Connection, ids: Iterable[str], wish: Change) -> set[str]:
         sa.update(cancellations)
         .where(c.id.in_(sa.select(source.c.id)), c.status.in_(sorted(UNSENT)))
         .values(_values(wish))
-        .returning(c.id, c.connection_id, c.order_id, c.generation, c.traceparent, c.priority, c.send_by),
+        .returning(*KNOWN, c.priority, c.send_by),
         bind_rows({"id": record_id} for record_id in ids if is_record_id(record_id)),
     ).all()
-    add_events(db, [(str(row.id), "cancellation.changed", {**_changed(row), "now": wish.now}) for row in rows])
+    add_events(db, [(str(row.id), "cancellation.changed", _changed(row, wish)) for row in rows])
     return {str(row.id) for row in rows}
 
 
-def _changed(row: Any) -> dict[str, Any]:
-    return {**named_row(row), "generation": row.generation, "priority": row.priority, "send_by": row.send_by}
+def _changed(row: Any, wish: Change) -> dict[str, Any]:
+    return known_payload(row, priority=row.priority, send_by=row.send_by, now=wish.now)
 
 
 def _values(wish: Change) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from worker.cancellation.proof import Confirmation
 from worker.cancellation.request import is_record_id
-from worker.cancellation.status import Evidence, Status, Verdict, safe_to_refund
+from worker.cancellation.status import PROVEN, Evidence, Verdict
 from worker.errors import UnknownCancellationError
 from worker.inputs.text import printable
 from worker.ledger.claims import CLAIM_COLUMNS, ConfirmClaim, confirm_claim
@@ -24,7 +24,8 @@ from worker.ledger.dialects import (
     rows_parameter,
 )
 from worker.ledger.documents import SEEN, seen_row, seen_values
-from worker.ledger.outbox import NEEDS_PERSON, NewEvent, add_events, proof_payload
+from worker.ledger.outbox import KNOWN, NEEDS_PERSON, NewEvent, add_events, known_payload
+from worker.ledger.refunds import Proven, proven_by, refund_events
 from worker.ledger.schema import cancellations, events
 
 if TYPE_CHECKING:
@@ -54,12 +55,20 @@ _CONFIRMATION = {
 def apply_confirmations(db: sa.Connection, found: Sequence[Found], **told: str) -> set[tuple[str, int]]:
     """Write what was found of ended cancellations, where they are as they were; tell what changed, once.
 
-    Returns ids and tokens of the claims that were still theirs.
-
-    `told` goes into the events: who it was, and why, where a person settles it.
+    Returns ids and tokens of the claims that were still theirs. `told` goes into the events: who it was, and why,
+    where a person settles it. Comes last in its transaction, as `refund_events` does.
     """
+    current, proven = write_confirmations(db, found, **told)
+    add_events(db, refund_events(db, proven))
+    return current
+
+
+def write_confirmations(
+    db: sa.Connection, found: Sequence[Found], **told: str
+) -> tuple[set[tuple[str, int]], list[Proven]]:
+    """Do the same but for refunds: return what was proven, which the caller tells last."""
     if not found:
-        return set()
+        return set(), []
     rows = db.execute(_confirming(db), bind_rows(_row(*each) for each in found)).all()
     current = {(str(row.id), row.claims): row for row in rows}
     news = [
@@ -68,7 +77,15 @@ def apply_confirmations(db: sa.Connection, found: Sequence[Found], **told: str) 
         if (row := current.get((each[0].id, each[0].lease.token))) and _kind_of(*each) is not None
     ]
     add_events(db, [_event(*each, row, told) for each, row in _once(db, news)])
-    return set(current)
+    return set(current), [_proven(*each, row, told) for each, row in news if _turns(*each)]
+
+
+def _turns(claim: ConfirmClaim, found: Confirmation) -> bool:
+    return found.verdict in PROVEN and found.verdict != claim.known.verdict
+
+
+def _proven(claim: ConfirmClaim, found: Confirmation, row: Any, told: dict[str, str]) -> Proven:
+    return proven_by(claim.id, found.verdict, known_payload(row, **told), contradicted=found.contradicted)
 
 
 @built_once_per_dialect
@@ -91,7 +108,7 @@ def _confirming(dialect: str) -> ReturningUpdate[Any]:
             needs_person=source.c.needs_person,
             **seen_values(source),
         )
-        .returning(c.id, c.claims, c.status, c.as_of, c.known_by, c.needs_person)
+        .returning(*KNOWN, c.claims)
     )
 
 
@@ -136,18 +153,7 @@ def _once(db: sa.Connection, news: Sequence[tuple[Found, Any]]) -> list[tuple[Fo
 
 
 def _event(claim: ConfirmClaim, found: Confirmation, row: Any, told: dict[str, str]) -> NewEvent:
-    status = Status(row.status)
-    payload = {
-        **claim.named,
-        "generation": claim.generation,
-        "status": status,
-        "verdict": found.verdict,
-        "evidence": found.evidence,
-        "safe_to_refund": safe_to_refund(status, found.verdict),
-        **proof_payload(row),
-        **told,
-    }
-    return claim.id, _kind_of(claim, found) or "", payload
+    return claim.id, _kind_of(claim, found) or "", known_payload(row, **told)
 
 
 # ---- a person settles it

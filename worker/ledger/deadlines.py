@@ -17,7 +17,7 @@ from worker.ledger import documents
 from worker.ledger.claims import STATE_COLUMNS, state_of
 from worker.ledger.dialects import RecordId, bind_rows, db_now, now_plus, rows_parameter
 from worker.ledger.holds import RATE_LIMITED
-from worker.ledger.outbox import add_events
+from worker.ledger.outbox import KNOWN, add_events, known_payload
 from worker.ledger.schema import (
     IN_TURN,
     LEASED,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 c = cancellations.c
+
+WONT_MAKE_IT = "cancellation.wont_make_it"
 k = connections.c
 
 
@@ -208,24 +210,16 @@ def warn(db: sa.Connection, late: Sequence[tuple[DeadlineAtRisk, datetime]]) -> 
         sa.update(cancellations)
         .where(c.id.in_(sa.select(source.c.id)), c.warned_at.is_(None), c.ended_at.is_(None))
         .values(warned_at=db_now())
-        .returning(c.id),
+        .returning(*KNOWN),
         bind_rows({"id": row.id} for row, _ in late),
     )
-    ids = {str(row.id) for row in noted}
+    found = {str(row.id): row for row in noted}
     add_events(
         db,
         [
-            (
-                row.id,
-                "cancellation.wont_make_it",
-                {
-                    **named(row.id, row),
-                    "send_by": row.send_by.isoformat(),
-                    "expected_at": expected.isoformat(),
-                },
-            )
+            (row.id, WONT_MAKE_IT, known_payload(found[row.id], send_by=row.send_by, expected_at=expected))
             for row, expected in late
-            if row.id in ids
+            if row.id in found
         ],
     )
-    return len(ids)
+    return len(found)

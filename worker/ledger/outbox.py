@@ -1,6 +1,6 @@
 """The outbox: events are written in the transaction that causes them, and published afterwards, at least once.
 
-Knows rows; does not know the stream.
+An event is named by its row's number; how it reads, `told` knows. Knows rows; does not know the stream.
 """
 
 from __future__ import annotations
@@ -22,25 +22,16 @@ from worker.ledger.dialects import (
     now_plus_parameter,
     rows_parameter,
 )
-from worker.ledger.schema import events
+from worker.ledger.schema import cancellations, events
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
+c = cancellations.c
+
 # How long a publisher has before another may think it dead and publish again.
 PUBLISH_LEASE_SECONDS = 10
-
-
-class Event(msgspec.Struct, frozen=True):
-    """One line for the stream."""
-
-    id: int
-    type: str
-    payload: str
-
-
-_EVENT_COLUMNS = (events.c.id, events.c.type, events.c.payload)
 
 
 NEEDS_PERSON = "cancellation.needs_person"
@@ -52,12 +43,15 @@ def add_events(db: sa.Connection, news: Iterable[NewEvent]) -> None:
     _write(db, news, lease_seconds=0)
 
 
-def add_leased_events(db: sa.Connection, news: Iterable[NewEvent]) -> list[Event]:
-    """Write events that the caller publishes once this is committed; they fall to others when it does not."""
+def add_leased_events(db: sa.Connection, news: Iterable[NewEvent]) -> list[int]:
+    """Write events that the caller publishes once this is committed; they fall to others when it does not.
+
+    Returns their numbers.
+    """
     return _write(db, news, lease_seconds=PUBLISH_LEASE_SECONDS)
 
 
-def _write(db: sa.Connection, news: Iterable[NewEvent], lease_seconds: float) -> list[Event]:
+def _write(db: sa.Connection, news: Iterable[NewEvent], lease_seconds: float) -> list[int]:
     rows = [
         {
             "cancellation_id": cancellation_id,
@@ -69,7 +63,7 @@ def _write(db: sa.Connection, news: Iterable[NewEvent], lease_seconds: float) ->
     if not rows:
         return []
     written = db.execute(_insert(db), {**bind_rows(rows), "lease_seconds": lease_seconds})
-    return _in_order(written)
+    return sorted(row.id for row in written)
 
 
 @built_once_per_dialect
@@ -82,7 +76,7 @@ def _insert(dialect: str) -> Any:
             ["cancellation_id", "type", "payload", "created_at", "publish_at"],
             sa.select(*source.c, db_now(), publish_at),
         )
-        .returning(*_EVENT_COLUMNS)
+        .returning(events.c.id)
     )
 
 
@@ -99,18 +93,14 @@ def _take(dialect: str) -> Any:
         sa.update(events)
         .where(id_in_chosen(dialect, events.c.id, due))
         .values(publish_at=now_plus_parameter("lease_seconds"))
-        .returning(*_EVENT_COLUMNS)
+        .returning(events.c.id)
     )
 
 
-def take_unpublished(db: sa.Connection, limit: int) -> list[Event]:
+def take_unpublished(db: sa.Connection, limit: int) -> list[int]:
     """Lease up to `limit` events that nobody is publishing."""
     taken = db.execute(_take(db), {"limit": limit, "lease_seconds": PUBLISH_LEASE_SECONDS})
-    return _in_order(taken)
-
-
-def _in_order(rows: Iterable[Any]) -> list[Event]:
-    return sorted((Event(*row) for row in rows), key=lambda event: event.id)
+    return sorted(row.id for row in taken)
 
 
 @built_once_per_dialect
@@ -123,37 +113,33 @@ def mark_published(db: sa.Connection, ids: Sequence[int]) -> None:
     db.execute(_mark(db), bind_rows({"id": event_id} for event_id in ids))
 
 
-def ended_payload(row: Any) -> dict[str, Any]:
-    """Say how a cancellation ended: ids, statuses and reasons, never a document or a person's data."""
-    more = {"reason": row.reason, "attempts": row.attempts, "at": row.ended_at.isoformat()}
-    return known_payload(row) | more
+# What `known_payload` asks of a row.
+KNOWN = (
+    *(c.id, c.connection_id, c.order_id, c.traceparent, c.generation, c.status, c.verdict, c.evidence),
+    *(c.as_of, c.known_by, c.needs_person, c.outcome_reason.label("reason")),
+)
 
 
-def named_row(row: Any) -> dict[str, str]:
-    """Say which cancellation a row is."""
-    return named(str(row.id), row)
-
-
-def known_payload(row: Any) -> dict[str, Any]:
-    """Say what is known of an order, and since when."""
+def known_payload(row: Any, **more: Any) -> dict[str, Any]:
+    """Say what is known of an order, and since when: ids, words and times, never a document or a person's data."""
     return {
-        **named_row(row),
+        **named(str(row.id), row),
         "generation": row.generation,
         "status": row.status,
         "verdict": row.verdict,
         "evidence": row.evidence,
-        "safe_to_refund": safe_to_refund(Status(row.status), Verdict(row.verdict)),
-        **proof_payload(row),
-    }
-
-
-def proof_payload(row: Any) -> dict[str, Any]:
-    """Say of which instant a verdict is true, and where it is none: by when it is known, or why a person must look."""
-    return {
+        "safe_to_refund": safe_to_refund(Status(row.status), Verdict(row.verdict) if row.verdict else None),
         "as_of": _instant(row.as_of),
         "known_by": _instant(row.known_by),
         "needs_person": row.needs_person,
+        "reason": row.reason,
+        **more,
     }
+
+
+def ended_payload(row: Any) -> dict[str, Any]:
+    """Say how a cancellation ended."""
+    return known_payload(row, attempts=row.attempts)
 
 
 def _instant(value: datetime | None) -> str | None:

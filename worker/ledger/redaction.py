@@ -13,6 +13,7 @@ import msgspec
 import sqlalchemy as sa
 
 from worker.cancellation.celery_message import UnacceptableMessage, read_message, read_unacknowledged
+from worker.cancellation.status import PROVEN
 from worker.ledger.audit import Kind
 from worker.ledger.dialects import RecordId, bind_rows, id_in_chosen, rows_parameter
 from worker.ledger.schema import attempts, audit, cancellations, dead_letters, documents, events
@@ -52,7 +53,7 @@ def redact(db: sa.Connection, ids: Sequence[str]) -> Redacted:
     _redact_acts(db, Kind.CANCELLATION, [str(row.id) for row in rows])
     return Redacted(
         frozenset(str(row.id) for row in rows),
-        frozenset(str(row.id) for row in rows if row.verdict not in {"cancelled", "not_cancelled"}),
+        frozenset(str(row.id) for row in rows if row.verdict not in PROVEN),
         frozenset(_redact_notes(db, told)),
     )
 

@@ -15,9 +15,10 @@ from worker.cancellation.proof import Confirmation
 from worker.ledger import holds
 from worker.ledger.attempts import WORKER_LOST, AttemptRow, keep_attempts
 from worker.ledger.claims import AttemptClaim, ConfirmClaim
-from worker.ledger.confirmations import apply_confirmations
+from worker.ledger.confirmations import write_confirmations
 from worker.ledger.documents import Document, keep_documents
-from worker.ledger.outbox import Event
+from worker.ledger.outbox import add_leased_events
+from worker.ledger.refunds import refund_events
 from worker.ledger.transitions import apply_claimed
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class CommitSummary(msgspec.Struct, frozen=True):
     held: frozenset[str]  # connections that this batch set aside, for their credentials
     resumed: frozenset[str]  # connections that a probe opened again
     trackstar_resumed: bool = False  # a probe showed that Trackstar as a whole is back
-    events: tuple[Event, ...] = ()  # of cancellations that ended, for the caller to publish
+    events: tuple[int, ...] = ()  # of cancellations that ended and of refunds, for the caller to publish
     paused: frozenset[str] = frozenset()  # connections that this batch set aside because the server asked for it
 
     @property
@@ -67,15 +68,19 @@ def commit_results(db: sa.Connection, results: Sequence[Result]) -> CommitSummar
     results = _one_of_each_claim(results)
     keep_attempts(db, ((r.claim, attempt) for r in results for attempt in r.attempts))
     attempted = [r for r in results if isinstance(r, AttemptResult)]
-    applied, ends = apply_claimed(db, [(r.claim.lease, r.transition) for r in attempted])
-    applied |= apply_confirmations(db, [(r.claim, r.confirmation) for r in results if isinstance(r, ConfirmResult)])
+    applied, ends, proven = apply_claimed(db, [(r.claim.lease, r.transition) for r in attempted])
+    confirmed = [(r.claim, r.confirmation) for r in results if isinstance(r, ConfirmResult)]
+    current, raised = write_confirmations(db, confirmed)
+    applied |= current
     # By their tokens: a late answer may stand beside the one of the claim after it, and has an older document.
     keep_documents(db, (_document(r) for r in results if (r.claim.id, r.claim.lease.token) in applied))
     no_access = {r.claim.connection_id for r in attempted if r.transition.hold_connection}
     held = holds.hold(db, no_access, holds.CREDENTIALS)
     ended = _end_holds(db, results, no_access)
+    paused = _pause_connections(db, attempted)
+    told = add_leased_events(db, [*ends, *refund_events(db, [*proven, *raised])])
     ours = frozenset(record_id for record_id, _ in applied)
-    return CommitSummary(ours, held, *ended, tuple(ends), _pause_connections(db, attempted))
+    return CommitSummary(ours, held, *ended, tuple(told), paused)
 
 
 def _document(r: Result) -> Document:

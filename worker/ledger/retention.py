@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
-from worker.cancellation.status import Verdict
+from worker.cancellation.status import PROVEN
 from worker.ledger.dialects import RecordId, bind_rows, built_once_per_dialect, id_in_chosen, now_plus, rows_parameter
-from worker.ledger.schema import attempts, cancellations, dead_letters, documents, events
+from worker.ledger.schema import attempts, cancellations, dead_letters, documents, events, refunds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-c, d, e = cancellations.c, documents.c, events.c
+c, d, e, r = cancellations.c, documents.c, events.c, refunds.c
 
 BATCH = 200  # rows in one transaction: short enough to stand in nobody's way
-_DECIDED = c.verdict.in_((Verdict.CANCELLED, Verdict.NOT_CANCELLED))
+_DECIDED = c.verdict.in_(sorted(PROVEN))
 _UNTOLD = sa.exists(sa.select(e.id).where(e.cancellation_id == c.id, e.publish_at.is_not(None)))
 
 
@@ -110,6 +110,22 @@ def prune_events(db: sa.Connection, seconds: float, limit: int = BATCH) -> int:
     chosen = sa.select(e.id).where(*_old_events(seconds)).limit(limit).with_for_update(skip_locked=True)
     gone = sa.delete(events).where(id_in_chosen(db.dialect.name, e.id, chosen))
     return len(db.execute(gone.returning(e.id)).all())
+
+
+def prune_refunds(db: sa.Connection, seconds: float, limit: int = BATCH) -> int:
+    """Delete what was told so long ago of orders whose cancellations are all gone; return how many rows."""
+    chosen = sa.select(r.connection_id, r.order_id).where(*_old_refunds(seconds)).limit(limit)
+    return db.execute(sa.delete(refunds).where(sa.tuple_(r.connection_id, r.order_id).in_(chosen))).rowcount
+
+
+def _old_refunds(seconds: float) -> tuple[sa.ColumnElement[bool], ...]:
+    known = sa.exists(sa.select(c.id).where(c.order_id == r.order_id, c.connection_id == r.connection_id))
+    return r.changed_at < _ago(seconds), ~known
+
+
+def count_refunds(db: sa.Connection, seconds: float) -> int:
+    """Return how many rows `prune_refunds` would delete in all, before any cancellation goes."""
+    return _count(db, refunds, *_old_refunds(seconds))
 
 
 def _old_events(seconds: float) -> tuple[sa.ColumnElement[bool], ...]:

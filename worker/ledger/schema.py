@@ -229,11 +229,36 @@ events = sa.Table(
     sa.Column("payload", sa.Text, nullable=False),  # JSON: ids, statuses and reasons only
     sa.Column("created_at", UtcTimestamp, nullable=False),
     sa.Column("publish_at", UtcTimestamp),  # null once it is on the stream
+    sa.Column("place", sa.BigInteger),  # in the feed; null until somebody reads that far
 )
 partial_index("ix_events_unpublished", events.c.publish_at, where=events.c.publish_at.is_not(None))
 sa.Index("ix_events_cancellation_id", events.c.cancellation_id)
+partial_index("ix_events_place", events.c.place, where=events.c.place.is_not(None))
+partial_index("ix_events_without_place", events.c.id, where=events.c.place.is_(None))
 CONTRADICTED = events.c.type == sa.literal_column("'cancellation.contradicted'")
 partial_index("ix_events_contradicted", events.c.created_at, where=CONTRADICTED)
+
+# How far each consumer of the feed has read; the one without a name is the feed's own end.
+cursors = sa.Table(
+    "cursors",
+    metadata,
+    sa.Column("consumer", sa.String(255), primary_key=True),
+    sa.Column("place", sa.BigInteger, nullable=False),
+    sa.Column("moved_at", UtcTimestamp, nullable=False),
+)
+
+# What was told of each order's refund, over all its cancellations: never the same thing twice.
+refunds = sa.Table(
+    "refunds",
+    metadata,
+    sa.Column("connection_id", sa.String(255), primary_key=True),
+    sa.Column("order_id", sa.String(255), primary_key=True),
+    sa.Column(
+        "told", sa.String(64), nullable=False
+    ),  # in order, with a space between; empty: nothing is proven so far
+    sa.Column("changed_at", UtcTimestamp, nullable=False),
+)
+sa.Index("ix_refunds_changed_at", refunds.c.changed_at)
 
 dead_letters = sa.Table(
     "dead_letters",

@@ -16,7 +16,7 @@ from worker.cancellation import lifecycle
 from worker.cancellation.fairness import turn_key
 from worker.cancellation.lifecycle import KEPT_BY_REPLAY, Moment
 from worker.cancellation.request import is_record_id
-from worker.cancellation.status import FINAL, TRANSITIONS, UNSENT, Status, Verdict
+from worker.cancellation.status import FINAL, PROVEN, TRANSITIONS, UNSENT, Status, Verdict
 from worker.errors import TooLateError, UnknownCancellationError
 from worker.ledger import selection
 from worker.ledger.claims import (
@@ -47,14 +47,14 @@ from worker.ledger.dialects import (
 )
 from worker.ledger.documents import SEEN, seen_row, seen_values
 from worker.ledger.outbox import (
+    KNOWN,
     NEEDS_PERSON,
     NewEvent,
     add_events,
-    add_leased_events,
     ended_payload,
     known_payload,
-    named_row,
 )
+from worker.ledger.refunds import Proven, proven_by, refund_events
 from worker.ledger.schema import LEASED, WAITING, attempts, cancellations, connections
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
     from worker.cancellation.lifecycle import Transition
     from worker.cancellation.policy import Policy
     from worker.cancellation.request import CancelRequest
-    from worker.ledger.outbox import Event
 
 c = cancellations.c
 k = connections.c
@@ -342,11 +341,14 @@ _TRANSITION = {
 @_writes(frm={S.IN_FLIGHT}, to={S.WAITING, S.PENDING, S.SUCCEEDED, S.REJECTED, S.EXHAUSTED, S.EXPIRED})
 def apply_claimed(
     db: sa.Connection, decided: Sequence[tuple[Lease, Transition]]
-) -> tuple[set[tuple[str, int]], list[Event]]:
-    """Apply transitions where the claim is still ours; return ids and tokens of those, and events to publish."""
+) -> tuple[set[tuple[str, int]], list[NewEvent], list[Proven]]:
+    """Apply transitions where the claim is still ours.
+
+    Returns ids and tokens of those, events that the caller writes, and what was proven, which it tells last.
+    """
     _check_targets("apply_claimed", (transition for _, transition in decided))
     changed = _apply(db, _apply_to_claimed(db), decided)
-    return {(str(row.id), row.claims) for row in changed}, add_leased_events(db, _ends(changed))
+    return {(str(row.id), row.claims) for row in changed}, _ends(changed), _proven(changed)
 
 
 @_writes(frm={S.PENDING}, to={S.EXPIRED, S.WITHDRAWN, S.EXHAUSTED, S.REJECTED})
@@ -355,7 +357,7 @@ def end_unsent(db: sa.Connection, decided: Sequence[tuple[str, Transition]]) -> 
     """End cancellations that nobody is sending; return the ids that were still unsent."""
     _check_targets("end_unsent", (transition for _, transition in decided))
     changed = _apply(db, _end_unsent(db), [(Lease(each, "", 0), transition) for each, transition in decided])
-    add_events(db, _ends(changed))
+    add_events(db, [*_ends(changed), *refund_events(db, _proven(changed))])
     return _ids(changed)
 
 
@@ -407,20 +409,9 @@ def _applying(dialect: str, source: sa.CTE, guard: sa.ColumnElement[bool]) -> Re
             ended_at=sa.case((final, db_now()), else_=sa.null()),
         )
         .returning(
-            c.id,
-            c.connection_id,
-            c.order_id,
-            c.generation,
-            c.traceparent,
-            c.status,
-            c.verdict,
-            c.evidence,
-            c.outcome_reason.label("reason"),
+            *KNOWN,
             c.attempts,
             c.ended_at,
-            c.as_of,
-            c.known_by,
-            c.needs_person,
             c.claims,
         )
     )
@@ -442,6 +433,11 @@ def _ends(changed: Sequence[sa.Row[Any]]) -> list[NewEvent]:
     ended = [row for row in changed if row.ended_at]
     ends: list[NewEvent] = [(str(row.id), "cancellation.ended", ended_payload(row)) for row in ended]
     return ends + [(str(row.id), NEEDS_PERSON, known_payload(row)) for row in ended if row.needs_person]
+
+
+def _proven(changed: Sequence[sa.Row[Any]]) -> list[Proven]:
+    proven = (row for row in changed if row.ended_at and row.verdict in PROVEN)
+    return [proven_by(str(row.id), row.verdict, ended_payload(row)) for row in proven]
 
 
 def _transition_row(lease: Lease, transition: Transition) -> dict[str, Any]:
@@ -549,10 +545,8 @@ def replay(db: sa.Connection, ids: Iterable[str], *, send_by: datetime | None = 
             outcome_reason=sa.null(),
             outcome_message=sa.null(),
         )
-        .returning(c.id, c.connection_id, c.order_id, c.generation, c.traceparent),
+        .returning(*KNOWN),
         bind_rows({"id": record_id} for record_id in ids if is_record_id(record_id)),
     ).all()
-    add_events(
-        db, [(str(row.id), "cancellation.replayed", {**named_row(row), "generation": row.generation}) for row in rows]
-    )
+    add_events(db, [(str(row.id), "cancellation.replayed", known_payload(row)) for row in rows])
     return {str(row.id) for row in rows}

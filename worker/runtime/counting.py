@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from worker.cancellation.status import FINAL, Status, Verdict
+from worker.cancellation.status import FINAL, PROVEN, Status
 from worker.ledger.attempts import WORKER_LOST
 from worker.ledger.results import AttemptResult, ConfirmResult
 from worker.runtime.attempt import TOO_LATE
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from worker.ledger.deadlines import Lapsed
     from worker.ledger.results import CommitSummary, Result
     from worker.telemetry.metrics import Metrics
-
-PROVEN = frozenset({Verdict.CANCELLED, Verdict.NOT_CANCELLED})
 
 
 def count_recorded(metrics: Metrics, results: Sequence[Result], summary: CommitSummary) -> None:

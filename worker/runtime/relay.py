@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.ledger.database import autocommit
+from worker.cancellation.event import write_event
+from worker.ledger.database import autocommit, read_only
 from worker.ledger.outbox import mark_published, take_unpublished
+from worker.ledger.told import read_told
 from worker.runtime.loop import NEVER, Loop
 from worker.runtime.refusals import Refusals
 from worker.streams import DEAD_LETTERS, EVENTS, EVENTS_KEPT
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Engine
 
-    from worker.ledger.outbox import Event
+    from worker.ledger.told import Told
 
 BATCH = 500
 MAX_HANDED = 20_000  # beyond that they are left to the outbox
@@ -45,13 +47,13 @@ class Relay:
         self._redis = redis
         self._refusals = Refusals(redis, "The events", KEYS, vitals or Vitals())
         self._ledger = ledger
-        self._handed: deque[Event] = deque()
+        self._handed: deque[int] = deque()
         self._published: list[int] = []  # ids that the ledger still calls unpublished
         self._marked_at = 0.0
         self._look = threading.Event()
         self.loop = Loop("relay", self._tick, expected=(RedisError, SQLAlchemyError, OSError), drain=self._drain)
 
-    def put(self, events: Iterable[Event]) -> None:
+    def put(self, events: Iterable[int]) -> None:
         """Publish these, which are leased to this process."""
         if len(self._handed) < MAX_HANDED:
             self._handed.extend(events)
@@ -91,10 +93,12 @@ class Relay:
             self._look.set()  # what was taken off is in the outbox still
             raise
 
-    def _publish(self, events: list[Event]) -> None:
+    def _publish(self, events: list[int]) -> None:
         if events:
-            self._add_to_stream(events)
-            self._published.extend(event.id for event in events)
+            with read_only(self._ledger) as db:
+                told = read_told(db, events)
+            self._add_to_stream(told)
+            self._published.extend(events)
 
     def _mark_published(self) -> None:
         """Note in the ledger what is on the stream, many at once; after a crash before that it is published again."""
@@ -104,12 +108,12 @@ class Relay:
             self._published.clear()
             self._marked_at = time.monotonic()
 
-    def _add_to_stream(self, events: list[Event]) -> None:
+    def _add_to_stream(self, told: list[Told]) -> None:
         pipeline = self._redis.pipeline(transaction=False)
-        for event in events:
+        for number, event in ((each.number, each.event) for each in told):
             pipeline.xadd(
                 DEAD_LETTERS if event.type.startswith("dead_letter.") else EVENTS,
-                {"type": event.type, "event": event.payload, "event_id": event.id},
+                {"type": event.type, "event": write_event(event), "event_id": number},
                 maxlen=EVENTS_KEPT,
                 approximate=True,
             )

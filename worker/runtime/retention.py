@@ -42,6 +42,7 @@ class Forgetting:
         self._kinds: dict[str, tuple[float, Callable[[Connection, float], int]]] = {
             "cancellations": (kept.facts, self._facts),
             "events": (kept.facts, retention.prune_events),
+            "refunds": (kept.facts, retention.prune_refunds),
             "documents": (kept.documents, retention.prune_documents),
             "dead_letters": (kept.dead_letters, retention.prune_dead_letters),
         }

@@ -128,10 +128,10 @@ ALERTS = {
     "cancellation.tls_failed": _event("alert", _ORDER, "Trackstar's certificate is not trusted: a CA_BUNDLE missing?"),
 }
 
-_OUTCOME = f"{_ORDER} generation status verdict evidence safe_to_refund as_of known_by needs_person"
+_OUTCOME = f"{_ORDER} generation status verdict evidence safe_to_refund as_of known_by needs_person reason"
 
 STREAM_EVENTS = {
-    "cancellation.ended": _event("stream", f"{_OUTCOME} reason attempts at", "A cancellation has ended."),
+    "cancellation.ended": _event("stream", f"{_OUTCOME} attempts", "A cancellation has ended."),
     "cancellation.verdict_raised": _event(
         "stream",
         _OUTCOME,
@@ -143,12 +143,24 @@ STREAM_EVENTS = {
         "stream", _OUTCOME, "No crawl settles it: `needs_person` says why. Told once for each generation."
     ),
     "cancellation.known_by_moved": _event("stream", _OUTCOME, "It is known later than it was told."),
-    "cancellation.replayed": _event("stream", f"{_ORDER} generation", "A person runs it again."),
+    "cancellation.replayed": _event("stream", _OUTCOME, "A person runs it again."),
     "cancellation.changed": _event(
-        "stream", f"{_ORDER} generation priority send_by now", "A person changed it before it was sent."
+        "stream", f"{_OUTCOME} priority send_by now", "A person changed it before it was sent."
     ),
     "cancellation.wont_make_it": _event(
-        "stream", f"{_ORDER} send_by expected_at", "It is expected after its send_by."
+        "stream", f"{_OUTCOME} send_by expected_at", "It is expected after its send_by."
+    ),
+    "refund.released": _event(
+        "stream", _OUTCOME, "The order is proven cancelled: pay it back. Once per order.", optional="attempts by note"
+    ),
+    "refund.refused": _event(
+        "stream",
+        _OUTCOME,
+        "All cancellations of the order have ended, and none cancelled it. Once per order.",
+        optional="attempts by note",
+    ),
+    "refund.recalled": _event(
+        "stream", f"{_OUTCOME} recalls", "What was told of its refund is not so.", optional="attempts by note"
     ),
     "connection.held": _event("stream", "connection_id reason", "A connection is set aside."),
     "connection.resumed": _event("stream", "connection_id", "Its hold has ended."),
@@ -156,7 +168,7 @@ STREAM_EVENTS = {
     "trackstar.held": _event("stream", "connections", "All connections are held."),
     "trackstar.resumed": _event("stream", "connections", "They go on."),
     "cancellation.already_ended": _event(
-        "stream", f"{_OUTCOME} reason attempts at", "It was stated again after its end; nothing is sent."
+        "stream", f"{_OUTCOME} attempts", "It was stated again after its end; nothing is sent."
     ),
     "stream.repaired": _event("stream", "stream problem", "Its ids, or its group, were ahead of Redis' clock."),
     # These two are on a stream of their own, `cancellations:dead-letters`.

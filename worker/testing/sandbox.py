@@ -9,14 +9,14 @@ from datetime import UTC, datetime, timedelta
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal
 
-import sqlalchemy as sa
-
 from worker import shared_settings
+from worker.cancellation.event import write_event
 from worker.cancellation.request import parse_request
 from worker.dev.sandbox import World
 from worker.dev.sandbox.script import parse_all
 from worker.ledger import holds, transitions
 from worker.ledger.schema import events
+from worker.ledger.told import select_told, told_of
 from worker.testing.client import SandboxClient
 from worker.testing.ledger import open_at
 from worker.testing.wire import InProcessTrackstar
@@ -136,9 +136,12 @@ class TrackstarSandbox:
 
     def events(self) -> list[dict[str, str]]:
         """Return what stands on `cancellations:events` about cancellations, as a reader of that stream gets it."""
-        told = sa.select(events).where(events.c.cancellation_id.is_not(None)).order_by(events.c.id)
         with self.engine.connect() as db:
-            return [{"type": row.type, "event": row.payload, "event_id": str(row.id)} for row in db.execute(told)]
+            rows = db.execute(select_told().where(events.c.cancellation_id.is_not(None))).all()
+            return [
+                {"type": told.event.type, "event": write_event(told.event).decode(), "event_id": str(told.number)}
+                for told in told_of(db, rows)
+            ]
 
     def receive(self, jobs: Sequence[bytes]) -> None:
         """Take these jobs in, as a worker takes them from the inbox. Raises InvalidRequest."""

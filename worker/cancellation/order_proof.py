@@ -1,0 +1,53 @@
+"""Which event about money the proof of an order brings, over all its cancellations. Pure; knows no row.
+
+At most one release and one refusal of an order is ever told. Where the proof turns after a release, it is recalled,
+and whoever refunded by it hears so; what is proven after that, a person settles: it is never released again.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from worker.cancellation.status import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class RefundNews(StrEnum):
+    """What is told of an order's refund; `refund.` before it is the type of the event."""
+
+    RELEASED = "released"  # proven cancelled: pay it back
+    REFUSED = "refused"  # proven that no cancellation of it cancelled it
+    RECALLED = "recalled"  # what was told last is not so
+
+
+class Siblings(msgspec.Struct, frozen=True):
+    """How all cancellations of one order stand."""
+
+    any_cancelled: bool
+    all_refused: bool  # each has ended, and is proven not to have cancelled it
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """One cancellation of the order whose verdict has just been proven."""
+
+    verdict: Verdict
+    contradicted: bool = False  # before, it was told to be accepted or cancelled
+
+
+def refund_news(told: Iterable[RefundNews], proof: Proof, siblings: Siblings) -> list[RefundNews]:
+    """Return what is told next of an order, of which so much was told before, the last one last."""
+    before = list(told)
+    last = before[-1] if before else None
+    if proof.verdict is Verdict.CANCELLED:
+        if RefundNews.RELEASED in before:
+            return []
+        return [RefundNews.RECALLED, RefundNews.RELEASED] if last is RefundNews.REFUSED else [RefundNews.RELEASED]
+    if last is RefundNews.RELEASED:
+        turned = proof.contradicted and not siblings.any_cancelled
+        return [RefundNews.RECALLED] if turned else []
+    return [RefundNews.REFUSED] if last is None and siblings.all_refused else []

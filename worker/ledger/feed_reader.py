@@ -1,0 +1,168 @@
+"""Follows the feed of events: waits for the next, keeps a consumer's place, and goes on after whatever was away.
+
+Knows the feed and time; does not know what an event means to whoever reads it.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.cancellation.event import Event
+from worker.errors import CursorError, LedgerUnavailableError
+from worker.ledger import feed
+from worker.ledger.database import read_only
+from worker.ledger.problems import ledger_problem, passes
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from datetime import datetime
+
+    from sqlalchemy import Engine
+
+    from worker.ledger.told import Told
+
+FIRST_POLL_SECONDS, MAX_POLL_SECONDS = 0.02, 0.5
+AWAY_SECONDS = 1.0  # between two tries where the database is away
+NOW = "now"
+MAX_DIGITS = 18
+MOVE_SECONDS = 1.0  # a consumer's place is kept at least so often
+
+
+class FeedEvent(msgspec.Struct, frozen=True):
+    """An event and its place: read on with `after=cursor`."""
+
+    event: Event
+    cursor: str
+
+
+class FeedReader:
+    """One reader of the feed."""
+
+    def __init__(
+        self,
+        ledger: Engine,
+        *,
+        types: Collection[str] = (),
+        connections: Collection[str] = (),
+        consumer: str | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._types = frozenset(types)
+        self._connections = frozenset(connections)
+        self._consumer = consumer
+        self._kept_at = time.monotonic()
+        self._kept: int | None = None  # the place that the ledger has of this consumer
+
+    def start(self, after: str | None, since: datetime | None) -> int:
+        """Return the place to begin at. Raises CursorError or LedgerUnavailableError."""
+        with _errors():
+            if after == NOW or since is not None:
+                while self._give_places():
+                    pass
+            with read_only(self._ledger) as db:
+                if since is not None:
+                    return feed.place_since(db, since)
+                if after == NOW:
+                    return feed.end_of_feed(db)
+                if after is not None:
+                    feed.check_place(db, place := _place(after))
+                    return place
+                self._kept = feed.place_of(db, self._consumer) if self._consumer else None
+                return self._kept or 0
+
+    def follow(self, place: int, timeout: float | None) -> Iterator[FeedEvent]:
+        """Yield what stands beyond a place and what comes, until nothing has come for `timeout` seconds.
+
+        A consumer's place is kept when the next event is asked for. Raises LedgerUnavailableError where the database
+        is away at the end of that time, or refuses what no waiting mends.
+        """
+        waited = Waiting(timeout)
+        done = place
+        try:
+            while not waited.over:
+                page = self._page(done, waited)
+                for told in page:
+                    if self._wanted(told.event):
+                        yield FeedEvent(told.event, str(told.place))
+                        waited.begin_again()
+                    done = told.place or done
+                    self._keep(done, every=MOVE_SECONDS)
+                if not page:
+                    self._keep(done)
+                    waited.pause()
+        finally:
+            with suppress(SQLAlchemyError):  # what is not kept is told once more
+                self._keep(done)
+
+    def _page(self, place: int, waited: Waiting) -> list[Told]:
+        try:
+            self._give_places()
+            with read_only(self._ledger) as db:
+                return feed.read_feed(db, place)
+        except SQLAlchemyError as error:
+            if not passes(error) or waited.is_last(AWAY_SECONDS):
+                raise LedgerUnavailableError(ledger_problem(error)) from error
+            time.sleep(AWAY_SECONDS)
+            return []
+
+    def _give_places(self) -> bool:
+        """Give places to what waits for them; say whether there was any."""
+        with read_only(self._ledger) as db:
+            if not feed.without_place(db):
+                return False
+        with self._ledger.begin() as db:
+            return feed.give_places(db) > 0
+
+    def _wanted(self, event: Event) -> bool:
+        if self._types and event.type not in self._types:
+            return False
+        return not self._connections or getattr(event, "connection_id", None) in self._connections
+
+    def _keep(self, place: int, every: float = 0.0) -> None:
+        if self._consumer is None or place == (self._kept or 0) or time.monotonic() - self._kept_at < every:
+            return
+        with self._ledger.begin() as db:
+            feed.move(db, self._consumer, place)
+        self._kept, self._kept_at = place, time.monotonic()
+
+
+class Waiting:
+    """How long nothing has come, and how long to pause."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        self._since, self._pause = time.monotonic(), FIRST_POLL_SECONDS
+
+    @property
+    def over(self) -> bool:
+        return self.is_last(0.0)
+
+    def is_last(self, seconds: float) -> bool:
+        """Whether the time is over in so many seconds."""
+        return self._timeout is not None and time.monotonic() - self._since + seconds > self._timeout
+
+    def pause(self) -> None:
+        time.sleep(self._pause)
+        self._pause = min(self._pause * 1.5, MAX_POLL_SECONDS)
+
+
+def _place(cursor: str) -> int:
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= MAX_DIGITS):
+        raise CursorError(f"{cursor!r} is no cursor: use the `cursor` of an event, or `now`.")
+    return int(cursor)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise LedgerUnavailableError(ledger_problem(error)) from error
