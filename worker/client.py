@@ -37,16 +37,18 @@ from worker.ledger import audit, hints, queries, transitions
 from worker.ledger.audit import Action, Kind
 from worker.ledger.changes import Change, change
 from worker.ledger.database import open_ledger, read_only
+from worker.ledger.feed_reader import FeedReader
 from worker.ledger.problems import ledger_problem
 from worker.ledger.queries import Standing
 from worker.streams import INBOX, NotReplicatedError, connect_redis, put_jobs, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
+    from worker.ledger.feed_reader import FeedEvent
     from worker.ledger.record import Cancellation
 
 Answer = TypeVar("Answer")
@@ -245,6 +247,29 @@ class CancelClient:
             raise UnknownCancellationError(f"No cancellation has the id {cancellation_id}.")
         with _ledger_errors(), self._ledger.begin() as db:
             return hints.look_again(db, found.connection_id, found.order_id) > 0
+
+    def events(
+        self,
+        *,
+        after: str | None = None,
+        since: datetime | None = None,
+        consumer: str | None = None,
+        types: Collection[str] = (),
+        connections: Collection[str] = (),
+        timeout: float | None = None,
+    ) -> Iterator[FeedEvent]:
+        """Yield what the ledger tells, in its order, and wait for what comes: the feed.
+
+        It begins beyond `after` (the `cursor` of an event, or `now`), or at the instant `since`, or where the
+        `consumer` of this name stopped, or with the oldest event that is kept. A consumer's place is kept in the
+        ledger when the next event is asked for: after a crash some come again, and none is left out. `types` and
+        `connections` leave out the others. It ends when nothing has come for `timeout` seconds (None: never), and
+        waits while the database is away.
+
+        Raises CursorError, and LedgerUnavailableError where the database is away from the start, or at the end.
+        """
+        reader = FeedReader(self._ledger, types=types, connections=connections, consumer=consumer)
+        return reader.follow(reader.start(after, since), timeout)
 
     def close(self) -> None:
         """Close every connection that was opened."""

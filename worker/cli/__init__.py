@@ -22,6 +22,7 @@ from worker.cli import (
     dead_letters,
     doctor,
     enqueue_file,
+    events,
     forget,
     local,
     one_connection,
@@ -36,6 +37,7 @@ from worker.cli.times import with_utc
 from worker.environment import SettingsError
 from worker.errors import (
     AlreadyEndedError,
+    CursorError,
     InboxUnavailableError,
     KeyConflictError,
     LedgerUnavailableError,
@@ -61,6 +63,7 @@ app.add_typer(connections.app, name="connections")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(batches.app, name="batches")
 app.add_typer(audit.app, name="audit")
+app.add_typer(events.app, name="events")
 for command in (
     local.demo,
     service.run,
@@ -83,12 +86,13 @@ for command in (
     app.command(name=command.__name__.rstrip("_").replace("_", "-"))(command)
 
 WITHOUT_INSTANTS = {local.demo, local.sandbox, service.run, service.migrate, service.health}
-for group in (app, connections.app, dead_letters.app, batches.app, audit.app):
+for group in (app, connections.app, dead_letters.app, batches.app, audit.app, events.app):
     for each in group.registered_commands:
         if each.callback and each.callback not in WITHOUT_INSTANTS:
             each.callback = with_utc(each.callback)
 
 WRONG_INPUT = (
+    CursorError,
     InvalidRequest,
     KeyConflictError,
     UnknownCancellationError,

@@ -29,7 +29,8 @@ class Refund(StrEnum):
     NOT_YET = "not-yet"
 
 
-def _instant(text: str) -> datetime:
+def instant(text: str) -> datetime:
+    """Read what is typed as an instant. Raises typer.BadParameter."""
     if (found := read_day_or_instant(text)) is None:
         raise typer.BadParameter(f"{text!r} is no instant: write 2026-01-31, or 2026-01-31T09:30+01:00 (else UTC)")
     return found
@@ -69,9 +70,9 @@ def _filter(
         typer.Option(parser=_member, metavar="KEY=VALUE", help="With this in its metadata; may be given again."),
     ] = None,
     since: Annotated[
-        datetime | None, typer.Option(parser=_instant, metavar="TIME", help="Received since then.")
+        datetime | None, typer.Option(parser=instant, metavar="TIME", help="Received since then.")
     ] = None,
-    until: Annotated[datetime | None, typer.Option(parser=_instant, metavar="TIME", help="Received before.")] = None,
+    until: Annotated[datetime | None, typer.Option(parser=instant, metavar="TIME", help="Received before.")] = None,
     older_than: Annotated[
         float | None, typer.Option(parser=_age, metavar="AGE", help="Received longer ago, such as 2h or 3d.")
     ] = None,

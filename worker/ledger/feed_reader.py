@@ -84,7 +84,7 @@ class FeedReader:
         waited = Waiting(timeout)
         done = place
         try:
-            while not waited.over:
+            while True:
                 page = self._page(done, waited)
                 for told in page:
                     if self._wanted(told.event):
@@ -94,6 +94,8 @@ class FeedReader:
                     self._keep(done, every=MOVE_SECONDS)
                 if not page:
                     self._keep(done)
+                    if waited.is_last():
+                        return
                     waited.pause()
         finally:
             with suppress(SQLAlchemyError):  # what is not kept is told once more
@@ -141,13 +143,9 @@ class Waiting:
     def begin_again(self) -> None:
         self._since, self._pause = time.monotonic(), FIRST_POLL_SECONDS
 
-    @property
-    def over(self) -> bool:
-        return self.is_last(0.0)
-
-    def is_last(self, seconds: float) -> bool:
+    def is_last(self, seconds: float = 0.0) -> bool:
         """Whether the time is over in so many seconds."""
-        return self._timeout is not None and time.monotonic() - self._since + seconds > self._timeout
+        return self._timeout is not None and time.monotonic() - self._since + seconds >= self._timeout
 
     def pause(self) -> None:
         time.sleep(self._pause)

@@ -1,0 +1,94 @@
+"""The commands that show what other systems are told: `events list` and `events tail`. Knows how an event looks."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from worker.cancellation.event import ConnectionEvent, Event, ServiceEvent
+from worker.cli.filters import instant
+from worker.cli.parts import console, ledger, print_json
+from worker.cli.times import moment
+from worker.inputs.instants import read_age
+from worker.ledger.feed_reader import NOW, FeedReader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from worker.ledger.feed_reader import FeedEvent
+
+app = typer.Typer(
+    help="See what other systems are told.\n\nExample: cancel-worker events list --since 1h",
+    no_args_is_help=True,
+)
+
+
+def _since(text: str) -> datetime:
+    age = read_age(text)
+    return instant(text) if age is None else datetime.now(UTC) - timedelta(seconds=age)
+
+
+Types = Annotated[list[str] | None, typer.Option("--type", help="Only of this type; may be repeated.")]
+Connections = Annotated[list[str] | None, typer.Option("--connection", "-c", help="Only of this connection.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, as others get it, with its `cursor`.")]
+
+
+@app.command(name="list")
+def list_(
+    since: Annotated[
+        datetime,
+        typer.Option(
+            parser=_since, metavar="TIME", help="Written since then: an instant, or so long ago (15m, 1h, 2d)."
+        ),
+    ] = "1h",  # type: ignore[assignment] # read as if it were typed
+    type_: Types = None,
+    connection: Connections = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000)] = 1000,
+    as_json: Json = False,
+) -> None:
+    """List events since a time, the oldest first.
+
+    Example: cancel-worker events list --since 1h --type refund.released
+    """
+    with ledger(by_index=True) as opened:
+        reader = FeedReader(opened, types=type_ or (), connections=connection or ())
+        found = (each for each in reader.follow(reader.start(None, since), timeout=0.0) if each.event.at >= since)
+        _show(islice(found, limit), as_json=as_json)
+        if more := next(found, None):
+            console.print(f"There are more, from {moment(more.event.at)} on: raise --limit.", stderr=True)
+
+
+@app.command()
+def tail(type_: Types = None, connection: Connections = None, as_json: Json = False) -> None:
+    """Show events as they come, until Ctrl-C.
+
+    Example: cancel-worker events tail --type refund.released --type refund.recalled
+    """
+    with ledger(by_index=True) as opened:
+        reader = FeedReader(opened, types=type_ or (), connections=connection or ())
+        _show(reader.follow(reader.start(NOW, None), timeout=None), as_json=as_json)
+
+
+def _show(found: Iterable[FeedEvent], *, as_json: bool) -> None:
+    for each in found:
+        if as_json:
+            print_json({**msgspec.to_builtins(each.event), "cursor": each.cursor})
+        else:
+            console.print(f"{moment(each.event.at)}  {each.event.type:<27} {_about(each.event)}", highlight=False)
+
+
+def _about(event: Event) -> str:
+    if isinstance(event, ServiceEvent):
+        return _said({"reason": event.reason, "source": event.source, "count": event.count, "stream": event.stream})
+    if isinstance(event, ConnectionEvent):
+        return _said({"connection": event.connection_id, "reason": event.reason, "connections": event.connections})
+    known = f"{event.status}, {event.verdict}" if event.verdict else event.status
+    return f"order {event.order_id} of {event.connection_id}: {known}; refund {event.safe_to_refund}"
+
+
+def _said(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
