@@ -17,6 +17,7 @@ from worker.errors import (
     AlreadyEndedError,
     CancelError,
     CursorError,
+    EventError,
     InboxUnavailableError,
     KeyConflictError,
     LedgerUnavailableError,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from worker.broker.app import app
     from worker.cancellation.refund import RefundAnswer
     from worker.cancellation.request import InvalidRequest
-    from worker.client import CancelClient
+    from worker.client import CancelClient, read_stream_event
     from worker.ledger.feed_reader import FeedEvent
     from worker.ledger.record import Cancellation
 
@@ -39,6 +40,7 @@ __all__ = [
     "CancelError",
     "Cancellation",
     "CursorError",
+    "EventError",
     "FeedEvent",
     "InboxUnavailableError",
     "InvalidRequest",
@@ -49,6 +51,7 @@ __all__ = [
     "UnknownCancellationError",
     "__version__",
     "app",
+    "read_stream_event",
 ]
 
 
@@ -60,6 +63,7 @@ _HOMES = {
     "FeedEvent": "worker.ledger.feed_reader",
     "InvalidRequest": "worker.cancellation.request",
     "RefundAnswer": "worker.cancellation.refund",
+    "read_stream_event": "worker.client",
 }
 
 

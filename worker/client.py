@@ -23,7 +23,9 @@ from worker.cancellation.lifecycle import why_not_change
 from worker.cancellation.policy import Policy
 from worker.cancellation.refund import RefundAnswer
 from worker.cancellation.request import CancelRequest, Priority, make_request
+from worker.cancellation.signature import Signer, read_secrets
 from worker.cancellation.status import SafeToRefund, Status
+from worker.cancellation.stream_entry import read_entry
 from worker.environment import from_environment
 from worker.errors import (
     AlreadyEndedError,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
+    from worker.cancellation.event import Event
     from worker.ledger.feed_reader import FeedEvent
     from worker.ledger.record import Cancellation
 
@@ -333,6 +336,19 @@ class CancelClient:
         except LedgerUnavailableError:
             return {}  # a ledger that is away does not stop anyone from enqueuing
         return _ended_of(requests, known)
+
+
+def read_stream_event(fields: Mapping[Any, Any], secret: str | None = None) -> Event:
+    """Read an entry of `cancellations:events` or `cancellations:dead-letters`, as any Redis client returns its fields.
+
+    With a `secret` (`whsec_...`; two with a space between them while one takes the other's place), or where
+    EVENT_SIGNING_SECRET is set, only what it has signed is read, whenever that was; without one nothing is checked.
+    Rely on what is returned, not on the entry's own `type`, which is not signed. It comes at least once: drop an `id`
+    that was seen. Of a release before 0.2, which did not sign, `schema` is 0 and `at` may be the epoch.
+
+    Raises EventError, and ValueError where `secret` is none.
+    """
+    return read_entry(fields, shared_settings.event_signer() if secret is None else Signer(read_secrets(secret)))
 
 
 def not_ended(cancellation_id: str, found: Cancellation | None, seconds: float) -> TimeoutError:

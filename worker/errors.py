@@ -6,6 +6,7 @@ CancelError
 ├── AlreadyEndedError           it has ended before: replay it, or state a new intent with a key of its own
 ├── UnknownCancellationError    nothing has this id
 ├── TooLateError                it was sent: it cannot be taken back
+├── EventError                  an entry of the stream of events is not to be believed: ask the ledger
 ├── CursorError                 the feed of events has never come so far: another ledger, or a restored one
 ├── InboxUnavailableError       Redis is away or refuses: the text says why; enqueue again
 └── LedgerUnavailableError      the database is away: ask again
@@ -46,6 +47,10 @@ class UnknownCancellationError(CancelError, LookupError):
 
 class TooLateError(CancelError, ValueError):
     """The cancellation cannot be taken back; the text says why."""
+
+
+class EventError(CancelError, ValueError):
+    """An entry of the stream is no event, or not signed by the secret that is expected; the text says which."""
 
 
 class CursorError(CancelError, ValueError):

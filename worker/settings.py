@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from worker.cancellation.pace import DOCUMENTED_READS_PER_SECOND, DOCUMENTED_WRITES_PER_SECOND
 from worker.cancellation.policy import Policy, Retention
+from worker.cancellation.signature import Signer, bare_secrets, read_secrets
 from worker.environment import SettingsError, from_environment
 from worker.inputs.addresses import check_base_url, check_sentry_dsn, parse_redis_url, passwords_in
 from worker.inputs.proxy import is_proxy_url
@@ -69,6 +70,12 @@ def _for_a_header(value: SecretStr) -> SecretStr:
     return value
 
 
+def _of_signatures(value: SecretStr) -> SecretStr:
+    if value.get_secret_value():
+        read_secrets(value.get_secret_value())
+    return value
+
+
 Seconds = Annotated[float, BeforeValidator(_numeral), Field(gt=0, le=MAX_SECONDS)]
 DAY = 86_400.0
 Days = Annotated[float, BeforeValidator(_numeral), Field(ge=0, le=36_500)]
@@ -101,6 +108,7 @@ class Settings(BaseSettings):
     ca_bundle: Annotated[str, AfterValidator(_check_certificates)] = ""
     trackstar_access_token: Header = SecretStr("")
     credential_keys: Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)] = []
+    event_signing_secret: Annotated[SecretStr, AfterValidator(_of_signatures)] = SecretStr("")
     sentry_dsn: SecretStr = SecretStr("")
 
     retry_base_seconds: Seconds = 1.0
@@ -205,13 +213,20 @@ class Settings(BaseSettings):
         )
 
     @property
+    def event_signer(self) -> Signer | None:
+        """What signs the entries of the streams of events."""
+        stated = self.event_signing_secret.get_secret_value()
+        return Signer(read_secrets(stated)) if stated else None
+
+    @property
     def keys(self) -> list[str]:
         return [key.get_secret_value() for key in self.credential_keys]
 
     def secrets(self) -> list[str]:
         """Return every value that may never leave the process."""
         single = (self.trackstar_api_key, self.trackstar_access_token, self.trackstar_proxy, self.sentry_dsn)
-        named = [*(s.get_secret_value() for s in single), *self.keys]
+        signing = bare_secrets(self.event_signing_secret.get_secret_value())
+        named = [*(s.get_secret_value() for s in single), *self.keys, *signing]
         addresses = (self.redis_url, self.database_url, self.trackstar_proxy.get_secret_value())
         addressed = [*(password for each in addresses for password in passwords_in(each)), *_passwords_of_proxies()]
         return [value for value in (*named, *addressed) if value]
@@ -221,6 +236,7 @@ SECRETS = (
     "TRACKSTAR_API_KEY",
     "TRACKSTAR_ACCESS_TOKEN",
     "CREDENTIAL_KEYS",
+    "EVENT_SIGNING_SECRET",
     "SENTRY_DSN",
     "FLOWER_BASIC_AUTH",
     "FLOWER_OAUTH2_SECRET",
@@ -241,6 +257,7 @@ def known_secrets() -> list[str]:
         raw = os.environ.get(name, "")
         if name in SECRETS:
             pieces = [piece for piece in value.split(",") if piece]
+            pieces += bare_secrets(value) if name == "EVENT_SIGNING_SECRET" else []
             found += [raw, value, *pieces, *(piece.partition(":")[2] for piece in pieces if "://" not in piece)]
         else:
             found += [*passwords_in(raw), *passwords_in(value)]

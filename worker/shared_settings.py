@@ -11,6 +11,7 @@ import socket
 
 from worker.cancellation.pace import DOCUMENTED_WRITES_PER_SECOND
 from worker.cancellation.policy import Policy
+from worker.cancellation.signature import Signer, read_secrets
 from worker.environment import SettingsError, from_environment
 from worker.inputs.text import printable
 from worker.inputs.values import problem_of_number
@@ -30,6 +31,18 @@ def policy() -> Policy:
         retry_horizon=_numbers("RETRY_HORIZON_SECONDS", (default.retry_horizon,))[0],
         read_back=_numbers("READ_BACK_SECONDS", default.read_back),
     )
+
+
+def event_signer() -> Signer | None:
+    """Return what believes the entries that EVENT_SIGNING_SECRET has signed; None where it is not set.
+
+    Raises SettingsError.
+    """
+    stated = from_environment("EVENT_SIGNING_SECRET")
+    try:
+        return Signer(read_secrets(stated)) if stated else None
+    except ValueError as error:
+        raise SettingsError(f"EVENT_SIGNING_SECRET: {error}.") from None
 
 
 def actor(stated: str | None = None) -> str:

@@ -113,6 +113,7 @@ def test_settings_are_told_with_their_source_and_no_secret(monkeypatch: pytest.M
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:pw@db.example:5433/orders?options=-csearch_path%3Dpw")
     monkeypatch.setenv("TRACKSTAR_PROXY", "http://me:pw@proxy.example:1")
     monkeypatch.setenv("SENTRY_DSN", "https://pw@sentry.example/1")
+    monkeypatch.setenv("EVENT_SIGNING_SECRET", f"whsec_{'pw' * 16} whsec_{'pw' * 18}")
     monkeypatch.setenv("CONCURRENCY", "7")
     load_settings.cache_clear()
     settings = load_settings()
@@ -123,6 +124,7 @@ def test_settings_are_told_with_their_source_and_no_secret(monkeypatch: pytest.M
     assert ("redis redis.example 7000 database 3", "environment") == found["REDIS_URL"]
     assert ("postgresql db.example 5433 orders", "environment") == found["DATABASE_URL"]
     assert ("set", "environment") == found["TRACKSTAR_PROXY"] == found["SENTRY_DSN"]
+    assert ("set", "environment") == found["EVENT_SIGNING_SECRET"]
     assert (("7", "environment"), ("not set", "default")) == (found["CONCURRENCY"], found["CREDENTIAL_KEYS"])
     assert {name.upper() for name in Settings.model_fields} <= set(found)
     assert "CONCURRENCY 7 (environment)" in said

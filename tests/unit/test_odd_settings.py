@@ -184,5 +184,7 @@ def test_secrets_are_known_also_where_a_setting_is_refused(monkeypatch: pytest.M
     monkeypatch.setenv("FLOWER_BASIC_AUTH", "ann:one,bob:two")
     monkeypatch.setenv("CREDENTIAL_KEYS", "no-key,other")
     monkeypatch.setenv("TRACKSTAR_API_KEY", "lines\nbroken")
+    monkeypatch.setenv("EVENT_SIGNING_SECRET", "whsec_short whsec_older")
 
+    assert {"short", "older"} <= set(known_secrets())
     assert {"in/a-file", "data:b@se", "one", "two", "no-key", "other", "lines\nbroken"} <= set(known_secrets())

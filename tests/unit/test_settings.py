@@ -58,6 +58,9 @@ def test_a_file_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         pytest.param({"RETRY_CAP_SECONDS": "0.5"}, "RETRY_CAP_SECONDS is below", id="cap below base"),
         pytest.param({"READ_BACK_SECONDS": "900,120"}, "READ_BACK_SECONDS must rise", id="read-backs not rising"),
         pytest.param({"READ_BACK_SECONDS": "soon"}, "READ_BACK_SECONDS: ", id="read-backs no numbers"),
+        pytest.param(
+            {"EVENT_SIGNING_SECRET": "swordfish"}, "EVENT_SIGNING_SECRET: must be whsec_", id="no secret"
+        ),
         pytest.param({"CONCURRENCY": "0"}, "CONCURRENCY: ", id="no threads"),
         pytest.param({"REQUEST_TIMEOUT_SECONDS": "x"}, "REQUEST_TIMEOUT_SECONDS: ", id="no number"),
         pytest.param(
@@ -86,10 +89,12 @@ def test_a_worker_does_not_start_without_an_api_key() -> None:
 def test_no_secret_shows_when_settings_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     key = Fernet.generate_key().decode()
     given = {"TRACKSTAR_API_KEY": "the-api-key", "TRACKSTAR_ACCESS_TOKEN": "the-token", "CREDENTIAL_KEYS": key}
+    signing = ["a" * 32, "b" * 32]
+    monkeypatch.setenv("EVENT_SIGNING_SECRET", " ".join(f"whsec_{each}" for each in signing))
     for name, value in given.items():
         monkeypatch.setenv(name, value)
 
     settings = load_settings()
 
-    assert not [value for value in given.values() if value in repr(settings)]
-    assert set(settings.secrets()) == set(given.values())
+    assert not [value for value in (*given.values(), *signing) if value in repr(settings)]
+    assert set(settings.secrets()) == {*given.values(), *signing}

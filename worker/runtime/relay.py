@@ -11,12 +11,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from redis import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.cancellation.event import write_event
+from worker.cancellation.stream_entry import write_entry
 from worker.ledger.database import autocommit, read_only
 from worker.ledger.outbox import mark_published, take_unpublished
 from worker.ledger.told import read_told
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from redis import Redis
     from sqlalchemy import Engine
 
+    from worker.cancellation.signature import Signer
     from worker.ledger.told import Told
 
 BATCH = 500
@@ -43,10 +45,13 @@ KEYS = {EVENTS: "stream", DEAD_LETTERS: "stream"}
 class Relay:
     """One thread that publishes what it is handed, and empties the outbox whenever it is woken."""
 
-    def __init__(self, redis: Redis, ledger: Engine, vitals: Vitals | None = None) -> None:
+    def __init__(
+        self, redis: Redis, ledger: Engine, vitals: Vitals | None = None, signer: Signer | None = None
+    ) -> None:
         self._redis = redis
         self._refusals = Refusals(redis, "The events", KEYS, vitals or Vitals())
         self._ledger = ledger
+        self._signer = signer
         self._handed: deque[int] = deque()
         self._published: list[int] = []  # ids that the ledger still calls unpublished
         self._marked_at = 0.0
@@ -110,10 +115,11 @@ class Relay:
 
     def _add_to_stream(self, told: list[Told]) -> None:
         pipeline = self._redis.pipeline(transaction=False)
+        now = datetime.now(UTC)
         for number, event in ((each.number, each.event) for each in told):
             pipeline.xadd(
                 DEAD_LETTERS if event.type.startswith("dead_letter.") else EVENTS,
-                {"type": event.type, "event": write_event(event), "event_id": number},
+                write_entry(number, event, self._signer, now),
                 maxlen=EVENTS_KEPT,
                 approximate=True,
             )

@@ -98,7 +98,7 @@ class Supervisor:
         context = self._context(pace)
         self.executor = Executor(settings.concurrency, context, self._recorder.put, subscriber)
         vitals = Vitals(self.executor.unconsumed_seconds)
-        self._relay = Relay(redis, self._open_ledger(), vitals)
+        self._relay = Relay(redis, self._open_ledger(), vitals, settings.event_signer)
         self._reporter = Reporter()
         self._outages = Outages(redis, self._open_ledger(), self._on_held)
         self._dispatcher = self._make_dispatcher(pace, publish, vitals)

@@ -36,6 +36,7 @@ _NAMES_OF_SECRETS = [
     "encrypted_token",
     "redis_url",
     "database_url",
+    "event_signing_secret",
     "sentry_dsn",
     "ssl_password",
 ]
