@@ -45,6 +45,8 @@ def _one_of(words: Iterable[str]) -> msgspec.Meta:
     return msgspec.Meta(extra_json_schema={"enum": [str(word) for word in words]})
 
 
+# As `format` alone: a text that is no instant is refused when it is read, whatever its offset.
+_Instant = Annotated[datetime, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 _StatusWord = Annotated[str, _one_of(Status)]
 _VerdictWord = Annotated[str, _one_of(Verdict)]
 _EvidenceWord = Annotated[str, _one_of(Evidence)]
@@ -56,7 +58,7 @@ class CancellationEvent(msgspec.Struct, frozen=True, kw_only=True):
     id: str  # the same however often it is told: drop what you have seen
     type: Annotated[str, _one_of(OF_A_CANCELLATION)]
     schema: int = SCHEMA
-    at: datetime  # when it was written, in the ledger's time
+    at: _Instant  # when it was written, in the ledger's time
     connection_id: str
     connection_name: str | None = None
     order_id: str
@@ -67,16 +69,16 @@ class CancellationEvent(msgspec.Struct, frozen=True, kw_only=True):
     status: _StatusWord | None = None
     verdict: _VerdictWord | None = None
     evidence: _EvidenceWord | None = None
-    as_of: datetime | None = None  # the instant of which the verdict is true
-    known_by: datetime | None = None  # by when it is known, where it is not yet
+    as_of: _Instant | None = None  # the instant of which the verdict is true
+    known_by: _Instant | None = None  # by when it is known, where it is not yet
     needs_person: str | None = None  # or why a person must look
     safe_to_refund: Annotated[str, _one_of(SafeToRefund)] = SafeToRefund.NOT_YET.value
     reason: str | None = None  # of the outcome
     attempts: int | None = None
     recalls: Annotated[str, _one_of((RefundNews.RELEASED, RefundNews.REFUSED))] | None = None  # what is not so
     priority: Annotated[str, _one_of(PRIORITY_RANK)] | None = None
-    send_by: datetime | None = None
-    expected_at: datetime | None = None  # when it is expected to be sent
+    send_by: _Instant | None = None
+    expected_at: _Instant | None = None  # when it is expected to be sent
     now: bool | None = None  # it is tried at once
     by: str | None = None  # the person who settled it
     note: str | None = None  # and why
@@ -92,7 +94,7 @@ class ConnectionEvent(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     type: Annotated[str, _one_of(OF_A_CONNECTION)]
     schema: int = SCHEMA
-    at: datetime
+    at: _Instant
     connection_id: str | None = None
     connection_name: str | None = None
     reason: str | None = None
@@ -106,7 +108,7 @@ class ServiceEvent(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     type: Annotated[str, _one_of(OF_THE_SERVICE)]
     schema: int = SCHEMA
-    at: datetime
+    at: _Instant
     reason: str | None = None
     source: str | None = None
     count: int | None = None
