@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3.14 python3.13 python3.12 python3.11 python3,$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install parts demo test check chaos soak sabotage bench log-events contract lock clean
+.PHONY: help install parts debian-parts demo test check chaos soak sabotage bench log-events contract lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,13 +21,21 @@ $(VENV)/.installed: requirements/dev.lock pyproject.toml
 	@touch $@
 
 # Servers that no wheel brings. Tests without theirs are left out, and the run says so at its end.
-DEBIAN_PARTS := pgbouncer prometheus
+DEBIAN_PARTS := pgbouncer prometheus $(if $(shell command -v npm),,nodejs npm)
+DEBIAN := $(if $(shell command -v apt-get),debian-parts)
+# What the tests in Node use, exactly as the lock files say; no package runs a script of its own.
+NODE_PARTS := $(foreach each,docs/examples/node tests/node,$(each)/node_modules/.package-lock.json)
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
-parts: ## install what the tests use and no wheel brings (Debian, Ubuntu): the one target that changes the machine
+parts: $(DEBIAN) $(NODE_PARTS) ## install what the tests use and no wheel brings (Debian, Ubuntu): the one target that changes the machine
 	@command -v apt-get >/dev/null || { echo "Install these by hand, this is no Debian: $(DEBIAN_PARTS)."; exit 1; }
+
+debian-parts:
 	@dpkg-query --show --showformat '$${Status}\n' $(DEBIAN_PARTS) 2>/dev/null | grep -c '^install ok installed' | grep -qx $(words $(DEBIAN_PARTS)) \
 	  || { $(AS_ROOT) apt-get -qq update \
 	    && $(AS_ROOT) env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq install --no-install-recommends $(DEBIAN_PARTS) >/dev/null; }
+
+$(NODE_PARTS): %/node_modules/.package-lock.json: %/package-lock.json | $(DEBIAN)
+	@cd $* && npm_config_update_notifier=false npm ci --ignore-scripts --no-audit --no-fund --loglevel=error && touch node_modules/.package-lock.json
 
 demo: install ## the whole thing in a minute: Redis, SQLite, a local Trackstar, the worker and Flower
 	@$(BIN)/cancel-worker demo
@@ -63,8 +71,8 @@ bench: install $(if $(filter-out $(ALONE),$(PARTS)),.venv-bench/.installed) ## m
 log-events: ## write docs/log-events.md from worker/telemetry/events.py
 	$(BIN)/python -m worker.telemetry.event_list > docs/log-events.md
 
-contract: ## write docs/contract from the code: schemas, OpenAPI, AsyncAPI, examples
-	PYTHONPATH=tests $(BIN)/python -m harness.contract
+contract: ## write docs/contract from the code; RELEASE=0.2.0 keeps what later releases must still read
+	PYTHONPATH=tests $(BIN)/python -m harness.contract $(RELEASE)
 
 check: install ## lint, types, import contracts, and models = migrations
 	$(BIN)/ruff check .
@@ -89,4 +97,4 @@ lock: ## renew requirements/*.lock from pyproject.toml and say what changed (nee
 	@rm -rf .locks-before
 
 clean: ## remove what make made
-	rm -rf $(VENV) .venv-bench bench-results .coverage-data .locks-before .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-bench $(NODE_PARTS:%/.package-lock.json=%) bench-results .coverage-data .locks-before .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

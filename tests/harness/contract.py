@@ -7,6 +7,7 @@ documents over the schemas are `contract_documents`'.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,17 @@ def files() -> dict[str, str]:
         "asyncapi": asyncapi(examples, examples["stream-entry"]["fields"]),
         **{f"examples/{name}": content for name, content in examples.items()},
     }
-    return {f"{name}.json": json.dumps(each, indent=2, ensure_ascii=False) + "\n" for name, each in documents.items()}
+    return {f"{name}.json": _text(each) for name, each in documents.items()}
+
+
+def _text(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":
-    for name, text in files().items():
+    written = files()
+    for release in sys.argv[1:]:
+        written[f"releases/{release}.json"] = _text(golden.of_this_release())
+    for name, text in written.items():
         (FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
         (FOLDER / name).write_text(text)

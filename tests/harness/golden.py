@@ -131,14 +131,19 @@ def _of_those_that_wait(sandbox: TrackstarSandbox, client: CancelClient) -> None
 # ---- as files
 
 
-def signed_entry() -> dict[str, str]:
-    """Return an entry of the stream as it is signed with SECRET."""
-    told = first_of_each_type()["refund.released"]
-    fields = write_entry(told.number, told.event, Signer([SECRET]), told.event.at)
+def _entry(told: Told, signer: Signer | None = None) -> dict[str, str]:
+    fields = write_entry(told.number, told.event, signer, told.event.at)
     return {name: value.decode() if isinstance(value, bytes) else str(value) for name, value in fields.items()}
 
 
 def files() -> dict[str, Any]:
     """Return what each file of examples holds, by its name without `.json`."""
-    told = {type_: json.loads(write_event(each.event)) for type_, each in first_of_each_type().items()}
-    return {**jobs(), **told, "stream-entry": {"secret": SECRET, "fields": signed_entry()}}
+    told = first_of_each_type()
+    events = {type_: json.loads(write_event(each.event)) for type_, each in told.items()}
+    signed = _entry(told["refund.released"], Signer([SECRET]))
+    return {**jobs(), **events, "stream-entry": {"secret": SECRET, "fields": signed}}
+
+
+def of_this_release() -> dict[str, Any]:
+    """Return what later releases must still read: jobs, and entries of the streams."""
+    return {"jobs": list(jobs().values()), "events": [_entry(each) for each in first_of_each_type().values()]}

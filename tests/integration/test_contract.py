@@ -68,6 +68,17 @@ def test_what_is_no_event_does_not_fit(changed: dict[str, Any]) -> None:
     assert not EVENT.is_valid(example("cancellation.ended") | changed)
 
 
+def test_what_earlier_releases_wrote_still_fits() -> None:
+    releases = [json.loads(path.read_text()) for name, path in WRITTEN.items() if name.startswith("releases/")]
+    for release in releases:
+        for event in map(json.loads, (entry["event"] for entry in release["events"])):
+            if "schema" in event:  # before 0.2 an event did not stand alone
+                EVENT.validate(event)
+        for job in release["jobs"]:
+            JOB.validate(job)
+    assert releases
+
+
 def test_a_field_that_a_later_release_adds_fits() -> None:
     EVENT.validate({**example("refund.released"), "news": {"of": "later"}})
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from worker import CancelError, EventError, read_stream_event
 from worker.cancellation.event import CancellationEvent, ConnectionEvent, Event, make_event
+from worker.cancellation.request import parse_request
 from worker.cancellation.signature import Signer
 from worker.cancellation.stream_entry import NEVER_SAID, write_entry
 from worker.environment import SettingsError
@@ -154,15 +155,22 @@ def test_an_event_of_a_later_release_is_read() -> None:
 
 
 @pytest.mark.parametrize("release", RELEASES, ids=lambda path: path.stem)
+def test_every_job_of_an_earlier_release_is_taken(release: Path) -> None:
+    jobs = json.loads(release.read_text())["jobs"]
+
+    assert jobs == [json.loads(parse_request(json.dumps(each)).to_json()) for each in jobs]
+
+
+@pytest.mark.parametrize("release", RELEASES, ids=lambda path: path.stem)
 def test_every_entry_of_an_earlier_release_is_read(release: Path) -> None:
-    entries = json.loads(release.read_text())
+    entries = json.loads(release.read_text())["events"]
     read = [read_stream_event(each) for each in entries]
 
     assert [each["type"] for each in entries] == [each.type for each in read]
 
 
 def test_an_entry_of_0_1_says_what_it_said() -> None:
-    entries = {each["type"]: each for each in json.loads((RELEASES[0]).read_text())}
+    entries = {each["type"]: each for each in json.loads(RELEASES[0].read_text())["events"]}
     ended, raised, held = (
         read_stream_event(entries[type_])
         for type_ in ("cancellation.ended", "cancellation.verdict_raised", "connection.held")
