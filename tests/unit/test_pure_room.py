@@ -43,11 +43,13 @@ def test_the_room_holds_these_rules_and_no_other_file() -> None:
         "backoff",
         "celery_message",
         "chances",
+        "event",
         "fairness",
         "freshness",
         "job_file",
         "lifecycle",
         "listing",
+        "order_proof",
         "outage",
         "outcome",
         "pace",
@@ -55,8 +57,10 @@ def test_the_room_holds_these_rules_and_no_other_file() -> None:
         "proof",
         "refund",
         "request",
+        "signature",
         "standstill",
         "status",
+        "stream_entry",
     ]
 
     assert [f"cancellation.{name}" for name in rules] == [name for name in RULES if name.startswith("cancellation.")]
