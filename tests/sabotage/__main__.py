@@ -155,11 +155,21 @@ LIST = [
         (
             (
                 "cancellation/lifecycle.py",
-                'proven = outcome.order is not None and outcome.order.status == "cancelled"',
-                "proven = True",
+                'shown = outcome.order is not None and outcome.order.status == "cancelled"',
+                "shown = True",
             ),
         ),
         ("tests/unit/test_lifecycle.py",),
+    ),
+    Sabotage(
+        "a stored yes is read back before it is believed (P3)",
+        (("cancellation/outcome.py", "        read_first=reply.replayed,", "        read_first=False,"),),
+        ("tests/unit/test_outcome.py", "tests/integration/test_state_machine.py"),
+    ),
+    Sabotage(
+        "what fits the row is written, though something older was read beside it (P3)",
+        (("ledger/results.py", "return r.claim.verdict == verdict, ", "return True, "),),
+        ("tests/integration/test_confirmations.py",),
     ),
     Sabotage(
         "a lost worker's request may have landed (P3)",
@@ -359,7 +369,7 @@ LIST = [
     ),
     Sabotage(
         "a record of a claim is written once (P1)",
-        (("ledger/results.py", "    results = _one_of_each_claim(results)\n", ""),),
+        (("ledger/results.py", "    results = _one_of_each_claim(db, results)\n", ""),),
         LEDGER,
     ),
     Sabotage(
