@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3.14 python3.13 python3.12 python3.11 python3,$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install parts demo test check chaos soak sabotage bench log-events lock clean
+.PHONY: help install parts demo test check chaos soak sabotage bench pictures log-events lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ bench: install $(if $(filter-out $(ALONE),$(PARTS)),.venv-bench/.installed) ## m
 	$(PYTHON) -m venv --clear .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/bench.lock
 	@touch $@
+
+pictures: install ## take the pictures of Flower in docs/pictures again (needs `make parts`)
+	PICTURES=1 $(BIN)/python -m pytest -q tests/e2e/test_flower_browser.py
 
 log-events: ## write docs/log-events.md from worker/telemetry/events.py
 	$(BIN)/python -m worker.telemetry.event_list > docs/log-events.md
