@@ -56,7 +56,7 @@ class Scene:
         self.ids: dict[str, str] = {}
 
     def open(self, path: str) -> None:
-        self.browser.open(self.flower.url + path, AUTH)
+        self.browser.open(self.flower.url + path)
 
     def tasks(self) -> dict[str, dict[str, str]]:
         """Return the rows of the list of tasks by their order."""
@@ -83,7 +83,7 @@ def scene(make_deployment: MakeDeployment, tmp_path_factory: pytest.TempPathFact
         made = Scene(deployment, flower, stack.enter_context(browser()))
         for worker in workers:
             worker.wait_until_consuming()
-        made.open("/workers")
+        made.browser.log_in(f"{flower.url}/workers", AUTH)
         made.browser.wait_for(lambda: 2 == len(made.browser.rows("#workers-table")), "both workers")  # it hears them
         _cancel_all(made)
         made.open("/tasks")
@@ -126,12 +126,17 @@ def _keep_picture(scene: Scene, name: str) -> None:
 
 
 def test_without_the_password_nothing_is_seen(scene: Scene) -> None:
+    page = f"{scene.flower.url}/workers"
     with browser() as stranger:
-        for auth in (None, ("ann", "wrong"), ("eve", AUTH[1])):
-            stranger.open(f"{scene.flower.url}/workers", auth)
+        stranger.open(page)
+
+        assert "" == stranger.text
+        for auth in (("ann", "wrong"), ("eve", AUTH[1])):
+            stranger.log_in(page, auth)
 
             assert "" == stranger.text
             assert WORKERS[0] not in stranger.source
+    assert 401 == scene.flower.status("/workers")
 
 
 def test_a_person_sees_both_workers(scene: Scene) -> None:
@@ -187,7 +192,7 @@ def test_a_rejected_one_is_found_among_the_failed_with_its_reason(scene: Scene) 
     told = scene.details()
 
     reason = "rejected: refused_by_warehouse (not_cancelled)"
-    assert ("FAILURE", "('shop-1', '1003')", reason) == (told["Status"], told["Arguments"], told["Exception"])
+    assert ("FAILURE", "('shop-1', '1003')", reason) == (told["Status"], told["Arguments"], told["Result"])
     assert "Traceback" not in told
 
 

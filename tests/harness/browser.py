@@ -49,12 +49,13 @@ class Browser:
     def __init__(self, driver: Chrome) -> None:
         self._driver = driver
 
-    def open(self, url: str, auth: tuple[str, str] | None = None) -> None:
-        """Open a page; with `auth`, answer the question for a name and a password so. It is remembered, as by any."""
-        if auth is not None:
-            scheme, _, rest = url.partition("://")
-            url = f"{scheme}://{':'.join(auth)}@{rest}"
+    def open(self, url: str) -> None:
         self._driver.get(url)
+
+    def log_in(self, url: str, auth: tuple[str, str]) -> None:
+        """Open a page and answer its question for a name and a password so; as any browser, it keeps the answer."""
+        self.open(url.replace("://", f"://{':'.join(auth)}@"))
+        self.open(url)
 
     @property
     def url(self) -> str:
