@@ -86,6 +86,13 @@ def test_behind_nginx_under_a_path_it_is_the_same(deployment: Deployment, tmp_pa
             assert (200, 1) == (answer.status_code, answer.json()["recordsTotal"])
 
 
+def test_columns_that_somebody_chose_win(deployment: Deployment, tmp_path: Path) -> None:
+    with open_flower(deployment, tmp_path, FLOWER_TASKS_COLUMNS="uuid,name") as flower:
+        page = requests.get(f"{flower.url}/tasks", auth=AUTH, timeout=10).text
+
+        assert ["uuid", "name"] == re.findall(r'data-column="(\w+)"', page)
+
+
 def test_after_a_restart_the_list_begins_anew_and_what_goes_on_is_in_it(
     deployment: Deployment, shop: str, tmp_path: Path
 ) -> None:
