@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from worker.cancellation.status import FINAL, Status
@@ -52,22 +53,30 @@ class FlowerReporter:
                 retries=claim.state.attempts,
                 eta=None,
                 expires=claim.state.send_by.isoformat() if claim.state.send_by else None,
+                result=None,
             )
             self._put("task-started", claim.id)
         # No wake: the request is about to be sent, and it is not this thread's turn now.
 
-    def decided(self, record_id: str, transition: Transition, *, runtime: float = 0.0) -> None:
-        """Tell what came of a cancellation; `runtime` in seconds."""
+    def decided(
+        self, record_id: str, transition: Transition, *, runtime: float = 0.0, order: tuple[str, str] | None = None
+    ) -> None:
+        """Tell what came of a cancellation; `runtime` in seconds, and which order where that was not told before.
+
+        The result says it in each state: of these texts Flower's list shows and searches that one alone.
+        """
+        named = {"name": TASK_NAME, "args": repr(order)} if order else {}
         if transition.status is Status.SUCCEEDED:
             result = f"{transition.verdict} by {transition.evidence}"
-            self._put("task-succeeded", record_id, result=result, runtime=runtime)
+            self._put("task-succeeded", record_id, result=result, runtime=runtime, exception=None, traceback=None)
         elif transition.status in FINAL:
             reason = f"{transition.status}: {transition.reason} ({transition.verdict})"
-            self._put("task-failed", record_id, exception=reason, traceback="")
+            self._put("task-failed", record_id, result=reason, exception=reason, traceback=None, **named)
         else:
-            eta = transition.run_at.isoformat() if transition.run_at else None
-            due = f"again at {eta}" if eta else "when its connection is released"
-            self._put("task-retried", record_id, exception=f"{transition.reason}, {due}", traceback="", eta=eta)
+            due = transition.run_at.astimezone(UTC) if transition.run_at else None
+            then = f"again at {due:%Y-%m-%d %H:%M:%S} UTC" if due else "when its connection is released"
+            reason, eta = f"{transition.reason}, {then}", due.isoformat() if due else None
+            self._put("task-retried", record_id, result=reason, exception=reason, traceback=None, eta=eta)
         self.loop.wake()
 
     def _put(self, kind: str, uuid: str, **fields: Any) -> None:

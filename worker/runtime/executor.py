@@ -47,7 +47,9 @@ class Subscriber(Protocol):
     """Who follows each cancellation, such as Flower."""
 
     def claimed(self, claims: Iterable[AttemptClaim]) -> None: ...
-    def decided(self, record_id: str, transition: Transition, *, runtime: float = 0.0) -> None: ...
+    def decided(
+        self, record_id: str, transition: Transition, *, runtime: float = 0.0, order: tuple[str, str] | None = None
+    ) -> None: ...
 
 
 class Executor:
