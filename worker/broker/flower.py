@@ -126,10 +126,7 @@ class FlowerReporter:
         if self._dispatcher is None:
             self._connection = self._app.connection_for_write()
             self._connection.ensure_connection(max_retries=1, timeout=5)
-            self._dispatcher = self._app.events.Dispatcher(
-                self._connection,
-                hostname=self._hostname,
-            )
+            self._dispatcher = self._app.events.Dispatcher(self._connection, hostname=self._hostname)
         return self._dispatcher
 
     def _disconnect(self) -> None:
