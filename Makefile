@@ -52,11 +52,17 @@ soak: install ## random faults for MINUTES (3) or until JOBS have ended, from a 
 sabotage: install ## break each promise on purpose and see that a test turns red
 	$(BIN)/python tests/sabotage
 
-PARTS ?= pace flood urgent outage ticks throughput latency slow enqueue intake flat people idle sqlite metrics proof
+# CHART=1 measures what the chart shows, and draws it.
+PARTS ?= $(if $(CHART),throughput latency,pace flood urgent outage ticks throughput latency slow enqueue intake flat people idle sqlite metrics proof)
 # These need no peer: `proof` measures rules, `people` what people ask and do, `metrics` what counting costs.
 ALONE := proof people metrics
-bench: install $(if $(filter-out $(ALONE),$(PARTS)),.venv-bench/.installed) ## measure, in ratios of one run: PARTS="pace flood", BENCH="--rounds 1"
+bench: install $(if $(filter-out $(ALONE),$(PARTS)),.venv-bench/.installed) ## measure, in ratios of one run: PARTS="pace flood", BENCH="--rounds 1", CHART=1
 	@for part in $(PARTS); do PYTHONPATH=tests $(BIN)/python -m bench $$part $(BENCH) || exit 1; done
+	@$(if $(CHART),PYTHONPATH=tests $(BIN)/python -m bench.summary && $(MAKE) --no-print-directory chart)
+
+.PHONY: chart
+chart: .venv-bench/.installed ## draw docs/pictures/bench.svg again, from the bench.json beside it
+	@PYTHONPATH=tests .venv-bench/bin/python -m bench.chart
 
 .venv-bench/.installed: requirements/bench.lock
 	$(PYTHON) -m venv --clear .venv-bench
