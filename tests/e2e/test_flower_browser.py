@@ -93,8 +93,9 @@ def scene(make_deployment: MakeDeployment, tmp_path_factory: pytest.TempPathFact
 
 
 def _lock(deployment: Deployment) -> None:
-    """Let the processes come in with passwords; the test's own connections need none."""
+    """Let the processes come in with passwords; the test's own connections need none, and may use no channel."""
     deployment.redis.execute_command("ACL", "SETUSER", "cancel", "on", f">{REDIS_PASSWORD}", "~*", "&*", "+@all")
+    deployment.redis.execute_command("ACL", "SETUSER", "default", "resetchannels")
     deployment.env["REDIS_URL"] = deployment.redis_url.replace("://", f"://cancel:{REDIS_PASSWORD}@")
     ledger = make_url(deployment.database_url).set(password=LEDGER_PASSWORD)
     deployment.env["DATABASE_URL"] = ledger.render_as_string(hide_password=False)

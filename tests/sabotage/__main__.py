@@ -741,6 +741,46 @@ LIST = [
         ("tests/integration/test_migrations_beside_work.py -k long_trans",),
     ),
     Sabotage(
+        "Celery's tools reach Redis with its password (seen)",
+        (("broker/transport.py", "return RedisPool(self, limit)", "return ConnectionPool(self, limit)"),),
+        ("tests/e2e/test_celery_tools.py",),
+    ),
+    Sabotage(
+        "a retry is sent once more, as in Celery (seen)",
+        (("broker/flower.py", "            if transition.attempts:", "            if False:"),),
+        ("tests/e2e/test_celery_tools.py",),
+    ),
+    Sabotage(
+        "what waits for its turn is sent when it came (seen)",
+        (("broker/flower.py", "timestamp=claim.state.received_at.timestamp()", "timestamp=time.time()"),),
+        ("tests/e2e/test_celery_tools.py",),
+    ),
+    Sabotage(
+        "Celery's tools answer what is true here (seen)",
+        (("broker/remote_control.py", "if name not in UNTOLD}", "}"),),
+        ("tests/e2e/test_celery_tools.py",),
+    ),
+    Sabotage(
+        "Flower's list says why a retry waits (seen)",
+        (("broker/flower.py", '"task-retried", record_id, result=reason,', '"task-retried", record_id,'),),
+        ("tests/e2e/test_flower_browser.py",),
+    ),
+    Sabotage(
+        "Flower shows no part of a password (seen)",
+        (("streams.py", 'return "REDIS_URL"', "return str(self._known)"),),
+        ("tests/e2e/test_flower_browser.py",),
+    ),
+    Sabotage(
+        "what expires unsent has its order in Flower (seen)",
+        (("runtime/supervisor.py", ", order=(row.connection_id, row.order_id))", ")"),),
+        ("tests/e2e/test_flower_browser.py",),
+    ),
+    Sabotage(
+        "progress is no part of what a command prints (seen)",
+        (("cli/progress.py", "console or SafeConsole(stderr=True)", "console or SafeConsole()"),),
+        ("tests/integration/test_progress.py",),
+    ),
+    Sabotage(
         "a label has few words (seen)",
         (
             (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -89,16 +88,3 @@ def test_the_chart_is_small_has_no_date_of_its_own_and_is_readable_on_dark_paper
     assert "dc:date" not in svg
     assert "prefers-color-scheme:dark" in svg
     assert set(COLOURS) == painted, "each colour has another one on dark paper"
-
-
-@pytest.mark.skipif(not PAINTER.exists(), reason="`make chart` makes the environment that draws the chart")
-def test_the_same_json_is_drawn_as_the_same_file(tmp_path: Path) -> None:
-    source, drawn = tmp_path / "bench.json", [tmp_path / name for name in ("one.svg", "other.svg")]
-    source.write_text(json.dumps(summarise(*results())))
-    for chart in drawn:
-        command = [PAINTER, "-m", "bench.chart", source, chart]
-        subprocess.run(command, check=True, capture_output=True, env={"PYTHONPATH": str(ROOT / "tests")})
-    one, other = (chart.read_text() for chart in drawn)
-
-    assert one == other
-    assert texts(one) >= NAMES | {"9,000", "900", "4.0 to 8.0"}
