@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TASK_NAME = "cancel_order"
 # In each event: who hears only the last of them, counts it under the right names.
 NAMED = {"name": TASK_NAME, "queue": CELERY_LIST}
+NO_RETRY = {"exception": None, "traceback": None, "eta": None}  # nothing is left of one before the end
 MAX_WAITING = 20_000  # events; beyond that Flower is behind for good
 MAX_GROUP = 500
 # A page that reloads every few seconds does not need them sooner.
@@ -79,12 +80,12 @@ class FlowerReporter:
         named = {"args": repr(order)} if order else {}
         if transition.status is Status.SUCCEEDED:
             result = f"{transition.verdict} by {transition.evidence}"
-            self._put("task-succeeded", record_id, result=result, runtime=runtime, exception=None, traceback=None)
+            self._put("task-succeeded", record_id, result=result, runtime=runtime, **NO_RETRY)
         elif transition.status in FINAL:
             reason = f"{transition.status}: {transition.reason} ({transition.verdict})"
             # As a Python error is written: celery-exporter reads its class, which is its label.
             error = f"{transition.status}({transition.reason}: {transition.verdict})"
-            self._put("task-failed", record_id, result=reason, exception=error, traceback=None, **named)
+            self._put("task-failed", record_id, result=reason, **{**NO_RETRY, "exception": error}, **named)
         else:
             due = transition.run_at.astimezone(UTC) if transition.run_at else None
             then = f"again at {due:%Y-%m-%d %H:%M:%S} UTC" if due else "when its connection is released"
