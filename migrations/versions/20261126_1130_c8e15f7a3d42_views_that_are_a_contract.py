@@ -19,7 +19,7 @@ depends_on = None
 SECONDS = "CAST(extract(epoch FROM {later} - {earlier}) AS double precision)"
 SECONDS_ON_SQLITE = "(julianday({later}) - julianday({earlier})) * 86400.0"
 
-# A verdict is told only after the end: that of a live row is its memory. Two clocks may differ, so no time is negative.
+# A verdict is told only after the end: that of a live row is its memory. Clocks differ, so no time is negative.
 OUTCOMES = """
 CREATE VIEW cancellation_outcomes_v1 AS
 SELECT
