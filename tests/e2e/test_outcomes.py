@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SHOP = "shop-1"
 SETTINGS = SHORT | {
     "RETRY_CAP_SECONDS": "2",
-    "RETRY_HORIZON_SECONDS": "12",
+    "RETRY_HORIZON_SECONDS": "20",
     "CONNECT_TIMEOUT_SECONDS": "1",
     "LEASE_SECONDS": "34",  # five times what these limits need: no claim is lost, however busy this machine is
     "MAX_RESPONSE_BYTES": "65536",
@@ -69,8 +69,9 @@ def accepted(name: str, *script: str, trail: tuple[str, ...] = (), **other: Any)
 
 
 def replayed(name: str, step: str, reason: str) -> Case:
-    """The first yes got lost on the way; the second request is answered with the stored one."""
-    return accepted(name, step, trail=(reason,), evidence="replayed_response")
+    """The first yes got lost on the way; the second request is answered with the stored one, which is read back."""
+    trail = (reason, "accepted", "read_cancelled")
+    return Case(name=name, script=(step,), trail=trail, attempts=2, evidence="replayed_response")
 
 
 def refused(name: str, *script: str, trail: tuple[str, ...], **other: Any) -> Case:
