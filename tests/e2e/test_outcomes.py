@@ -199,7 +199,7 @@ CASES = [
           trail=("http_500", REFUSED, "rate_limited", "http_503")),
     found("done, seen later", "applied_then:500", reads=("stale", "stale", "fresh"), attempts=2, status="rejected",
           trail=("http_500", REFUSED, "read_open")),
-    unproven("done, never read", "applied_then:500", reads=("503",) * 99, trail=("http_500", REFUSED, "http_503"),
+    unproven("done, never read", "applied_then:500", reads=("503",) * 999, trail=("http_500", REFUSED, "http_503"),
              really="cancelled", effective=1, **UNREADABLE),
     refused("doubt, then no", "500", "422", trail=("http_500", "validation_failed", "read_open"), **IN_DOUBT),
     refused("doubt, then 501", "reset", "501", trail=("connection_lost", "not_supported", "read_open"), **IN_DOUBT),

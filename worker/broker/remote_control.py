@@ -26,11 +26,9 @@ if TYPE_CHECKING:
 
 WITHDRAW = "A cancellation is taken back by `cancel-worker withdraw`."
 THREADS = "How many requests run at once is set by CONCURRENCY, at the next start."
-LISTS = "A worker consumes its own list; the inbox and the list `cancellations` are taken in always."
 INSTEAD = {
     **dict.fromkeys(("revoke", "revoke_by_stamped_headers", "terminate"), WITHDRAW),
     **dict.fromkeys(("pool_grow", "pool_shrink", "pool_restart", "autoscale"), THREADS),
-    **dict.fromkeys(("add_consumer", "cancel_consumer"), LISTS),
     "rate_limit": "The pace of a connection is set by `cancel-worker connections set`.",
     "time_limit": "The times of a request are set by CONNECT_TIMEOUT_SECONDS and REQUEST_TIMEOUT_SECONDS.",
 }
