@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SHOP = "shop-1"
 SETTINGS = SHORT | {
     "RETRY_CAP_SECONDS": "2",
-    "RETRY_HORIZON_SECONDS": "20",
+    "RETRY_HORIZON_SECONDS": "12",
     "CONNECT_TIMEOUT_SECONDS": "1",
     "LEASE_SECONDS": "34",  # five times what these limits need: no claim is lost, however busy this machine is
     "MAX_RESPONSE_BYTES": "65536",
