@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 
 MOST = 1_000  # cancellations of one order
-CHUNK = 1_000  # rows in one transaction, each with a row of the audit
+CHUNK = retention.BATCH  # rows in one transaction, with a row of the audit
+RESTS = 4  # times as long as that took: whoever cancels beside it goes first
 
 
 def prune(dry_run: DryRun = False, reason: Why = None, who: Who = None) -> None:
@@ -63,9 +65,11 @@ def _said(counts: dict[str, int]) -> str:
 def _prune_facts(opened: Engine, by: audit.By, seconds: float, shown: Progress) -> int:
     done, after, more = 0, None, seconds > 0
     while more:
+        began = time.monotonic()
         with opened.begin() as db:
             pruned = retention.prune_facts(db, seconds, after, CHUNK)
             _write(db, by, "cancellations", pruned.count)
+        _rest(began)
         shown.advance(pruned.count)
         done, after, more = done + pruned.count, pruned.after, pruned.after is not None
     return done
@@ -81,12 +85,19 @@ def _prune(
 ) -> int:
     done, more = 0, seconds > 0
     while more:
+        began = time.monotonic()
         with opened.begin() as db:
             gone = one(db, seconds, CHUNK)
             _write(db, by, what, gone)
+        _rest(began)
         shown.advance(gone)
         done, more = done + gone, gone == CHUNK
     return done
+
+
+def _rest(began: float) -> None:
+    """Rest after a transaction that began at this monotonic time."""
+    time.sleep(RESTS * (time.monotonic() - began))
 
 
 def _write(db: Connection, by: audit.By, what: str, count: int) -> None:
