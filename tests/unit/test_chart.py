@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from html import unescape
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,6 @@ from bench.chart import CHART, COLOURS, SUMMARY, in_words
 from bench.contenders import CONTENDERS
 from bench.summary import name_of, summarise
 
-ROOT = Path(__file__).resolve().parents[2]
-PAINTER = ROOT / ".venv-bench" / "bin" / "python"
 NAMES = {name_of(each) for each in CONTENDERS.values()}
 ROUNDS = 3
 MAX_BYTES = 60_000

@@ -37,9 +37,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     unused_fields: str | None = None
     replayed: bool = False
     retry_after: RetryAfter | None = None  # where the server's word counts
-    read_first: bool = (
-        False  # a refusal may mean "already cancelled"; an unreadable yes, anything; a stored yes is old
-    )
+    # A refusal may mean "already cancelled"; a yes that cannot be read, anything; one that was stored is old.
+    read_first: bool = False
 
 
 class OrderState(StrEnum):
