@@ -418,7 +418,8 @@ def test_what_people_look_for_is_read_by_its_index_among_all_that_has_ended(
         plans = [plan_of(db, *each, "force_custom_plan") for each in ran]  # as commands plan
         db.rollback()
 
-    assert most_read >= max(map(rows_looked_at, plans))
+    # Without statistics it may find the rows in an index first, and then look at each.
+    assert (most_read if analyzed else 2 * most_read) >= max(map(rows_looked_at, plans))
     assert most_read >= max(map(largest_sort, plans))
 
 
