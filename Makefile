@@ -6,22 +6,25 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3.14 python3.13 python3.12 python3.11 python3,$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install parts debian-parts demo test check chaos soak sabotage bench log-events contract lock clean
+.PHONY: help install parts debian-parts demo test check chaos soak sabotage bench pictures log-events contract lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## create .venv with exactly what the lock file says
 
-$(VENV)/.installed: requirements/dev.lock pyproject.toml
+$(VENV)/.installed: requirements/dev.lock requirements/axe.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found on PATH: install one, or run 'make PYTHON=/path/to/python3.12 ...'."; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@# Only its file axe.min.js is used, byte for byte npm's axe-core, so neither what it needs nor its Python matters.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python --require-hashes \
+	  --target $(VENV)/axe -r requirements/axe.lock
 	@touch $@
 
-# Servers that no wheel brings. Tests without theirs are left out, and the run says so at its end.
-DEBIAN_PARTS := pgbouncer prometheus $(if $(shell command -v npm),,nodejs npm)
+# Programs that no wheel brings. Tests without theirs are left out, and the run says so at its end.
+DEBIAN_PARTS := chromium chromium-driver nginx pgbouncer prometheus $(if $(shell command -v npm),,nodejs npm)
 DEBIAN := $(if $(shell command -v apt-get),debian-parts)
 # What the tests in Node use, exactly as the lock files say; no package runs a script of its own.
 NODE_PARTS := $(foreach each,docs/examples/node tests/node,$(each)/node_modules/.package-lock.json)
@@ -57,16 +60,25 @@ soak: install ## random faults for MINUTES (3) or until JOBS have ended, from a 
 sabotage: install ## break each promise on purpose and see that a test turns red
 	$(BIN)/python tests/sabotage
 
-PARTS ?= pace flood urgent outage ticks throughput latency slow enqueue intake flat people idle sqlite metrics proof
+# CHART=1 measures what the chart shows, and draws it.
+PARTS ?= $(if $(CHART),throughput latency,pace flood urgent outage ticks throughput latency slow enqueue intake flat people idle sqlite metrics proof)
 # These need no peer: `proof` measures rules, `people` what people ask and do, `metrics` what counting costs.
 ALONE := proof people metrics
-bench: install $(if $(filter-out $(ALONE),$(PARTS)),.venv-bench/.installed) ## measure, in ratios of one run: PARTS="pace flood", BENCH="--rounds 1"
+bench: install $(if $(filter-out $(ALONE),$(PARTS)),.venv-bench/.installed) ## measure, in ratios of one run: PARTS="pace flood", BENCH="--rounds 1", CHART=1
 	@for part in $(PARTS); do PYTHONPATH=tests $(BIN)/python -m bench $$part $(BENCH) || exit 1; done
+	@$(if $(CHART),PYTHONPATH=tests $(BIN)/python -m bench.summary && $(MAKE) --no-print-directory chart)
+
+.PHONY: chart
+chart: .venv-bench/.installed ## draw docs/pictures/bench.svg again, from the bench.json beside it
+	@PYTHONPATH=tests .venv-bench/bin/python -m bench.chart
 
 .venv-bench/.installed: requirements/bench.lock
 	$(PYTHON) -m venv --clear .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/bench.lock
 	@touch $@
+
+pictures: install ## take the pictures of Flower in docs/pictures again (needs `make parts`)
+	PICTURES=1 $(BIN)/python -m pytest -q tests/e2e/test_flower_browser.py
 
 log-events: ## write docs/log-events.md from worker/telemetry/events.py
 	$(BIN)/python -m worker.telemetry.event_list > docs/log-events.md
@@ -81,7 +93,7 @@ check: install ## lint, types, import contracts, and models = migrations
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/integration/test_migrations.py
 
-LOCKED := run dev bench build
+LOCKED := run dev bench build axe
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header $(UPGRADE)
 PINS := grep -hoE '^[a-z0-9.-]+==[^ ;]+'
 lock: ## renew requirements/*.lock from pyproject.toml and say what changed (needs uv); UPGRADE=--upgrade takes the newest
@@ -92,6 +104,8 @@ lock: ## renew requirements/*.lock from pyproject.toml and say what changed (nee
 	$(COMPILE) --override <(echo 'redis[hiredis]>=6.4,<9') -c requirements/dev.lock tests/bench/requirements.in -o requirements/bench.lock
 	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' | \
 	  $(COMPILE) - -c requirements/dev.lock -o requirements/build.lock
+	@# The accessibility rules (axe-core) that the browser's tests run. It says 3.12; on 3.11 only its JavaScript is read.
+	echo 'pytest-playwright-axe>=4.14' | $(subst 3.11,3.12,$(COMPILE)) --no-deps - -o requirements/axe.lock
 	@for name in $(LOCKED); do echo "$$name.lock:"; \
 	  diff <($(PINS) .locks-before/$$name.lock | sort -u) <($(PINS) requirements/$$name.lock | sort -u) | grep '^[<>]' || echo "  as it was"; done
 	@rm -rf .locks-before

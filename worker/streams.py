@@ -84,6 +84,14 @@ class RedisCredentials(CredentialProvider):
                 return self._known
         return self._known
 
+    async def get_credentials_async(self) -> Any:
+        """Return the same where asyncio asks; redis-py's own warns of itself."""
+        return self.get_credentials()
+
+    def __json__(self) -> str:
+        """Stand in the answer of a worker to `inspect stats`, which names the options of its connection."""
+        return "REDIS_URL"
+
 
 def wait_unread(redis: Any, *command: str | int, then: Sequence[str | int] = ("PING",)) -> Any:
     """Run a command that waits, then another, in one round trip; return the reply of the second.

@@ -11,7 +11,7 @@ from alembic import op
 from worker.ledger.dialects import UtcTimestamp
 
 revision = "c5f18a2e7d64"
-down_revision = "b7c2e40d91a3"
+down_revision = "c8e15f7a3d42"
 branch_labels = None
 depends_on = None
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bench.contenders import CONTENDERS, OURS
 from bench.report import console
 from bench.running import StalledError, run
+from worker.cli.progress import tracked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from bench.contenders import Contender
     from bench.ledgers import Ledger, Ledgers
     from bench.options import Options
     from bench.parts import Parts
     from bench.running import Environment, Running
+
+T = TypeVar("T")
 
 
 class Notes:
@@ -25,6 +28,13 @@ class Notes:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.numbers: list[dict[str, Any]] = []
+
+    def steps(self, of: Collection[T]) -> Iterator[T]:
+        """Yield what is to be measured, one after the other, and show how far that is."""
+        return tracked(of, self.options.part, len(of), console=console)
+
+    def rounds(self) -> Iterator[int]:
+        return self.steps(range(self.options.rounds))
 
 
 class Bench(Notes):
@@ -44,10 +54,11 @@ class Bench(Notes):
 
     def interleaved(self, contenders: Sequence[Contender]) -> Iterator[tuple[int, Contender]]:
         """Go round by round, each time with another one first, so that a slow minute hits no one alone."""
+        order = []
         for number in range(self.options.rounds):
             first = number % len(contenders)
-            for contender in (*contenders[first:], *contenders[:first]):
-                yield number, contender
+            order += [(number, contender) for contender in (*contenders[first:], *contenders[:first])]
+        return self.steps(order)
 
     @contextmanager
     def working(self, contender: Contender, ledger: Ledger | None = None, **how: Any) -> Iterator[Running]:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 import requests
 from harness.deployment import CELERY
-
-from worker.dev.embedded import free_port
+from harness.flower_server import flower
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from harness.deployment import Deployment
 
-PROGRAM = Path(sys.executable).with_name("celery")
 PROVIDER = {
     "FLOWER_AUTH": "ann@example.com",
     "FLOWER_AUTH_PROVIDER": "flower.views.auth.GitHubLoginHandler",
@@ -29,48 +24,6 @@ PROVIDER = {
 }
 
 pytestmark = pytest.mark.deployment(ledgers=("sqlite",))
-
-
-class Flower:
-    """One Flower and what it says."""
-
-    def __init__(self, deployment: Deployment, folder: Path, words: list[str], environment: dict[str, str]) -> None:
-        self.url = f"http://127.0.0.1:{free_port()}"
-        self._log = folder / "flower.log"
-        named = [f"--port={self.url.rpartition(':')[2]}", "--address=127.0.0.1"]
-        secrets = {name: value for name, value in deployment.env.items() if not name.startswith("TRACKSTAR_")}
-        command = [str(PROGRAM), "-A", "worker", "flower", *named, *words]
-        with self._log.open("ab") as output:
-            self.process = subprocess.Popen(
-                command, env={**secrets, **environment}, cwd=folder, stdout=output, stderr=output
-            )
-
-    @property
-    def output(self) -> str:
-        return self._log.read_text()
-
-    def listens(self) -> bool:
-        assert self.process.poll() is None, self.output
-        try:
-            return requests.get(f"{self.url}/healthcheck", timeout=5).ok
-        except requests.ConnectionError:
-            return False
-
-    def status(self, path: str = "/workers", auth: tuple[str, str] | None = None) -> int:
-        return requests.get(self.url + path, auth=auth, timeout=10, allow_redirects=False).status_code
-
-
-@contextmanager
-def flower(deployment: Deployment, folder: Path, *words: str, **environment: str) -> Iterator[Flower]:
-    started = Flower(deployment, folder, list(words), environment)
-    try:
-        yield started
-    finally:
-        started.process.terminate()
-        try:
-            started.process.wait(20)
-        finally:
-            started.process.kill()
 
 
 WAYS = ("FLOWER_BASIC_AUTH", "FLOWER_BASIC_AUTH_FILE", "--basic_auth", "--basic-auth", "conf")

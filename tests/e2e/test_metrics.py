@@ -68,6 +68,20 @@ def test_each_series_moves_when_its_thing_happens(deployment: Deployment, shop: 
     assert 50 == of("cancel_worker_permits_allowed_per_second", kind="write")
 
 
+def test_a_job_of_a_producers_own_transaction_counts_from_its_first_request_on(
+    deployment: Deployment, shop: str
+) -> None:
+    deployment.trackstar.add_order(shop, "o-1")
+    with deployment.ledger.begin() as db:
+        cancellation_id = deployment.client.enqueue(shop, "o-1", session=db)
+    worker = deployment.start_worker()
+    deployment.client.wait(cancellation_id, 30)
+    deployment.wait_until(lambda: total(worker, "cancel_worker_ended_total"), "its end to be counted")
+
+    assert 0 == total(worker, "cancel_worker_accepted_total")
+    assert 1 == total(worker, "cancel_worker_schedule_to_start_seconds_count", priority="normal")
+
+
 @pytest.mark.deployment(
     ledgers=("postgresql",),
     settings={"HEALTH_PORT": "0", **SHORT},

@@ -69,8 +69,9 @@ def accepted(name: str, *script: str, trail: tuple[str, ...] = (), **other: Any)
 
 
 def replayed(name: str, step: str, reason: str) -> Case:
-    """The first yes got lost on the way; the second request is answered with the stored one."""
-    return accepted(name, step, trail=(reason,), evidence="replayed_response")
+    """The first yes got lost on the way; the second request is answered with the stored one, which is read back."""
+    trail = (reason, "accepted", "read_cancelled")
+    return Case(name=name, script=(step,), trail=trail, attempts=2, evidence="replayed_response")
 
 
 def refused(name: str, *script: str, trail: tuple[str, ...], **other: Any) -> Case:

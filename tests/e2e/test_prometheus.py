@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from harness.grafana import dashboard, queries, with_variables
 from harness.parts import part
-from harness.prometheus import Prometheus, selectors
+from harness.prometheus import JOB, Prometheus, selectors
 
 from worker.streams import INBOX
 
@@ -25,8 +27,11 @@ RULES: list[dict[str, Any]] = [
     rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]
 ]
 NAMES = [rule["alert"] for rule in RULES]
+BOARD = dashboard("cancel-worker")
 
-pytestmark = pytest.mark.deployment(ledgers=("postgresql",), settings={"HEALTH_PORT": "0"})
+pytestmark = pytest.mark.deployment(
+    ledgers=("postgresql",), settings={"HEALTH_PORT": "0", "METRICS_CONNECTIONS": "true"}
+)
 
 
 def promtool(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -100,6 +105,37 @@ def test_every_alert_names_only_series_that_two_real_workers_show(prometheus: Pr
 
     assert set() == unknown
     assert {} == prometheus.firing()
+
+
+def test_every_query_of_the_dashboard_is_answered_and_names_only_series_that_two_real_workers_show(
+    prometheus: Prometheus, deployment: Deployment, shop: str
+) -> None:
+    deployment.client.enqueue(shop, "nobody-knows-it")
+    failed = 'http_client_request_duration_seconds_count{error_type!=""}'
+    deployment.wait_until(lambda: prometheus.query(failed), "a request that fails")
+    known = {"job": JOB, "connection": ".+", "__rate_interval": "10s", "__range": "1m"}
+    unknown = set()
+    for panel, expression in queries(BOARD):
+        asked = with_variables(expression, known)
+        prometheus.query(asked)
+        unknown |= {
+            f"{panel['title']}: {selector}"
+            for selector in selectors(asked)
+            if not prometheus.ask("series", **{"match[]": selector})
+        }
+
+    assert set() == unknown
+
+
+def test_the_choices_of_the_dashboard_are_labels_of_series_that_two_real_workers_show(
+    prometheus: Prometheus, shop: str
+) -> None:
+    asked = [each["definition"] for each in BOARD["templating"]["list"] if each["type"] == "query"]
+    found = [re.fullmatch(r"label_values\((\w+), (\w+)\)", each) for each in asked]
+
+    assert [{JOB}, {shop}] == [
+        {each[one[2]] for each in prometheus.ask("series", **{"match[]": one[1]})} for one in found if one
+    ]
 
 
 def test_an_alert_fires_when_its_thing_happens_and_not_before(prometheus: Prometheus, deployment: Deployment) -> None:

@@ -22,6 +22,7 @@ def cancelled(claim: AttemptClaim) -> AttemptResult:
         reason="accepted",
         verdict=Verdict.CANCELLED,
         evidence=Evidence.RESPONSE,
+        as_of=claim.claimed_at,
         order=Order(id=claim.order_id, status="cancelled", shipped=False, document="{}"),
     )
     return AttemptResult(claim=claim, attempts=(row,), transition=transition)

@@ -22,6 +22,7 @@ from worker.ledger.claims import CLAIM_COLUMNS, ConfirmClaim, claim_read_backs, 
 from worker.ledger.confirmations import apply_confirmations
 from worker.ledger.dialects import db_now
 from worker.ledger.rereads import adopt, read_soon, revise, send_soon, watched_orders
+from worker.ledger.results import ConfirmResult, commit_results
 from worker.ledger.schema import cancellations, events
 
 if TYPE_CHECKING:
@@ -104,6 +105,21 @@ PROVEN = found(
 )
 
 # ---- what a read has found
+
+
+def test_what_fits_the_row_is_written_though_an_older_read_comes_in_the_same_batch(ledger: Engine) -> None:
+    record_id = put(ledger)
+    older = ConfirmResult(claim=claim_of(ledger, record_id), attempts=(), confirmation=PROVEN)
+    step(ledger, record_id, PROVEN)
+    left = found(Verdict.NOT_CANCELLED, contradicted=True)
+    newer = ConfirmResult(claim=claim_of(ledger, record_id), attempts=(), confirmation=left)
+
+    with ledger.begin() as db:
+        summary = commit_results(db, [older, newer, older])
+
+    assert {record_id} == summary.applied
+    assert "not_cancelled" == row(ledger, record_id).verdict
+    assert [RAISED, "cancellation.contradicted"] == kinds(ledger)
 
 
 def test_a_proof_is_written_with_its_instant_and_told_with_it(ledger: Engine) -> None:

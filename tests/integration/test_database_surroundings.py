@@ -94,7 +94,7 @@ def test_a_session_that_a_statement_made_read_only_is_thrown_away(worker_ledger:
     "change",
     [
         "ALTER TABLE cancellations ALTER COLUMN order_id TYPE text",
-        "ALTER TABLE connections ALTER COLUMN name TYPE text",
+        "ALTER TABLE connections ALTER COLUMN owner TYPE text",
         "ALTER TABLE cancellations ADD COLUMN more text",
     ],
 )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TABLES = {*metadata.tables, "alembic_version"}
+VIEWS = {"cancellation_outcomes_v1", "attempts_v1", "connections_v1"}
 
 PENDING: dict[str, Any] = {
     "id": "00000000-0000-5000-8000-000000000001",
@@ -60,6 +61,11 @@ def tables_of(engine: Engine) -> set[str]:
         return set(inspect(connection).get_table_names())
 
 
+def views_of(engine: Engine) -> set[str]:
+    with engine.connect() as connection:
+        return set(inspect(connection).get_view_names())
+
+
 def indexes_of(engine: Engine) -> set[str]:
     """Return how the database itself writes its indexes: comparing models leaves out a direction and a condition."""
     sqlite = "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
@@ -77,17 +83,17 @@ def revision_of(engine: Engine) -> str | None:
 def test_the_schema_goes_up_and_down_and_up_again(empty: Engine) -> None:
     migrations.migrate(empty)
 
-    assert TABLES == tables_of(empty)
+    assert (TABLES, VIEWS) == (tables_of(empty), views_of(empty))
     assert migrations.head() == revision_of(empty)
 
     migrations.roll_back(empty)
 
-    assert {"alembic_version"} == tables_of(empty)
+    assert ({"alembic_version"}, set()) == (tables_of(empty), views_of(empty))
     assert revision_of(empty) is None
 
     migrations.migrate(empty)
 
-    assert TABLES == tables_of(empty)
+    assert (TABLES, VIEWS) == (tables_of(empty), views_of(empty))
     assert migrations.head() == revision_of(empty)
 
 

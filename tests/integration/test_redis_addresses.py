@@ -91,7 +91,10 @@ def celery(url: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     with make_app() as app, app.connection_for_write() as connection:
         shown = connection.as_uri(include_password=True)
         assert not [secret for secret in (PASSWORD, ENCODED) if secret in shown]
-        return _seen(connection.default_channel.client.client_info())
+        seen = _seen(connection.default_channel.client.client_info())
+        with app.pool.acquire() as pooled:  # by which remote commands go, and their answers
+            assert seen == _seen(pooled.default_channel.client.client_info())
+        return seen
 
 
 def flower(url: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:

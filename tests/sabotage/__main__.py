@@ -155,11 +155,21 @@ LIST = [
         (
             (
                 "cancellation/lifecycle.py",
-                'proven = outcome.order is not None and outcome.order.status == "cancelled"',
-                "proven = True",
+                'shown = outcome.order is not None and outcome.order.status == "cancelled"',
+                "shown = True",
             ),
         ),
         ("tests/unit/test_lifecycle.py",),
+    ),
+    Sabotage(
+        "a stored yes is read back before it is believed (P3)",
+        (("cancellation/outcome.py", "        read_first=reply.replayed,", "        read_first=False,"),),
+        ("tests/unit/test_outcome.py", "tests/integration/test_state_machine.py"),
+    ),
+    Sabotage(
+        "what fits the row is written, though something older was read beside it (P3)",
+        (("ledger/results.py", "return r.claim.verdict == verdict, ", "return True, "),),
+        ("tests/integration/test_confirmations.py",),
     ),
     Sabotage(
         "a lost worker's request may have landed (P3)",
@@ -359,7 +369,7 @@ LIST = [
     ),
     Sabotage(
         "a record of a claim is written once (P1)",
-        (("ledger/results.py", "    results = _one_of_each_claim(results)\n", ""),),
+        (("ledger/results.py", "    results = _one_of_each_claim(db, results)\n", ""),),
         LEDGER,
     ),
     Sabotage(
@@ -729,6 +739,46 @@ LIST = [
         "a migration stands in nobody's way (people)",
         (("ledger/migrations.py", 'LOCK_TIMEOUT = "2s"', 'LOCK_TIMEOUT = "60s"'),),
         ("tests/integration/test_migrations_beside_work.py -k long_trans",),
+    ),
+    Sabotage(
+        "Celery's tools reach Redis with its password (seen)",
+        (("broker/transport.py", "return RedisPool(self, limit)", "return ConnectionPool(self, limit)"),),
+        ("tests/e2e/test_celery_tools.py",),
+    ),
+    Sabotage(
+        "a retry is sent once more, as in Celery (seen)",
+        (("broker/flower.py", "            if transition.attempts:", "            if False:"),),
+        ("tests/e2e/test_celery_tools.py",),
+    ),
+    Sabotage(
+        "what waits for its turn is sent when it came (seen)",
+        (("broker/flower.py", "timestamp=claim.state.received_at.timestamp()", "timestamp=time.time()"),),
+        ("tests/e2e/test_celery_tools.py",),
+    ),
+    Sabotage(
+        "Celery's tools answer what is true here (seen)",
+        (("broker/remote_control.py", "if name not in UNTOLD}", "}"),),
+        ("tests/e2e/test_celery_tools.py",),
+    ),
+    Sabotage(
+        "Flower's list says why a retry waits (seen)",
+        (("broker/flower.py", '"task-retried", record_id, result=reason,', '"task-retried", record_id,'),),
+        ("tests/e2e/test_flower_browser.py",),
+    ),
+    Sabotage(
+        "Flower shows no part of a password (seen)",
+        (("streams.py", 'return "REDIS_URL"', "return str(self._known)"),),
+        ("tests/e2e/test_flower_browser.py",),
+    ),
+    Sabotage(
+        "what expires unsent has its order in Flower (seen)",
+        (("runtime/supervisor.py", ", order=(row.connection_id, row.order_id))", ")"),),
+        ("tests/e2e/test_flower_browser.py",),
+    ),
+    Sabotage(
+        "progress is no part of what a command prints (seen)",
+        (("cli/progress.py", "console or SafeConsole(stderr=True)", "console or SafeConsole()"),),
+        ("tests/integration/test_progress.py",),
     ),
     Sabotage(
         "a label has few words (seen)",

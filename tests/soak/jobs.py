@@ -26,6 +26,7 @@ from soak.report import console
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.status import FINAL, SafeToRefund, Status, Verdict, safe_to_refund
+from worker.cli.progress import progress
 from worker.errors import (
     AlreadyEndedError,
     InboxUnavailableError,
@@ -169,16 +170,19 @@ def soak_jobs(scene: Scene, trackstar: FastTrackstar, dice: Random, jobs: int) -
     survivor, early = psutil.Process(scene.survivor.process.pid), 0
     producer.start()
     listener.start()
-    while producer.is_alive():
-        producer.join(dice.uniform(*FAULT_SECONDS))
-        # Every second fault kills a worker.
-        fault = dice.choice([faults[0], dice.choice(faults)])
-        rate = len(producer.ids) / (time.monotonic() - began)
-        console.print(f"{len(producer.ids):8} jobs  {rate:5.0f}/s  {fault.name}", highlight=False)
-        fault.strike(scene)
-        struck[fault.name] += 1
-        if not early and len(producer.ids) > jobs * 0.4:
-            early = survivor.memory_info().rss
+    with progress("jobs enqueued", jobs, console=console) as shown:
+        while producer.is_alive():
+            producer.join(dice.uniform(*FAULT_SECONDS))
+            # Every second fault kills a worker.
+            fault = dice.choice([faults[0], dice.choice(faults)])
+            rate = len(producer.ids) / (time.monotonic() - began)
+            console.print(f"{len(producer.ids):8} jobs  {rate:5.0f}/s  {fault.name}", highlight=False)
+            shown.reach(len(producer.ids))
+            fault.strike(scene)
+            struck[fault.name] += 1
+            if not early and len(producer.ids) > jobs * 0.4:
+                early = survivor.memory_info().rss
+    console.print("The faults are over: every job comes to its end.")
     deployment.ledger.dispose()  # the last fault may have cut its connections
     _wait_for_ends(deployment, listener, producer.ids)
     rows = list(_rows(deployment))

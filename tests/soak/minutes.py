@@ -19,6 +19,7 @@ from soak.faults import FAULTS, Scene
 from soak.people import People
 from soak.report import console
 
+from worker.cli.progress import progress
 from worker.errors import (
     AlreadyEndedError,
     InboxUnavailableError,
@@ -124,8 +125,13 @@ def soak(scene: Scene, dice: Random, minutes: float) -> dict[str, Any]:
     deadline = time.monotonic() + minutes * 60
     survivor, early = psutil.Process(scene.survivor.process.pid), 0
     load = Load(deployment, dice)
-    with load, People(deployment.trackstar, SHOP, load.orders, dice) as people:
+    with (
+        load,
+        People(deployment.trackstar, SHOP, load.orders, dice) as people,
+        progress("seconds", minutes * 60, console=console) as shown,
+    ):
         while (left := deadline - time.monotonic()) > 0:
+            shown.reach(minutes * 60 - left)
             time.sleep(min(left, dice.uniform(1, 5)))
             fault = dice.choice(faults)
             console.print(f"{len(load.orders):6} orders  {fault.name}", highlight=False)
@@ -133,6 +139,7 @@ def soak(scene: Scene, dice: Random, minutes: float) -> dict[str, Any]:
             struck[fault.name] += 1
             if not early and left < minutes * 60 * 0.6:
                 early = survivor.memory_info().rss
+    console.print("The faults are over: every order comes to its end.")
     deployment.ledger.dispose()  # the last fault may have cut its connections
     wait_for_ends(deployment, map(record_id, load.orders), timeout=180)
     with suppress(RedisError):

@@ -28,7 +28,7 @@ def test_each_alert_says_how_urgent_it_is_what_it_is_and_where_to_read_on(rule: 
     page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
 
     assert rule["labels"]["severity"] in {"critical", "warning"}
-    assert {"summary", "description", "runbook_url"} == set(rule["annotations"])
+    assert {"summary", "description", "runbook_url", "dashboard_url"} == set(rule["annotations"])
     assert ("ops/runbook.md", rule["alert"].lower()) == (page, anchor)
     assert anchor in anchors(RUNBOOK)
 

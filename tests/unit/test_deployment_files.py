@@ -254,7 +254,7 @@ def test_flower_asks_for_a_password_and_listens_on_this_machine_only() -> None:
 def test_only_the_pages_for_people_are_reachable_and_from_this_machine_alone() -> None:
     ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
 
-    assert {"flower", "prometheus"} == set(ports)
+    assert {"flower", "grafana", "prometheus"} == set(ports)
     assert all(port.startswith("127.0.0.1:") for each in ports.values() for port in each)
 
 
@@ -280,6 +280,8 @@ def test_no_secret_has_a_default_value(service: str) -> None:
         ("worker", "TRACKSTAR_API_KEY"),
         ("worker", "CREDENTIAL_KEYS"),
         ("flower", "FLOWER_BASIC_AUTH"),
+        ("grafana", "GF_SECURITY_ADMIN_PASSWORD"),
+        ("grafana", "LEDGER_PASSWORD"),
     ],
 )
 def test_a_missing_secret_stops_the_start_and_says_what_to_set(service: str, name: str) -> None:
@@ -296,7 +298,7 @@ def test_only_the_worker_sees_the_secrets_of_trackstar() -> None:
 
 
 def test_no_part_of_the_image_is_taken_from_latest() -> None:
-    assert {"redis:7", "postgres:16", "prom/prometheus:v3.5.0"} == {
+    assert {"redis:7", "postgres:16", "prom/prometheus:v3.5.0", "grafana/grafana:12.1.0"} == {
         service["image"] for service in SERVICES.values() if "build" not in service
     }
     assert {"python:3.12-slim"} == {found.rest.split()[0] for found in DOCKERFILE if found.word == "FROM"}

@@ -125,6 +125,8 @@ def test_the_readme_has_the_headings_that_people_look_for() -> None:
         "Rate limits and holds",
         "Configuration",
         "Operations",
+        "Monitoring",
+        "Performance",
         "Troubleshooting",
         "Project",
     ] == second

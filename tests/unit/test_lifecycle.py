@@ -120,22 +120,33 @@ REFUSED = outcome(Kind.REFUSED)
 BY_WAREHOUSE = outcome(Kind.REFUSED, read_first=True)
 
 
+STORED_YES = outcome(Kind.ACCEPTED, order=CANCELLED, replayed=True, read_first=True)
+
+
+@pytest.mark.parametrize(
+    ("expected", "shows"),
+    [
+        ("succeeded cancelled replayed_response +1", OrderState.CANCELLED),
+        ("rejected not_cancelled read_back +1", OrderState.SHIPPED),
+        ("succeeded accepted replayed_response +1 confirm", OrderState.OPEN),
+        ("succeeded accepted replayed_response +1 confirm", OrderState.ABSENT),
+        ("succeeded accepted replayed_response +1 confirm", OrderState.UNREADABLE),
+        ("succeeded accepted replayed_response +1 confirm", OrderState.LATER),
+        ("succeeded accepted replayed_response +1 confirm", OrderState.NO_ACCESS),
+    ],
+)
+@pytest.mark.parametrize("state", [FRESH, DOUBT], ids=["fresh", "in doubt"])
+def test_a_stored_yes_is_worth_what_a_read_shows(state: State, expected: str, shows: OrderState) -> None:
+    assert must_read(state, STORED_YES)
+    assert expected == told(after(state, STORED_YES, read_back(shows)), state)
+
+
 @pytest.mark.parametrize(
     ("expected", "meant"),
     [
         pytest.param("succeeded accepted response +1 confirm", ACCEPTED_OPEN, id="yes, still open"),
         pytest.param("succeeded accepted response +1 confirm", outcome(Kind.ACCEPTED), id="yes, no order shown"),
         pytest.param("succeeded cancelled response +1", outcome(Kind.ACCEPTED, order=CANCELLED), id="yes, cancelled"),
-        pytest.param(
-            "succeeded cancelled replayed_response +1",
-            outcome(Kind.ACCEPTED, order=CANCELLED, replayed=True),
-            id="yes again, cancelled",
-        ),
-        pytest.param(
-            "succeeded accepted replayed_response +1 confirm",
-            outcome(Kind.ACCEPTED, order=OPEN, replayed=True),
-            id="yes again, still open",
-        ),
         pytest.param("waiting unknown - +1", outcome(Kind.IN_DOUBT), id="in doubt"),
         pytest.param("waiting unknown - +0", outcome(Kind.STILL_RUNNING), id="still running"),
     ],

@@ -275,7 +275,7 @@ def test_a_yes_keeps_the_order_and_what_was_not_used_and_that_it_was_replayed() 
 
     expected = Outcome(kind=Kind.ACCEPTED, reason="accepted", order=shown, unused_fields='["a"]', replayed=True)
 
-    assert expected == classify(reply, ORDER_ID)
+    assert msgspec.structs.replace(expected, read_first=True) == classify(reply, ORDER_ID)
 
 
 def test_the_text_of_an_error_changes_nothing_but_the_message() -> None:

@@ -19,6 +19,7 @@ from celery.worker.request import Request
 from sentry_sdk.integrations.celery import CeleryIntegration
 
 from worker.broker.flower import FlowerReporter
+from worker.broker.remote_control import answer_for
 from worker.broker.worker_queue import ATTEMPT_BATCH, WorkerQueue
 from worker.ledger.vault import fingerprint
 from worker.runtime.known_keys import KnownKeys
@@ -67,8 +68,10 @@ class CancelWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
             settings.secrets(),
             integrations=[CeleryIntegration(propagate_traces=False)],
         )
+        reporter = FlowerReporter(worker.app, worker.hostname)
         with _exit_with_a_sentence():
-            self._supervisor = Supervisor(settings, owner, queue.put, FlowerReporter(worker.app, worker.hostname))
+            self._supervisor = Supervisor(settings, owner, queue.put, reporter)
+        answer_for(self._supervisor.executor, lambda: reporter.received)
         self._consume(worker.app, queue)
 
     def _consume(self, app: Celery, queue: WorkerQueue) -> None:

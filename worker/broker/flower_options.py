@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 PREFIX = "FLOWER_"
 PASSWORD = "FLOWER_BASIC_AUTH"  # noqa: S105 - the name of a setting
 READ_ONLY = "FLOWER_READ_ONLY"
+# What a person looks for first, then the id, which leads to the task's own page. The name is always the same.
+COLUMNS = "state,args,result,received,uuid,runtime,worker"
+LABELS = {"args": "Connection, order", "result": "Verdict or reason"}
 TRUTHS = frozenset(["y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0"])
 
 
@@ -58,6 +61,7 @@ def _asked_first(command: Callable[..., Any], app: Celery) -> Callable[..., Any]
         except SettingsError as error:
             raise SystemExit(f"Flower does not start: {error}") from error
         signals.import_modules.connect(check_flower, sender=app)
+        show_verdicts()
         show_queues_of(app)
         return command(*args, **kwargs)
 
@@ -85,6 +89,15 @@ def read_settings() -> None:
         if kinds[name] is bool and value.lower() not in TRUTHS:
             raise SettingsError(f"{name} must be true or false.")
         os.environ[name] = value
+
+
+def show_verdicts() -> None:
+    """Let the list of tasks say which order of which connection each is, and what came of it."""
+    from flower.views.tasks import TASK_COLUMNS  # noqa: PLC0415
+    from tornado.options import options  # noqa: PLC0415
+
+    options.tasks_columns = COLUMNS  # Flower reads what a person has chosen after this
+    TASK_COLUMNS.update(LABELS)
 
 
 def show_queues_of(app: Celery) -> None:

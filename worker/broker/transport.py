@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery.app.amqp import AMQP
-from kombu.connection import Connection
+from kombu.connection import Connection, ConnectionPool, PooledConnection
 from kombu.transport.redis import Channel, Transport
 
 if TYPE_CHECKING:
@@ -37,6 +37,22 @@ class RedisTransport(Transport):
 class RedisConnection(Connection):
     def get_transport_cls(self) -> type[RedisTransport]:
         return RedisTransport
+
+    def Pool(self, limit: int | None = None, **_: Any) -> RedisPool:  # noqa: N802 - kombu's name
+        return RedisPool(self, limit)  # type: ignore[no-untyped-call]
+
+
+class PooledRedisConnection(PooledConnection):
+    def get_transport_cls(self) -> type[RedisTransport]:
+        return RedisTransport
+
+
+class RedisPool(ConnectionPool):
+    """Of what Celery publishes remote commands with, and their answers: kombu's own pool knows no password of ours."""
+
+    def new(self) -> PooledRedisConnection:
+        same = dict(self.connection._info(resolve=False))  # noqa: SLF001 - as kombu's pool does
+        return PooledRedisConnection(self, **same)  # type: ignore[no-untyped-call]
 
 
 class RedisAMQP(AMQP):  # type: ignore[misc]

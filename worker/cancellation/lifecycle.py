@@ -91,8 +91,8 @@ def must_read(state: State, outcome: Outcome) -> bool:
 
 def decide(state: State, outcome: Outcome, read: ReadBack | None, at: Moment) -> Transition:
     """Choose the one legal transition after an attempt. `read` is there where `must_read` asked for it."""
-    if outcome.kind is Kind.ACCEPTED:
-        return _succeed(state, outcome, at)
+    if outcome.kind is Kind.ACCEPTED and (read is None or read.shows is not OrderState.SHIPPED):
+        return _succeed(state, outcome, read, at)
     if outcome.kind is Kind.REFUSED:
         return _decide_refusal(state, outcome, read, at)
     if outcome.kind is Kind.NO_ACCESS:
@@ -102,7 +102,7 @@ def decide(state: State, outcome: Outcome, read: ReadBack | None, at: Moment) ->
     if read is not None and read.shows is OrderState.CANCELLED:
         return _proven(state, read, at)
     if read is not None and read.shows is OrderState.SHIPPED:
-        # A yes that could not be read, and the goods have left: it was none.
+        # A yes that could not be read, or is old, and the goods have left: it is none.
         return _reject(state, Outcome(kind=Kind.REFUSED, reason=read.reason), read, at)
     if read is not None and read.retry_after is not None:  # it is tried, and read, again: the longer wish counts
         longest = max(read.retry_after, outcome.retry_after or read.retry_after)
@@ -110,8 +110,10 @@ def decide(state: State, outcome: Outcome, read: ReadBack | None, at: Moment) ->
     return _try_again(state, outcome, at)
 
 
-def _succeed(state: State, outcome: Outcome, at: Moment) -> Transition:
-    proven = outcome.order is not None and outcome.order.status == "cancelled"
+def _succeed(state: State, outcome: Outcome, read: ReadBack | None, at: Moment) -> Transition:
+    """End by a yes. A stored one (replayed) proves nothing by itself: it says what was true when it was stored."""
+    shown = outcome.order is not None and outcome.order.status == "cancelled"
+    proven = shown if read is None else read.shows is OrderState.CANCELLED
     return _ended(
         Status.SUCCEEDED,
         Verdict.CANCELLED if proven else Verdict.ACCEPTED,
@@ -119,7 +121,7 @@ def _succeed(state: State, outcome: Outcome, at: Moment) -> Transition:
         at,
         attempts=state.attempts + 1,
         reason=outcome.reason,
-        order=outcome.order,
+        order=(read.order if read else None) or outcome.order,
         unused_fields=outcome.unused_fields,
     )
 

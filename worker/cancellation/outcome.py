@@ -37,7 +37,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     unused_fields: str | None = None
     replayed: bool = False
     retry_after: RetryAfter | None = None  # where the server's word counts
-    read_first: bool = False  # a refusal may mean "already cancelled"; a yes that cannot be read, anything
+    # A refusal may mean "already cancelled"; a yes that cannot be read, anything; one that was stored is old.
+    read_first: bool = False
 
 
 class OrderState(StrEnum):
@@ -130,6 +131,7 @@ def _success(reply: Reply, order_id: str) -> Outcome:
         order=order,
         unused_fields=reply.unused_fields,
         replayed=reply.replayed,
+        read_first=reply.replayed,  # it is as old as the first request with its key; the goods may have left since
     )
 
 

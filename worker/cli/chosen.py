@@ -14,6 +14,7 @@ from msgspec import structs
 from worker.cancellation.status import Status, Verdict
 from worker.cli.filters import batched
 from worker.cli.parts import console, ledger
+from worker.cli.progress import progress
 from worker.errors import UnknownCancellationError
 from worker.ledger import audit, filters, queries
 from worker.ledger.audit import Action, Kind
@@ -33,13 +34,15 @@ def in_parts(
 ) -> int:
     """Act on these, so many in one transaction, and write down who did; return on how many it was done."""
     done = 0
-    for part in batched([row.id for row in chosen], CHUNK):
-        with (
-            ledger() as opened,
-            opened.begin() as db,
-            audit.recorded(db, by, action, Kind.CANCELLATION, part),
-        ):
-            done += len(act(db, part))
+    with progress(action, len(chosen)) as shown:
+        for part in batched([row.id for row in chosen], CHUNK):
+            with (
+                ledger() as opened,
+                opened.begin() as db,
+                audit.recorded(db, by, action, Kind.CANCELLATION, part),
+            ):
+                done += len(act(db, part))
+            shown.advance(len(part))
     return done
 
 

@@ -10,6 +10,7 @@ from redis import RedisError
 from rich.table import Table
 
 from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger
+from worker.cli.progress import progress
 from worker.cli.times import moment
 from worker.cli.words import in_few_words
 from worker.inputs.text import visible
@@ -235,10 +236,20 @@ def rekey(
     if not force:
         _refuse_while_unknown(settings)
     with ledger() as opened, opened.begin() as db:
-        count = connections.rekey(db, vault.reencrypt)
+        count = _reencrypt(db, vault)
         audit.write(db, acting(who, reason), Action.REKEY, Kind.CONNECTION, after={"tokens": count})
     tokens = "1 token is" if count == 1 else f"{count} tokens are"
     console.print(f"{tokens} encrypted with the first key.")
+
+
+def _reencrypt(db: Connection, vault: TokenVault) -> int:
+    with progress("tokens encrypted", len(connections.encrypted_tokens(db))) as shown:
+
+        def reencrypt(token: str) -> str:
+            shown.advance(1)
+            return vault.reencrypt(token)
+
+        return connections.rekey(db, reencrypt)
 
 
 def _refuse_while_unknown(settings: Settings) -> None:

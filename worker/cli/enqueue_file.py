@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from worker.cancellation.job_file import FileLine, UnreadableFileError, read_jobs
 from worker.cancellation.request import MAX_JOB_BYTES
 from worker.cancellation.status import SafeToRefund, Status
 from worker.cli.batches import outcomes_table
 from worker.cli.parts import client, console
+from worker.cli.progress import progress
 from worker.ledger.batches import Outcomes, outcome
 
 if TYPE_CHECKING:
@@ -144,14 +144,10 @@ def _checked(source: JobFile) -> int:
 def _send(producer: CancelClient, source: JobFile, start: int, end: int, total: int) -> int:
     """Enqueue the jobs from `start` to `end`; return how many had ended before."""
     ended = 0
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]} jobs/s"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar, began = progress.add_task("", total=total, completed=start, rate="-"), time.monotonic()
+    with progress("jobs enqueued", total, done=start) as shown:
         for jobs in _chunks(source.jobs(start, end)):
             ended += len(producer.enqueue_unless_ended(jobs))
-            progress.advance(bar, len(jobs))
-            done = progress.tasks[0].completed - start
-            progress.update(bar, rate=f"{done / (time.monotonic() - began + 0.001):.0f}")
+            shown.advance(len(jobs))
     return ended
 
 
@@ -164,13 +160,19 @@ def _chunks(jobs: Iterable[Job]) -> Iterator[list[Job]]:
 def _outcomes(producer: CancelClient, source: JobFile, count: int, deadline: float) -> Outcomes:
     """Wait until the first `count` jobs have ended; return how many ended how."""
     found: Outcomes = Counter()
-    for jobs in _chunks(source.jobs(0, count)):
-        stand = producer.standing(jobs)
-        while not all(each and each.ended_at for each in stand.values()) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
+    with progress("jobs ended", count) as shown:
+        for jobs in _chunks(source.jobs(0, count)):
             stand = producer.standing(jobs)
-        found.update(map(_outcome, stand.values()))
+            while (ended := _ended(stand)) < len(stand) and time.monotonic() < deadline:
+                shown.reach(found.total() + ended)
+                time.sleep(POLL_SECONDS)
+                stand = producer.standing(jobs)
+            found.update(map(_outcome, stand.values()))
     return found
+
+
+def _ended(stand: Mapping[Any, Standing | None]) -> int:
+    return sum(1 for each in stand.values() if each and each.ended_at)
 
 
 def _outcome(stands: Standing | None) -> tuple[str, str]:

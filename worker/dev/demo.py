@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import requests
 from cryptography.fernet import Fernet
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
@@ -42,6 +43,7 @@ CONNECTION = "demo-shop"
 REQUEST_SECONDS = 2.0
 PATIENCE_SECONDS = 45.0
 FLOWER_SECONDS = 15.0
+METRICS_SECONDS = 5.0
 BY_SOMEBODY = "A-13"
 
 
@@ -118,16 +120,20 @@ def play(console: Console, refund: Callable[[Cancellation], Text]) -> bool:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cancel-worker-demo-")))
         console.print("Starting Redis, the sandbox, the worker and Flower ...", style="dim")
         stage = Stage(stack, folder)
+        # Before the story: both answer for as long as it runs.
+        console.print(f"Flower: {stage.flower_link}   (user demo, password {stage.password})")
+        console.print(f"Metrics: {stage.metrics_link}   (for Prometheus)")
+        console.print()
         ids = stage.enqueue()
         with Live(console=console, refresh_per_second=8) as live:
             ended = stage.watch(ids, live, refund)
         wrong = [sentence for scene in STORY for sentence in _differences(scene, ended[scene.order], stage.sandbox)]
         wrong += stage.flower_gaps(list(ids.values()))
+        wrong += stage.metrics_gaps()
         console.print()
         for sentence in wrong:
             console.print(sentence, style="red")
-        console.print(f"Flower: {stage.flower_link}   (user demo, password {stage.password})")
-        console.print(f"The ledger: {folder / 'ledger.sqlite3'}; both go with this command.", style="dim")
+        console.print(f"The ledger: {folder / 'ledger.sqlite3'}; all of it goes with this command.", style="dim")
         if os.environ.get("KEEP") == "1":
             console.print("KEEP=1: all of it stays up until Ctrl-C.")
             signal.pause()
@@ -149,7 +155,7 @@ class Stage:
         self._write_story(token)
         self._prepare_ledger(database_url, TokenVault([key]).encrypt(token))
         self.password = secrets.token_urlsafe(9)
-        self._flower_port = free_port()
+        self._flower_port, self._health_port = free_port(), free_port()
         environment = {
             # Of a setting that a person has in a file, the demo has its own value.
             **{name: value for name, value in os.environ.items() if not name.endswith("_FILE")},
@@ -163,6 +169,8 @@ class Stage:
             "READ_BACK_SECONDS": "2,5,10,20,3600",
             "NOT_FOUND_GRACE_SECONDS": "5",
             "FLOWER_BASIC_AUTH": f"demo:{self.password}",
+            "HEALTH_ADDRESS": "127.0.0.1",
+            "HEALTH_PORT": str(self._health_port),
         }
         for name in ("TRACKSTAR_ACCESS_TOKEN", "SENTRY_DSN"):  # the demo calls nobody outside
             environment.pop(name, None)
@@ -177,6 +185,10 @@ class Stage:
     @property
     def flower_link(self) -> str:
         return f"http://127.0.0.1:{self._flower_port}/tasks"
+
+    @property
+    def metrics_link(self) -> str:
+        return f"http://127.0.0.1:{self._health_port}/metrics"
 
     def enqueue(self) -> dict[str, str]:
         """Enqueue the story, one order twice; return the record ids by order."""
@@ -217,6 +229,23 @@ class Stage:
         url = f"http://127.0.0.1:{self._flower_port}/api/task/info/{record_id}"
         answer = requests.get(url, auth=("demo", self.password), timeout=5)
         return answer.json().get("state") if answer.ok else None
+
+    def metrics_gaps(self) -> list[str]:
+        """Ask the worker what it has counted; return a sentence if that is not every end."""
+        deadline = time.monotonic() + METRICS_SECONDS
+        while (ended := self._counted_ends()) != len(STORY):
+            if time.monotonic() > deadline:
+                return [f"{self.metrics_link} counts {ended:g} ends of {len(STORY)}."]
+            time.sleep(0.2)
+        return []
+
+    def _counted_ends(self) -> float:
+        try:
+            page = requests.get(self.metrics_link, timeout=5).text
+        except requests.RequestException:
+            return 0.0
+        samples = (sample for family in text_string_to_metric_families(page) for sample in family.samples)
+        return sum(sample.value for sample in samples if sample.name == "cancel_worker_ended_total")
 
     def _write_story(self, token: str) -> None:
         self.sandbox.world.connect(CONNECTION, access_token=token)

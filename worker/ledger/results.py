@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import msgspec
+import sqlalchemy as sa
 
 from worker.cancellation.lifecycle import Transition
 from worker.cancellation.proof import Confirmation
@@ -19,14 +20,16 @@ from worker.ledger.confirmations import write_confirmations
 from worker.ledger.documents import Document, keep_documents
 from worker.ledger.outbox import add_leased_events
 from worker.ledger.refunds import refund_events
+from worker.ledger.schema import cancellations
 from worker.ledger.transitions import apply_claimed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import sqlalchemy as sa
-
     from worker.ledger.claims import Lease
+
+
+c = cancellations.c
 
 
 class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +68,7 @@ class CommitSummary(msgspec.Struct, frozen=True):
 
 def commit_results(db: sa.Connection, results: Sequence[Result]) -> CommitSummary:
     """Write what came of a batch of claims, in the caller's one transaction."""
-    results = _one_of_each_claim(results)
+    results = _one_of_each_claim(db, results)
     keep_attempts(db, ((r.claim, attempt) for r in results for attempt in r.attempts))
     attempted = [r for r in results if isinstance(r, AttemptResult)]
     applied, ends, proven = apply_claimed(db, [(r.claim.lease, r.transition) for r in attempted])
@@ -99,14 +102,32 @@ def _pause_connections(db: sa.Connection, results: Sequence[AttemptResult]) -> f
     return holds.pause(db, seconds) if seconds else frozenset()
 
 
-def _one_of_each_claim(results: Sequence[Result]) -> list[Result]:
-    """Keep one result of a claim: a worker that rescued its own claim may have the answer in the same batch."""
-    kept: dict[Lease, Result] = {}
+def _one_of_each_claim(db: sa.Connection, results: Sequence[Result]) -> list[Result]:
+    """Keep one result of a claim: a worker that rescued its own claim may have the answer in the same batch.
+
+    Of what was read of an ended cancellation, the one that fits what is known of it now: a read-back and a crawl may
+    have told of it at once, and what they go by is not what the row says any more.
+    """
+    of_claims: dict[Lease, list[Result]] = {}
     for r in results:
-        known = kept.get(r.claim.lease)
-        if known is None or any(attempt.reason == WORKER_LOST for attempt in known.attempts):
-            kept[r.claim.lease] = r
-    return list(kept.values())
+        of_claims.setdefault(r.claim.lease, []).append(r)
+    several = [found[0].claim.id for found in of_claims.values() if len(found) > 1]
+    verdicts = _verdicts(db, several) if several else {}
+    return [_the_one(found, verdicts.get(found[0].claim.id)) for found in of_claims.values()]
+
+
+def _the_one(found: Sequence[Result], verdict: str | None) -> Result:
+    def worth(r: Result) -> tuple[bool, bool]:
+        if isinstance(r, ConfirmResult):
+            return r.claim.verdict == verdict, r.confirmation.verdict != r.claim.verdict
+        return all(attempt.reason != WORKER_LOST for attempt in r.attempts), False
+
+    return max(found, key=worth)  # the first of those that are worth the same
+
+
+def _verdicts(db: sa.Connection, ids: Sequence[str]) -> dict[str, str | None]:
+    rows = db.execute(sa.select(c.id, c.verdict).where(c.id.in_(ids)))
+    return {str(row.id): row.verdict for row in rows}
 
 
 def _end_holds(db: sa.Connection, results: Sequence[Result], no_access: set[str]) -> tuple[frozenset[str], bool]:

@@ -47,7 +47,9 @@ class Subscriber(Protocol):
     """Who follows each cancellation, such as Flower."""
 
     def claimed(self, claims: Iterable[AttemptClaim]) -> None: ...
-    def decided(self, record_id: str, transition: Transition, *, runtime: float = 0.0) -> None: ...
+    def decided(
+        self, record_id: str, transition: Transition, *, runtime: float = 0.0, order: tuple[str, str] | None = None
+    ) -> None: ...
 
 
 class Executor:
@@ -71,6 +73,7 @@ class Executor:
         self._changed = threading.Condition()
         self._reserved: dict[str, tuple[Send, float]] = {}  # by record id, with the time until which it is kept
         self._running: Counter[str] = Counter()  # by connection
+        self._started: dict[str, tuple[AttemptClaim, float]] = {}  # the same, by record id, with their time of day
         self._in_hand: set[Lease] = set()
         self._reserved_at = float("-inf")
         self._unconsumed_since: float | None = None
@@ -139,6 +142,8 @@ class Executor:
             self._unconsumed_since = None
             sends = [self._reserved.pop(record_id)[0] for record_id in ids if record_id in self._reserved]
             self._running.update(send.claim.connection_id for send in sends)
+            now = time.time()
+            self._started.update((send.claim.id, (send.claim, now)) for send in sends)
         self._subscriber.claimed([send.claim for send in sends])
         clocks = {send.claim.id: send.clock for send in sends}
         for batch in batches_of_reads([send.claim for send in sends if isinstance(send.claim, RefusalClaim)]):
@@ -146,6 +151,18 @@ class Executor:
         for send in sends:
             if isinstance(send.claim, SendClaim):
                 self._requests.submit(self._attempt, send.claim, clocks[send.claim.id], send.slot)
+
+    # -- what people ask
+
+    def running(self) -> list[tuple[AttemptClaim, float]]:
+        """Return what is on a request thread, each with the Unix time at which it was handed to one."""
+        with self._changed:
+            return list(self._started.values())
+
+    def reserved(self) -> list[AttemptClaim]:
+        """Return what is claimed and whose message to this worker is on its way."""
+        with self._changed:
+            return [send.claim for send, _ in self._reserved.values()]
 
     # -- what the housekeeper says
 
@@ -212,6 +229,7 @@ class Executor:
         with self._changed:
             self.released_at = self._clock()
             for claim in batch:
+                self._started.pop(claim.id, None)
                 self._running[claim.connection_id] -= 1
                 if not self._running[claim.connection_id]:
                     del self._running[claim.connection_id]

@@ -310,7 +310,7 @@ class Supervisor:
         log_expired(ended)
         count_expired(self._metrics, ended)
         for row, transition in ended:
-            self._subscriber.decided(row.id, transition)
+            self._subscriber.decided(row.id, transition, order=(row.connection_id, row.order_id))
         self._relay.wake()
 
 

@@ -65,7 +65,7 @@ FROM cancellations WHERE ended_at IS NOT NULL
 def run(bench: Bench) -> list[Verdict]:
     ledgers = {name: bench.ledgers.fresh(is_ours=True) for name in LEDGERS}
     _fill(bench, ledgers["full"])
-    for number in range(bench.options.rounds):
+    for number in bench.rounds():
         for name in LEDGERS if number % 2 == 0 else LEDGERS[::-1]:
             bench.trying(OURS, lambda n=number, at=name: _measure(bench, ledgers[at], n, at))
     columns = ("rate", "cpu", "idle_mb", "memory_mb")

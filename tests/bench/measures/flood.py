@@ -18,7 +18,7 @@ EVERY_SECONDS = 0.1
 
 
 def run(bench: Bench) -> list[Verdict]:
-    for number in range(bench.options.rounds):
+    for number in bench.rounds():
         with scene(bench) as stage:
             stage.add_connections(["flood", "quiet"])
             stage.start_workers(2)

@@ -39,7 +39,7 @@ _OLD = "SELECT count(*) FROM cancellations WHERE received_at < now() - interval 
 
 
 def run(bench: Bench, ledger: Ledger) -> list[Verdict]:
-    for number in range(bench.options.rounds):
+    for number in bench.rounds():
         bench.trying(OURS, lambda n=number: _beside_the_command(bench, ledger, n))
         bench.trying(OURS, lambda n=number: _beside_the_housekeeper(bench, ledger, n))
     done = {

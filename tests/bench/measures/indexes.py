@@ -48,7 +48,7 @@ STATEMENTS = ("accept", "claim", "record")
 def run(bench: Bench, ledger: Ledger) -> None:
     engine = open_ledger(ledger.url, pool_size=1, plan_once=True)  # as a worker does
     names = list(WITHOUT)
-    for number in range(bench.options.rounds):
+    for number in bench.rounds():
         for name in names[number % len(names) :] + names[: number % len(names)]:
             with engine.connect() as db:
                 for index in WITHOUT[name]:

@@ -11,19 +11,19 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from harness.answered import cancelled
+
 from bench.contenders import OURS
 from bench.report import Spread, Verdict, print_table, ratios
-from worker.cancellation.lifecycle import State, Transition
-from worker.cancellation.status import Evidence, Status
-from worker.cancellation.status import Verdict as Known
-from worker.ledger.attempts import AttemptRow
+from worker.cancellation.lifecycle import State
 from worker.ledger.claims import Lease, SendClaim
-from worker.ledger.results import AttemptResult, CommitSummary
+from worker.ledger.results import CommitSummary
 from worker.runtime.counting import count_recorded
 from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from bench.bench import Bench
+    from worker.ledger.results import AttemptResult
 
 WARM = 400
 BATCH = 50  # results in one commit, claims in one message
@@ -86,15 +86,6 @@ def seconds_of_counting() -> float:
 
 def _results() -> tuple[list[AttemptResult], frozenset[str]]:
     now = datetime.now(UTC)
-    row = AttemptRow(kind="cancel", started_at=now, reason="accepted", status=200)
-    transition = Transition(
-        status=Status.SUCCEEDED,
-        attempts=1,
-        reason="accepted",
-        verdict=Known.CANCELLED,
-        evidence=Evidence.RESPONSE,
-        as_of=now,
-    )
     claims = [
         SendClaim(
             lease=Lease(f"id-{number}", "me", 1),
@@ -109,5 +100,4 @@ def _results() -> tuple[list[AttemptResult], frozenset[str]]:
         )
         for number in range(BATCH)
     ]
-    results = [AttemptResult(claim=claim, attempts=(row,), transition=transition) for claim in claims]
-    return results, frozenset(claim.id for claim in claims)
+    return [cancelled(claim) for claim in claims], frozenset(claim.id for claim in claims)

@@ -20,7 +20,7 @@ HOUR = 3600.0
 
 
 def run(bench: Bench) -> list[Verdict]:
-    for number in range(bench.options.rounds):
+    for number in bench.rounds():
         with scene(bench) as stage:
             stage.add_connections(["shop"])
             stage.start_workers(2, RETRY_CAP_SECONDS="60")

@@ -17,7 +17,7 @@ SECONDS = 40.0
 
 
 def run(bench: Bench) -> list[Verdict]:
-    for number in range(bench.options.rounds):
+    for number in bench.rounds():
         with scene(bench) as stage:
             stage.add_connections(["shop"])
             stage.start_workers(2)

@@ -129,7 +129,7 @@ def _ms(work: Callable[[], Any]) -> float:
 
 def _list(bench: Bench, engine: Engine) -> None:
     shown = []
-    for what, words in LISTS.items():
+    for what, words in bench.steps(LISTS.items()):
         with read_only(engine) as db:
             rounds = [_pages(db, Filter(**words)) for _ in range(bench.options.rounds)]
         first, later = [each[0][0] for each in rounds], [each[-1][0] for each in rounds if len(each) > 1]
@@ -152,7 +152,7 @@ def _pages(db: Connection, which: Filter) -> list[tuple[float, Page]]:
 
 def _act(bench: Bench, commands: Sequence[tuple[Engine, Any, Mapping[str, Callable[[Connection], Any]]]]) -> None:
     found: dict[str, list[float]] = {}
-    for _ in range(bench.options.rounds):  # in turn: what is held is resumed before it is held again
+    for _ in bench.rounds():  # in turn: what is held is resumed before it is held again
         for engine, opened, works in commands:
             for what, work in works.items():
                 found.setdefault(what, []).append(_ms(lambda e=engine, o=opened, w=work: _done(e, o, w)))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bench.month.life import live
 from bench.month.world import END
 from bench.report import Spread, Verdict, console, percentile, print_table
+from worker.cli.progress import tracked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +45,8 @@ def simulate(connections: int, seed: int) -> Month:
     """Live the month of so many connections, on all cores."""
     parts = [range(first, min(first + _AT_ONCE, connections)) for first in range(0, connections, _AT_ONCE)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        return [each for part in pool.map(live, repeat(seed), parts) for each in part]
+        lived = tracked(pool.map(live, repeat(seed), parts), "groups of connections", len(parts), console=console)
+        return [each for part in lived for each in part]
 
 
 def _all(month: Month, what: str) -> list[Any]:

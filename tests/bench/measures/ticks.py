@@ -43,7 +43,7 @@ def run(bench: Bench) -> list[Verdict]:
             connection.commit()
             connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql("VACUUM ANALYZE")
         engine = open_ledger(ledger.url, plan_once=True)  # as a worker does
-        for number in range(bench.options.rounds):
+        for number in bench.rounds():
             with engine.connect() as connection:
                 facts = _turns(connection, connections)
             bench.note(OURS, number, **{f"{name}_{connections}_{rows}": value for name, value in facts.items()})

@@ -18,7 +18,7 @@ STREAM = 600  # urgents at once: twelve seconds of the whole pace
 
 
 def run(bench: Bench) -> list[Verdict]:
-    for number in range(bench.options.rounds):
+    for number in bench.rounds():
         with scene(bench) as stage:
             stage.add_connections(["shop"])
             stage.start_workers(2)
