@@ -197,11 +197,10 @@ LIST = [
         (
             (
                 "runtime/relay.py",
-                "            self._add_to_stream(events)\n"
-                "            self._published.extend(event.id for event in events)\n",
-                "            self._published.extend(event.id for event in events)\n"
+                "            self._add_to_stream(told)\n            self._published.extend(events)\n",
+                "            self._published.extend(events)\n"
                 "            self._mark_published()\n"
-                "            self._add_to_stream(events)\n",
+                "            self._add_to_stream(told)\n",
             ),
         ),
         ("tests/e2e/test_crash_matrix.py -k event",),

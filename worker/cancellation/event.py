@@ -38,6 +38,7 @@ OF_A_CONNECTION = (
     "trackstar.resumed",
 )
 OF_THE_SERVICE = ("dead_letter.kept", "dead_letter.requeued", "stream.repaired")
+TYPES = (*OF_A_CANCELLATION, *OF_A_CONNECTION, *OF_THE_SERVICE)
 
 
 def _one_of(words: Iterable[str]) -> msgspec.Meta:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from worker.cancellation.event import ConnectionEvent, Event, ServiceEvent
+from worker.cancellation.event import TYPES, ConnectionEvent, Event, ServiceEvent
 from worker.cli.filters import instant
-from worker.cli.parts import console, ledger, print_json
+from worker.cli.parts import console, ledger, print_beside, print_json
 from worker.cli.times import moment
 from worker.inputs.instants import read_age
 from worker.ledger.feed_reader import NOW, FeedReader
@@ -32,8 +32,18 @@ def _since(text: str) -> datetime:
     return instant(text) if age is None else datetime.now(UTC) - timedelta(seconds=age)
 
 
-Types = Annotated[list[str] | None, typer.Option("--type", help="Only of this type; may be repeated.")]
-Connections = Annotated[list[str] | None, typer.Option("--connection", "-c", help="Only of this connection.")]
+def _known(type_: str) -> str:
+    if type_ not in TYPES:
+        raise typer.BadParameter(f"{type_!r} is no type of an event. There are: {', '.join(TYPES)}.")
+    return type_
+
+
+Types = Annotated[
+    list[str] | None, typer.Option("--type", parser=_known, help="Only of this type; may be given again.")
+]
+Connections = Annotated[
+    list[str] | None, typer.Option("--connection", "-c", help="Only of this connection; may be given again.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, as others get it, with its `cursor`.")]
 
 
@@ -59,14 +69,14 @@ def list_(
         found = (each for each in reader.follow(reader.start(None, since), timeout=0.0) if each.event.at >= since)
         _show(islice(found, limit), as_json=as_json)
         if more := next(found, None):
-            console.print(f"There are more, from {moment(more.event.at)} on: raise --limit.", stderr=True)
+            print_beside(f"There are more, from {moment(more.event.at)} on: raise --limit.")
 
 
 @app.command()
 def tail(type_: Types = None, connection: Connections = None, as_json: Json = False) -> None:
     """Show events as they come, until Ctrl-C.
 
-    Example: cancel-worker events tail --type refund.released --type refund.recalled
+    Example: cancel-worker events tail --type refund.released -c shop-1
     """
     with ledger(by_index=True) as opened:
         reader = FeedReader(opened, types=type_ or (), connections=connection or ())
