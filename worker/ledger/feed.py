@@ -49,7 +49,7 @@ def give_places(db: sa.Connection) -> int:
     publishes or prunes many could wait for each other: it stops before the first that another holds.
     """
     end = _locked_end(db)
-    count = len(db.execute(_placing(db), {"end": end}).all())
+    count = len(db.execute(_placing(db), {"end": end, "limit": MAX_PLACED}).all())
     if count:
         db.execute(sa.update(cursors).where(u.consumer == _END).values(place=end + count))
     return count
@@ -57,7 +57,8 @@ def give_places(db: sa.Connection) -> int:
 
 @built_once_per_dialect
 def _placing(_dialect: str) -> Any:
-    waiting = sa.select(e.id).where(WITHOUT_PLACE).order_by(e.id).limit(MAX_PLACED)
+    limit = sa.bindparam("limit", type_=sa.Integer())
+    waiting = sa.select(e.id).where(WITHOUT_PLACE).order_by(e.id).limit(limit)
     wanted, free = waiting.cte("wanted"), waiting.with_for_update(skip_locked=True, key_share=True).cte("free")
     held = sa.select(sa.func.min(wanted.c.id)).where(wanted.c.id.not_in(sa.select(free.c.id))).scalar_subquery()
     row = sa.func.row_number().over(order_by=free.c.id).label("row")
