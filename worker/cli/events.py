@@ -88,17 +88,18 @@ def _show(found: Iterable[FeedEvent], *, as_json: bool) -> None:
         if as_json:
             print_json({**msgspec.to_builtins(each.event), "cursor": each.cursor})
         else:
-            console.print(f"{moment(each.event.at)}  {each.event.type:<27} {_about(each.event)}", highlight=False)
+            # Each a text of its own: so none can be taken for a part of another.
+            console.print(moment(each.event.at), f"{each.event.type:<28}", *_about(each.event), soft_wrap=True)
 
 
-def _about(event: Event) -> str:
+def _about(event: Event) -> list[str]:
     if isinstance(event, ServiceEvent):
         return _said({"reason": event.reason, "source": event.source, "count": event.count, "stream": event.stream})
     if isinstance(event, ConnectionEvent):
         return _said({"connection": event.connection_id, "reason": event.reason, "connections": event.connections})
-    known = f"{event.status}, {event.verdict}" if event.verdict else event.status
-    return f"order {event.order_id} of {event.connection_id}: {known}; refund {event.safe_to_refund}"
+    known = {"order": event.order_id, "of": event.connection_id, "status": event.status, "verdict": event.verdict}
+    return _said({**known, "safe to refund:": event.safe_to_refund})
 
 
-def _said(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+def _said(facts: dict[str, Any]) -> list[str]:
+    return [text for name, value in facts.items() if value is not None for text in (name, str(value))]
