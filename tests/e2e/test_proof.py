@@ -151,7 +151,7 @@ def _crawl(deployment: Deployment, fact: Callable[[], bool]) -> None:
 
 
 def _told(timeline: Timeline) -> list[str]:
-    return [event["type"] for event in timeline.events]
+    return [event["type"] for event in timeline.events if event["type"].startswith("cancellation.")]
 
 
 def _end(row: Cancellation) -> tuple[str, str | None, str | None, str]:
