@@ -23,6 +23,7 @@ def upgrade() -> None:
         sa.Column("connection_id", sa.String(255), nullable=False),
         sa.Column("order_id", sa.String(255), nullable=False),
         sa.Column("told", sa.String(64), nullable=False),
+        sa.Column("proofs", sa.Integer(), nullable=False),
         sa.Column("changed_at", UtcTimestamp(), nullable=False),
         sa.PrimaryKeyConstraint("connection_id", "order_id", name=op.f("pk_refunds")),
     )

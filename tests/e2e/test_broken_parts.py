@@ -513,8 +513,9 @@ class Usage:
 
 def _untruths(site: Site, timelines: dict[str, Timeline]) -> list[str]:
     lost = {
-        f"{order_id}: its end was not told"
+        f"{order_id}: {what}"
         for order_id, timeline in timelines.items()
+        for what in ("its end was not told", "its money is not on the stream")
         if timeline.cancellation.id in site.told_before
     }
     orders = [order.order_id for order in site.trackstar.orders()]

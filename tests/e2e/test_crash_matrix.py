@@ -60,6 +60,7 @@ WORKER_CELLS = [
     Cell("answer in hand", script=("applied_then:500",)),
     Cell("during the record"),
     Cell("during the record", script=("applied_then:500",)),
+    Cell("refund noted, not committed"),
     Cell("recorded, not committed"),
     Cell("after the record"),
     Cell("after the record", script=("503",)),

@@ -295,8 +295,8 @@ def _told(deployment: Deployment, names: dict[str, str]) -> dict[str, list[dict[
     told: dict[str, list[dict[str, Any]]] = {}
     for _, fields in deployment.redis.xrange("cancellations:events"):
         event = msgspec.json.decode(fields[b"event"])
-        if event.get("id") in names:
-            told.setdefault(names[event["id"]], []).append({"type": fields[b"type"].decode(), **event})
+        if event["type"].startswith("cancellation.") and event["cancellation_id"] in names:
+            told.setdefault(names[event["cancellation_id"]], []).append(event)
     return told
 
 

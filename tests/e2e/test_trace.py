@@ -53,7 +53,7 @@ def test_a_trace_is_in_every_line_alert_task_and_event_of_its_cancellation(deplo
     }
     assert {TRACE} == {line["traceparent"] for line in lines}
     assert TRACE == json.loads(told[b"event"])["traceparent"]
-    assert [TRACE] == [event["payload"]["traceparent"] for event in deployment.timeline(job).events]
+    assert {TRACE} == {event["payload"]["traceparent"] for event in deployment.timeline(job).events}
     (task,) = (event for event in onlooker.seen if event["type"] == "task-received")
     assert (job, repr({"traceparent": TRACE})) == (task["uuid"], task["kwargs"])
     (event,) = (each for each in _events(sentry) if each.get("message") == "cancellation.not_enabled")

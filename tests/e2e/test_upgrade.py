@@ -165,7 +165,8 @@ class Load:
         """Return what is wrong with any of them, its document included."""
         made = self.deployment
         wait_for_ends(made, map(record_id, self.orders))
-        wrong = untruths(made, self.orders)
+        # What the release before ended has no event about its money, as the page of what changed says.
+        wrong = [each for each in untruths(made, self.orders) if "told otherwise than proven: []" not in each]
         for order_id in self.orders:
             cancels = made.trackstar.order(SHOP, order_id).truth.effective_cancels
             found = made.client.get(record_id(order_id), snapshot=True)

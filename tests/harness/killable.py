@@ -47,6 +47,7 @@ POINTS = {
     "before the Celery acknowledgement": Point("before", "worker.broker.bootstep:UnacknowledgedRequest.acknowledge"),
     "answer in hand": Point("before", "worker.runtime.recorder:Recorder.put"),
     "during the record": Point("after", "worker.ledger.results:keep_attempts"),
+    "refund noted, not committed": Point("after", "worker.ledger.results:refund_events"),
     "recorded, not committed": Point("after", "worker.runtime.recorder:commit_results"),
     "after the record": Point("before", "worker.runtime.supervisor:Supervisor._on_committed"),
     "outcome committed, event not published": Point("before", "worker.runtime.relay:Relay._add_to_stream"),

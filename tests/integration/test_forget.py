@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import uuid
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,16 @@ from harness.commands import in_process
 from sqlalchemy import func, insert, make_url, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from worker import CancelClient
 from worker.cancellation.policy import Retention
 from worker.cancellation.request import CancelRequest
 from worker.ledger import audit, transitions
 from worker.ledger.audit import Action, By, Kind
+from worker.ledger.changes import Change, change
 from worker.ledger.database import open_ledger
-from worker.ledger.schema import attempts, cancellations, dead_letters, documents, events
+from worker.ledger.schema import attempts, cancellations, dead_letters, documents, events, refunds
 from worker.ledger.schema import audit as acts
+from worker.runtime.relay import Relay
 from worker.runtime.retention import Forgetting
 from worker.settings import load_settings
 from worker.streams import DEAD_LETTERS, EVENTS, HINTS, INBOX
@@ -38,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("shop")
 
 c = cancellations.c
 OLD = datetime.now(UTC) - timedelta(days=400)
-TABLES = (cancellations, attempts, events, documents, dead_letters)
+TABLES = (cancellations, attempts, events, documents, dead_letters, refunds)
 PERSON = "Jane Example, 1 Example Street"
 DOCUMENT = json.dumps({"ship_to": PERSON})
 KNOWN = {"status": "succeeded", "verdict": "cancelled", "evidence": "response"}
@@ -104,6 +107,8 @@ def put_old(ledger: Engine) -> None:
     put(ledger, "1001")
     with ledger.begin() as db:
         put_letter(db, b"{}")
+        of_it = {"connection_id": "shop-1", "order_id": "1001"}
+        db.execute(insert(refunds).values({**of_it, "told": "released", "proofs": 1, "changed_at": OLD}))
         held = {"type": "connection.held", "payload": "{}", "created_at": OLD}
         db.execute(insert(events).values(held))
 
@@ -130,8 +135,8 @@ def test_a_dry_run_counts_and_deletes_nothing(run: Run, ledger: Engine) -> None:
 
     assert (0, before) == (code, everything(ledger))
     assert (
-        "1 cancellations, 1 events of no cancellation, 1 documents, 1 dead letters would be deleted; with a "
-        "cancellation its attempts, events and document."
+        "1 cancellations, 1 events of no cancellation, 1 documents, 0 orders whose refund was told, 1 dead letters "
+        "would be deleted; with a cancellation its attempts, events and document."
     ) == said
 
 
@@ -141,11 +146,14 @@ def test_what_is_old_is_deleted_and_the_audit_says_how_much_of_what(run: Run, le
     _, told = run("audit", "list", "--action", "prune", "--json")
 
     # Its document has gone with its cancellation.
-    assert (0, [0, 0, 0, 0, 0]) == (code, counts(ledger))
-    assert "1 cancellations, 1 events of no cancellation, 0 documents, 1 dead letters are deleted." == said
-    for what in ('"cancellations":1', '"events of no cancellation":1', '"dead letters":1'):
-        assert what in told
-    assert 3 == told.count('"reason":"audit day"')
+    assert (0, [0] * len(TABLES)) == (code, counts(ledger))
+    assert (
+        "1 cancellations, 1 events of no cancellation, 0 documents, 1 orders whose refund was told, 1 dead letters "
+        "are deleted."
+    ) == said
+    for what in ('"cancellations":1', '"events of no cancellation":1', '"refund was told":1', '"dead letters":1'):
+        assert what.strip('"') in told
+    assert 4 == told.count('"reason":"audit day"')
 
 
 UNDECIDED: dict[str, dict[str, Any]] = {
@@ -175,9 +183,11 @@ def test_what_is_kept_for_ever_is_not_pruned(
     load_settings.cache_clear()
     run("prune")
 
-    assert {"RETENTION_DAYS": [1, 1, 2, 0, 0], "SNAPSHOT_DAYS": [0] * 5, "DEAD_LETTER_DAYS": [0, 0, 0, 0, 1]}[
-        setting
-    ] == counts(ledger)
+    assert {
+        "RETENTION_DAYS": [1, 1, 2, 0, 0, 1],
+        "SNAPSHOT_DAYS": [0] * len(TABLES),
+        "DEAD_LETTER_DAYS": [0, 0, 0, 0, 1, 0],
+    }[setting] == counts(ledger)
 
 
 # ---- redact
@@ -309,6 +319,28 @@ def test_what_a_person_wrote_is_erased_from_the_stream_of_events_too(run: Run, l
     assert [0, 0, 0] == [redis.exists(name) for name in (INBOX, DEAD_LETTERS, HINTS)]
 
 
+def test_what_is_erased_of_a_job_is_taken_off_the_stream_and_the_feed_tells_it_no_more(
+    run: Run, ledger: Engine, database_url: str, redis: Redis
+) -> None:
+    job = CancelRequest(connection_id="shop-1", order_id="1001", requested_by=PERSON, metadata={"who": PERSON})
+    other = CancelRequest(connection_id="shop-1", order_id="1002", requested_by="oms")
+    with ledger.begin() as db:
+        transitions.accept(db, [job, other])
+        change(db, [job.record_id, other.record_id], Change(priority="urgent"))
+    relay = Relay(redis, ledger)
+    relay.wake()
+    relay.loop.start()
+    assert relay.loop.stop(30)
+    assert {True, False} == {PERSON.encode() in fields[b"event"] for _, fields in redis.xrange(EVENTS)}
+
+    run("redact", "1001", "--reason", "r")
+
+    assert ["1002"] == [json.loads(fields[b"event"])["order_id"] for _, fields in redis.xrange(EVENTS)]
+    with closing(CancelClient("redis://localhost", database_url)) as client:
+        told = {each.event.order_id: each.event for each in client.events(timeout=0.0)}  # type: ignore[union-attr]
+    assert ({"1001", "1002"}, None, None) == (set(told), told["1001"].metadata, told["1001"].requested_by)  # type: ignore[union-attr]
+
+
 def test_where_redis_is_away_the_ledger_is_redacted_and_the_next_try_does_the_rest(
     run: Run, ledger: Engine, monkeypatch: pytest.MonkeyPatch, redis: Redis
 ) -> None:
@@ -336,7 +368,7 @@ def test_the_housekeeper_says_how_much_it_forgot(ledger: Engine, logged: Logged)
 
     line = logged.wait_for("retention.pruned")
     assert (1, 1, 0, 1) == tuple(line[name] for name in ("cancellations", "events", "documents", "dead_letters"))
-    assert [0] * 5 == counts(ledger)
+    assert [0] * len(TABLES) == counts(ledger)
 
 
 def test_the_housekeeper_says_nothing_where_nothing_is_old(ledger: Engine, logged: Logged) -> None:
@@ -384,6 +416,6 @@ def test_a_role_that_may_not_delete_keeps_what_is_old_and_says_what_to_do(
 
     lines = [logged.get() for _ in range(logged.qsize())]
     refused = [line["what"] for line in lines if line["event"] == "retention.not_permitted"]
-    assert ["cancellations", "events", "documents"] == refused
-    assert [*before[:4], 0] == counts(ledger)
+    assert ["cancellations", "events", "refunds", "documents"] == refused
+    assert [*before[:4], 0, before[5]] == counts(ledger)
     assert [1] == [line["dead_letters"] for line in lines if line["event"] == "retention.pruned"]

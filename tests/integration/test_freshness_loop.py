@@ -135,7 +135,9 @@ class Follower:
         with self.ledger.connect() as db:
             return list(
                 db.execute(
-                    select(events.c.type).where(events.c.cancellation_id == record_id).order_by(events.c.id)
+                    select(events.c.type)
+                    .where(events.c.cancellation_id == record_id, ~events.c.type.startswith("refund."))
+                    .order_by(events.c.id)
                 ).scalars()
             )
 

@@ -21,7 +21,7 @@ from worker.inputs.text import MAX_SHOWN_LENGTH, visible
 from worker.ledger import audit, connections, dead_letters, transitions
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.dead_letters import DeadLetter
-from worker.ledger.schema import attempts, cancellations
+from worker.ledger.schema import attempts, cancellations, events
 from worker.ledger.schema import connections as connections_table
 from worker.settings import load_settings
 
@@ -134,6 +134,9 @@ def _cancellation(ledger: Engine, vault: TokenVault, number: int, value: str) ->
             "replayed": False,
         }
         db.execute(insert(attempts).values(row))
+        told = json.dumps({"connection_id": value, "order_id": value, "status": value, "reason": value})
+        its_own = {"cancellation_id": request.record_id, "type": "cancellation.ended", "created_at": NOW}
+        db.execute(insert(events).values({**its_own, "payload": told}))
         seen = (audit.Action.REVEAL, audit.Kind.CANCELLATION, request.record_id)
         audit.write(db, audit.By(value, value), *seen, after={value: value})
         return request.record_id
@@ -204,6 +207,8 @@ def missing(said: str) -> list[str]:
         ("windows",),
         ("dead-letters", "list"),
         ("audit", "list", "--limit", "100"),
+        ("events", "list", "--since", "2026-01-01", "--type", "cancellation.ended"),
+        ("events", "list", "--since", "2026-01-01", "--type", "dead_letter.kept"),
     ],
     ids=" ".join,
 )
@@ -232,7 +237,10 @@ def test_the_story_of_a_cancellation_shows_every_value_as_it_is(terminal: Termin
 def test_json_holds_every_value_and_nothing_that_a_terminal_obeys(terminal: Terminal, ids: list[str]) -> None:
     listed = terminal.run("list", "--json", "--limit", "100")
     told = [terminal.run("show", record_id, "--json", "--reveal") for record_id in ids]
+    events_told = terminal.run("events", "list", "--since", "2026-01-01", "--type", "cancellation.ended", "--json")
 
+    assert HOSTILE == [json.loads(line)["order_id"] for line in events_told.splitlines()]
+    assert set() == obeyed(events_told)
     shown = ("order_id", "reference_id", "order_number", "batch", "requested_by", "reason", "metadata")
     assert [(value,) * (len(shown) - 1) + ({"from": value},) for value in sorted(HOSTILE)] == sorted(
         tuple(json.loads(line)[name] for name in shown) for line in listed.splitlines()
@@ -341,6 +349,7 @@ def test_a_very_long_text_is_cut_wherever_it_is_shown(terminal: Terminal, ledger
         ("list",),
         ("list", "--csv"),
         ("audit", "list"),
+        ("events", "list", "--since", "2026-01-01"),
         ("connections", "list"),
         ("connections", "show", LONG),
         ("windows",),
@@ -393,6 +402,10 @@ def test_what_a_command_says_of_a_value_that_was_typed_or_known_is_shown_as_it_i
         ("audit", "list", "--target", value): 1,
         ("audit", "list", "--actor", value): 0,
         ("audit", "list", "--json"): 0,
+        ("events", "list", "--since", "2026-01-01", f"--connection={value}"): 1,
+        ("events", "list", "--since", f"x{value}"): 0,
+        ("events", "list", "--type", f"x{value}"): 0,
+        ("events", "tail", "--type", f"x{value}"): 0,
         ("withdraw", "--", value): 0,
         ("change", "--now", "--", f"no{value}"): 1,
         ("change", "--now", "--reason", value, "--as", value, "--", record_id): 0,

@@ -55,9 +55,16 @@ def test_the_example_of_the_document_runs_without_a_socket(tmp_path: Path) -> No
 
     done = python(tmp_path, "-m", "pytest", "-q", "-p", "no:valkey", "-p", "no:cacheprovider", "--disable-socket")
 
-    assert {"conftest.py", "refunds.py", "test_refunds.py"} == files.keys()
+    assert {*("conftest.py", "refunds.py", "test_refunds.py", "refund_feed.py", "test_refund_feed.py")} == files.keys()
     assert 0 == done.returncode, done.stdout + done.stderr
-    assert f"{files['test_refunds.py'].count('def test_')} passed" in done.stdout
+    assert f"{sum(text.count('def test_') for text in files.values())} passed" in done.stdout
+
+
+def test_a_refund_hangs_on_one_event_in_ten_lines() -> None:
+    (shown,) = [block for block in BLOCKS if block.startswith("# refund_feed.py")]
+    (follow,) = [each for each in ast.parse(shown).body if isinstance(each, ast.FunctionDef)]
+
+    assert 10 >= len(ast.unparse(follow).splitlines())
 
 
 @pytest.mark.parametrize("block", BLOCKS)

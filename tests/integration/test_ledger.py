@@ -56,6 +56,7 @@ LEASE = 60.0
 OVER = -1.0  # a lease that has ended already
 POLICY = Policy()
 c = cancellations.c
+NO_REFUND = ~events.c.type.startswith("refund.")  # which `test_refunds.py` is about
 
 
 def job(order_id: str = "o-1", connection_id: str = "shop-1", **fields: Any) -> CancelRequest:
@@ -175,8 +176,9 @@ def reasons(ledger: Engine, record_id: str) -> list[str]:
 
 
 def told(ledger: Engine) -> list[tuple[str, dict[str, Any]]]:
+    """Return the events, but those of refunds."""
     with ledger.connect() as db:
-        rows = db.execute(select(events.c.type, events.c.payload).order_by(events.c.id))
+        rows = db.execute(select(events.c.type, events.c.payload).where(NO_REFUND).order_by(events.c.id))
         return [(row.type, json.loads(row.payload)) for row in rows]
 
 
@@ -672,7 +674,6 @@ def test_a_proven_cancel_is_recorded_with_its_evidence_and_its_event(ledger: Eng
         "safe_to_refund": "yes",
         "reason": "accepted",
         "attempts": 1,
-        "at": found.ended_at.isoformat() if found.ended_at else None,
         "as_of": claimed.claimed_at.isoformat(),
         "known_by": None,
         "needs_person": None,
@@ -686,7 +687,7 @@ def test_recording_twice_is_recording_once(ledger: Engine, shop: str) -> None:
 
     assert frozenset() == write(ledger, result).applied
     assert before == get(ledger, result.claim.id)
-    assert (1, 1) == (count(ledger, attempts), count(ledger, events))
+    assert (1, 1) == (count(ledger, attempts), len(told(ledger)))
 
 
 def test_a_stale_record_is_refused_and_its_attempt_is_kept(ledger: Engine, shop: str) -> None:
@@ -782,7 +783,7 @@ def test_a_batch_of_records_is_written_in_one_transaction(ledger: Engine, shop: 
     recorded = write(ledger, *(answered(each, yes(order_id=each.order_id)) for each in claimed))
 
     assert 200 == len(recorded.applied)
-    assert (200, 200) == (count(ledger, attempts), count(ledger, events))
+    assert (200, 200) == (count(ledger, attempts), len(told(ledger)))
     with ledger.connect() as db:
         joined = cancellations.join(documents, documents.c.cancellation_id == c.id)
         kept = db.execute(select(c.order_id, documents.c.order_snapshot).select_from(joined)).all()
@@ -1092,9 +1093,10 @@ def test_an_event_is_leased_published_and_done(ledger: Engine) -> None:
         taken = outbox.take_unpublished(db, 10)
         assert [] == outbox.take_unpublished(db, 10)
 
-    assert [("a.b", '{"n":1}'), ("a.c", '{"n":2}')] == [(event.type, event.payload) for event in taken]
     with ledger.begin() as db:
-        outbox.mark_published(db, [event.id for event in taken])
+        written = db.execute(select(events.c.id, events.c.type, events.c.payload).order_by(events.c.id)).all()
+        assert [(taken[0], "a.b", '{"n":1}'), (taken[1], "a.c", '{"n":2}')] == [tuple(row) for row in written]
+        outbox.mark_published(db, taken)
         assert {None} == set(db.execute(select(events.c.publish_at)).scalars())
 
 
@@ -1127,7 +1129,7 @@ def test_two_publishers_never_lease_the_same_event(ledger: Engine) -> None:
         found: list[int] = []
         for _ in range(20):
             with ledger.begin() as db:
-                found += [event.id for event in outbox.take_unpublished(db, 2)]
+                found += outbox.take_unpublished(db, 2)
         return found
 
     with ThreadPoolExecutor(2) as pool:
@@ -1183,7 +1185,7 @@ def test_what_is_one_statement_on_postgresql_is_one(ledger: Engine, shop: str) -
         with ledger.begin() as db:
             news = outbox.add_leased_events(db, [(None, "a.b", {"n": n}) for n in range(3)])
         with autocommit(ledger) as db:
-            outbox.mark_published(db, [each.id for each in news])
+            outbox.mark_published(db, news)
 
     if ledger.dialect.name == "postgresql":
         assert ["WITH", "WITH", "WITH", "BEGIN", "INSERT", "WITH"] == statements

@@ -236,7 +236,8 @@ def test_what_is_past_its_send_by_is_expired_and_told(ledger: Engine, housekeepe
     assert ["expired", "expired", "waiting", "pending"] == [
         status(ledger, each) for each in (never_sent, doubted, refused, in_time)
     ]
-    assert ["cancellation.ended", "cancellation.ended"] == event_types(ledger)
+    # Of the one that is in doubt nothing is told of its money.
+    assert ["cancellation.ended", "cancellation.ended", "refund.refused"] == event_types(ledger)
 
 
 def test_what_waits_past_the_retry_horizon_is_given_up_and_told(

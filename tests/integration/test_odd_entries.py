@@ -438,7 +438,7 @@ def test_a_relay_whose_stream_is_of_another_type_says_so_and_publishes_afterward
     with ledger.begin() as db:
         queries_letter = DeadLetter(source=INBOX, entry_id="1-0", raw=b"{", reason="not_json", error="No.")
         insert_dead_letters(db, [queries_letter])
-        db.execute(update(events).values(type="cancellation.ended"))
+        db.execute(update(events).values(type="stream.repaired"))  # an event of that stream
     relay.wake()
     relay.loop.start()
     line = logged.wait_for("redis.refuses")

@@ -23,16 +23,19 @@ from worker.ledger import (
     connections,
     deadlines,
     documents,
+    feed,
     filters,
     freshness,
     gauges,
     outbox,
     outcomes,
     queries,
+    refunds,
     rereads,
     results,
     retention,
     selection,
+    told,
     transitions,
 )
 from worker.ledger.database import open_ledger
@@ -79,7 +82,7 @@ def live(ledger: Engine, size: int) -> None:
     with ledger.begin() as db:
         events = results.commit_results(db, [cancelled(claim) for claim in claimed["shop"]]).events
     with ledger.begin() as db:
-        outbox.mark_published(db, [event.id for event in events])
+        outbox.mark_published(db, list(events))
     with ledger.begin() as db:
         deadlines.next_deadlines(db)
         transitions.requeue_unclaimed(db, 10)
@@ -88,7 +91,7 @@ def live(ledger: Engine, size: int) -> None:
         claims.claim_read_backs(db, 60, 10)
         selection.ready_connections(db)
         backlog.unsent(db, [job.record_id for job in jobs] + [head.record_id for head in backlog.heads(db)[0]])
-    assert size == len(events)
+    assert 2 * size == len(events)  # its end, and its refund
 
 
 def crowd_of_waiting(db: Connection) -> None:
@@ -190,12 +193,14 @@ def look_at_the_heads(db: Connection) -> None:
     assert {"shop", "other"} == {head.connection_id for head in backlog.heads(db)[0]}
 
 
-def statements_of(db: Connection, work: Callable[[Connection], object]) -> list[tuple[str, dict[str, Any]]]:
-    """Run it, and return its statements on cancellations, documents or acts, with their parameters."""
+def statements_of(
+    db: Connection, work: Callable[[Connection], object], on: tuple[str, ...] = ("cancellations", "documents", "audit")
+) -> list[tuple[str, dict[str, Any]]]:
+    """Run it, and return its statements on one of these tables, with their parameters."""
     seen: list[tuple[str, dict[str, Any]]] = []
 
     def collect(_db: Connection, _cursor: Any, statement: str, parameters: dict[str, Any], *_: Any) -> None:
-        if any(table in statement for table in ("cancellations", "documents", "audit")):
+        if any(table in statement for table in on):
             seen.append((statement, parameters))
 
     event.listen(db, "before_cursor_execute", collect)
@@ -697,3 +702,121 @@ def test_a_view_is_read_by_an_index_where_a_dashboard_asks_for_a_stretch_of_time
 
     assert indexes <= {each["Index Name"] for each in nodes(plan) if "Index Name" in each}
     assert most_read >= rows_looked_at(plan)
+
+
+# -- the feed reads what it tells, and whoever proves an order reads that order
+
+EVENTS = 100_000
+MANY_EVENTS = """
+    INSERT INTO events (cancellation_id, type, payload, created_at, place)
+    SELECT id, 'cancellation.ended', '{}', received_at, row_number() OVER (ORDER BY received_at)
+    FROM cancellations WHERE ended_at IS NOT NULL ORDER BY received_at
+"""
+MANY_REFUNDS = """
+    INSERT INTO refunds (connection_id, order_id, told, proofs, changed_at)
+    SELECT connection_id, order_id, 'released', 1, received_at FROM cancellations WHERE ended_at IS NOT NULL
+"""
+NEW_EVENTS = """
+    INSERT INTO events (cancellation_id, type, payload, created_at)
+    SELECT id, 'cancellation.ended', '{}', now() FROM cancellations WHERE ended_at IS NOT NULL LIMIT 2000
+"""
+FORGET_PLACES = "UPDATE events SET place = NULL"
+
+
+def ask_whether_one_waits(db: Connection) -> None:
+    assert not feed.without_place(db)
+
+
+def ask_whether_one_of_these_waits(db: Connection) -> None:
+    assert not feed.without_place(db, feed.newest_number(db))
+
+
+def read_a_page(db: Connection) -> None:
+    assert feed.MAX_READ == len(feed.read_feed(db, EVENTS // 2))
+
+
+def find_a_place_of_today(db: Connection) -> None:
+    assert 0 < EVENTS - feed.place_since(db, datetime.now(UTC)) < 400  # one a second, and five minutes earlier
+
+
+def tell_some(db: Connection) -> None:
+    some = db.execute(text("SELECT id FROM events ORDER BY id LIMIT 500 OFFSET 50000")).scalars()
+    assert 500 == len(told.read_told(db, list(some)))
+
+
+def prune_no_refunds(db: Connection) -> None:
+    assert 0 == retention.prune_refunds(db, 10 * 86_400)
+
+
+def prove_some(db: Connection) -> None:
+    proven = [
+        refunds.proven_by("x", "not_cancelled", {"connection_id": "shop", "order_id": f"order-{n}"})
+        for n in range(1, 21)
+    ]
+    assert [] == refunds.refund_events(db, proven)
+
+
+ON = ("events", "refunds", "cancellations")
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["no statistics", "analyzed"])
+@pytest.mark.parametrize(
+    ("most_read", "work"),
+    [
+        (1, ask_whether_one_waits),
+        (1, ask_whether_one_of_these_waits),
+        (3 * feed.MAX_READ, read_a_page),
+        (400, find_a_place_of_today),
+        (3 * 500, tell_some),
+        (1, prune_no_refunds),
+        (4 * 20, prove_some),
+    ],
+)
+def test_the_feed_reads_what_it_tells_and_no_more(
+    many_told: Engine, most_read: int, work: Callable[[Connection], None], analyzed: bool
+) -> None:
+    if analyzed:
+        with many_told.begin() as db:
+            db.execute(text("ANALYZE"))
+    for mode in ("force_generic_plan", "force_custom_plan"):
+        with many_told.connect() as db:
+            ran = [each for each in statements_of(db, work, ON) if "OFFSET" not in each[0]]
+            db.rollback()
+            plans = [plan_of(db, *each, mode) for each in ran]
+            db.rollback()
+
+        assert ran
+        for (statement, _), plan in zip(ran, plans, strict=True):
+            assert most_read >= rows_looked_at(plan), (mode, statement)
+            assert {"Seq Scan"} & {each["Node Type"] for each in nodes(plan)} <= set(), (mode, statement)
+
+
+@pytest.mark.parametrize("before", [NEW_EVENTS, FORGET_PLACES], ids=["few of many", "all of many"])
+def test_places_are_given_to_a_batch_whatever_waits_behind_it(many_told: Engine, before: str) -> None:
+    for mode in ("force_generic_plan", "force_custom_plan"):
+        with many_told.connect() as db:
+            db.execute(text(before))
+            ran = statements_of(db, feed.give_places, ("UPDATE events",))
+            plan = plan_of(db, *ran[0], mode)
+            db.rollback()
+
+        rows = [each for each in nodes(plan) if each.get("Relation Name") == "events"]
+        # Chosen, chosen again to be locked, and written; of what was in the index before, each entry once.
+        assert 3 * feed.MAX_PLACED >= sum(rows_of(each) for each in rows if each["Node Type"] != "ModifyTable"), mode
+        assert "Seq Scan" not in {each["Node Type"] for each in rows}, mode
+
+
+@pytest.fixture(scope="module")
+def many_told(make_database: Callable[[str], str], vault: TokenVault) -> Iterator[Engine]:
+    """A ledger with much that was told, all of it with its place; no test changes it."""
+    engine = open_ledger(make_database("postgresql"), pool_size=1, plan_once=True)
+    with engine.begin() as db:
+        connections.add(db, "shop", vault.encrypt("token"))
+        for table in ("cancellations", "events", "refunds"):
+            db.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
+        db.execute(text("SET LOCAL statement_timeout = 0"))
+        db.execute(text(MANY_ENDED), {"crowd": EVENTS})
+        db.execute(text(MANY_EVENTS))
+        db.execute(text(MANY_REFUNDS))
+    yield engine
+    engine.dispose()

@@ -19,6 +19,7 @@ from worker.ledger import queries, transitions
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.results import AttemptResult, CommitSummary, Result
 from worker.ledger.schema import attempts
+from worker.ledger.told import read_told
 from worker.runtime.recorder import MAX_GROUP, SPACING_SECONDS, Recorder
 
 if TYPE_CHECKING:
@@ -182,13 +183,15 @@ def test_transactions_begin_a_little_apart(
 
 
 def test_who_hears_of_a_group_gets_the_events_that_it_is_to_publish(
-    recorder: Recorder, heard: Heard, results: Callable[[int], list[AttemptResult]]
+    ledger: Engine, recorder: Recorder, heard: Heard, results: Callable[[int], list[AttemptResult]]
 ) -> None:
     (answer,) = results(1)
     recorder.put(answer)
 
     _, summary = heard.committed.get(timeout=SOON)
-    assert ["cancellation.ended"] == [each.type for each in summary.events]
+    with ledger.connect() as db:
+        types = [each.event.type for each in read_told(db, summary.events)]
+    assert ["cancellation.ended", "refund.released"] == types
 
 
 # -- a row that the ledger refuses

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from harness.parts import Proxy
-from sqlalchemy import Engine, event, select, update
+from sqlalchemy import Engine, delete, event, select, update
 
+from worker.cancellation.event import write_event
 from worker.ledger import outbox
 from worker.ledger.schema import events
+from worker.ledger.told import read_told
 from worker.runtime import relay as relays
 from worker.runtime.relay import BATCH, Relay
 from worker.streams import EVENTS, connect_redis
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from worker.dev.embedded import EmbeddedRedis
-    from worker.ledger.outbox import Event
 
+HELD = "trackstar.held"
 SOON = 10.0  # more than any of this takes; nothing waits for so long when all is well
 
 
@@ -42,12 +44,12 @@ class Stream:
             ((_, entries),) = self._redis.xread({EVENTS: self._last}, block=int(SOON * 1000)) or ((None, ()),)
             assert entries, f"Only {len(found)} of {count} events came."
             self._last = entries[-1][0]
-            found += [json.loads(fields[b"event"])["n"] for _, fields in entries]
+            found += [json.loads(fields[b"event"])["connections"] for _, fields in entries]
         return found
 
     def all(self) -> list[int]:
         """Return the numbers of all events that are on the stream."""
-        return [json.loads(fields[b"event"])["n"] for _, fields in self._redis.xrange(EVENTS)]
+        return [json.loads(fields[b"event"])["connections"] for _, fields in self._redis.xrange(EVENTS)]
 
 
 @pytest.fixture
@@ -89,20 +91,20 @@ def relay(make: Callable[..., Relay]) -> Relay:
 def write(ledger: Engine, *numbers: int) -> None:
     """Write events for whoever looks into the outbox."""
     with ledger.begin() as db:
-        outbox.add_events(db, [(None, "a.b", {"n": number}) for number in numbers])
+        outbox.add_events(db, [(None, HELD, {"connections": number}) for number in numbers])
 
 
-def write_leased(ledger: Engine, *numbers: int) -> list[Event]:
+def write_leased(ledger: Engine, *numbers: int) -> list[int]:
     """Write events that are handed over in memory."""
     with ledger.begin() as db:
-        return outbox.add_leased_events(db, [(None, "a.b", {"n": number}) for number in numbers])
+        return outbox.add_leased_events(db, [(None, HELD, {"connections": number}) for number in numbers])
 
 
 def unmarked(ledger: Engine) -> list[int]:
     """Return the numbers of the events that the ledger calls unpublished."""
     with ledger.connect() as db:
         rows = db.execute(select(events.c.payload).where(events.c.publish_at.is_not(None)).order_by(events.c.id))
-        return [json.loads(payload)["n"] for payload in rows.scalars()]
+        return [json.loads(payload)["connections"] for payload in rows.scalars()]
 
 
 def let_leases_end(ledger: Engine) -> None:
@@ -123,7 +125,7 @@ def test_what_is_handed_over_is_published_and_marked(ledger: Engine, relay: Rela
     assert [] == unmarked(ledger)
 
 
-def test_an_event_has_its_type_its_payload_and_its_number_in_the_ledger(
+def test_an_event_stands_on_the_stream_as_it_is_told_with_its_type_and_its_number_in_the_ledger(
     ledger: Engine, relay: Relay, stream: Stream, redis: Redis
 ) -> None:
     (written,) = write_leased(ledger, 7)
@@ -131,7 +133,23 @@ def test_an_event_has_its_type_its_payload_and_its_number_in_the_ledger(
     stream.next()
 
     ((_, fields),) = redis.xrange(EVENTS)
-    assert {b"type": b"a.b", b"event": b'{"n":7}', b"event_id": str(written.id).encode()} == fields
+    with ledger.connect() as db:
+        (told,) = read_told(db, [written])
+    assert {b"type": HELD.encode(), b"event": write_event(told.event), b"event_id": b"%d" % written} == fields
+    assert 7 == json.loads(fields[b"event"])["connections"]
+
+
+def test_what_was_deleted_meanwhile_is_not_published_and_stands_in_nobodys_way(
+    ledger: Engine, relay: Relay, stream: Stream
+) -> None:
+    numbers = write_leased(ledger, 1, 2)
+    with ledger.begin() as db:
+        db.execute(delete(events).where(events.c.id == numbers[0]))
+    relay.put(numbers)
+
+    assert [2] == stream.next()
+    assert relay.loop.stop(SOON)
+    assert [] == unmarked(ledger)
 
 
 def test_a_wake_empties_the_outbox_however_full_it_is(ledger: Engine, relay: Relay, stream: Stream) -> None:
@@ -321,11 +339,15 @@ def test_a_relay_that_cannot_publish_ends_and_leaves_its_events_to_others(
 
 
 def test_a_mark_that_fails_is_made_later_and_nothing_is_published_again(
-    ledger: Engine, ledger_switch: LedgerSwitch, relay: Relay, stream: Stream, logged: Logged
+    ledger: Engine,
+    ledger_switch: LedgerSwitch,
+    make: Callable[..., Relay],
+    stream: Stream,
+    redis: Redis,
+    logged: Logged,
 ) -> None:
-    handed = write_leased(ledger, 1, 2)
-    ledger_switch.away()
-    relay.put(handed)
+    relay = make(BeforeEachPublication(redis, ledger_switch.away))
+    relay.put(write_leased(ledger, 1, 2))
     assert [1, 2] == stream.next(2)
     assert ledger_switch.tried.wait(SOON)
     ledger_switch.back()
@@ -336,12 +358,10 @@ def test_a_mark_that_fails_is_made_later_and_nothing_is_published_again(
 
 
 def test_what_a_lost_process_published_and_did_not_mark_is_published_once_more_and_not_again(
-    ledger: Engine, ledger_switch: LedgerSwitch, make: Callable[..., Relay], stream: Stream
+    ledger: Engine, ledger_switch: LedgerSwitch, make: Callable[..., Relay], stream: Stream, redis: Redis
 ) -> None:
-    lost = make()
-    handed = write_leased(ledger, 1, 2)
-    ledger_switch.away()
-    lost.put(handed)
+    lost = make(BeforeEachPublication(redis, ledger_switch.away))
+    lost.put(write_leased(ledger, 1, 2))
     assert [1, 2] == stream.next(2)
     assert ledger_switch.tried.wait(SOON)
     assert not lost.loop.stop(0.1)

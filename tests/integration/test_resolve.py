@@ -75,7 +75,8 @@ def unproven(ledger: Engine, order_id: str, shop: str, verdict: str = "accepted"
 
 def told(ledger: Engine) -> list[dict[str, Any]]:
     with read_only(ledger) as db:
-        rows = db.execute(select(events.c.type, events.c.payload).where(events.c.cancellation_id.is_not(None)))
+        its_own = events.c.type.startswith("cancellation.")
+        rows = db.execute(select(events.c.type, events.c.payload).where(its_own).order_by(events.c.id))
         return [{"type": row.type, **json.loads(row.payload)} for row in rows]
 
 

@@ -55,7 +55,7 @@ from worker.ledger.claims import RefusalClaim, SendClaim
 from worker.ledger.database import open_ledger, read_only
 from worker.ledger.dialects import UtcTimestamp
 from worker.ledger.results import AttemptResult, ConfirmResult
-from worker.ledger.schema import attempts, cancellations, documents, events, freshness
+from worker.ledger.schema import attempts, cancellations, documents, events, freshness, refunds
 from worker.ledger.schema import connections as connection_rows
 from worker.runtime.attempt import (
     AttemptContext,
@@ -110,6 +110,12 @@ TIMES = {
     for table in (cancellations, freshness)
 }
 OUTCOMES = ("cancellation.ended", "cancellation.verdict_raised", "cancellation.contradicted")
+# What must be proven when it is told.
+MONEY = {
+    "refund.released": {"cancelled"},
+    "refund.refused": {"not_cancelled"},
+    "refund.recalled": {"cancelled", "not_cancelled"},
+}
 STRONGER = {"unknown": {"cancelled", "not_cancelled"}, "accepted": {"cancelled", "not_cancelled"}}
 
 WAY = ["recorded", "sent", "claimed", "given back"]
@@ -189,8 +195,9 @@ class Machine(RuleBasedStateMachine):
         self.rows: dict[str, RowMapping] = {}
         self.attempts: dict[tuple[str, int, str], RowMapping] = {}
         self.told: list[tuple[str, dict[str, Any]]] = []
+        self.money: list[tuple[str, dict[str, Any]]] = []
         with ledger.begin() as db:
-            for table in (documents, attempts, events, cancellations, freshness, connection_rows):
+            for table in (documents, attempts, events, cancellations, refunds, freshness, connection_rows):
                 db.execute(table.delete())
             connections.add(db, "shop-1", "token")
 
@@ -203,13 +210,15 @@ class Machine(RuleBasedStateMachine):
         self._compare()
 
     def _compare(self) -> None:
-        rows, tried, told = self.rows, self.attempts, self.told
+        rows, tried, told, money = self.rows, self.attempts, self.told, self.money
         self._look()
         for record_id, row in rows.items():
             self._moves_are_legal_and_an_end_stays(row, self.rows[record_id])
         for key, row in tried.items():
             self._only_a_guess_gives_way_to_an_answer(row, self.attempts[key])
         self._every_outcome_is_told_once(rows, [payload for _, payload in self.told[len(told) :]])
+        for kind, payload in self.money[len(money) :]:
+            self._money_moves_by_proof_alone(kind, payload)
 
     def _look(self) -> None:
         with read_only(self.ledger) as db:
@@ -217,8 +226,9 @@ class Machine(RuleBasedStateMachine):
             self.rows = {str(row["id"]): row for row in rows}
             tried = db.execute(select(attempts)).mappings()
             self.attempts = {(str(row["cancellation_id"]), row["number"], row["kind"]): row for row in tried}
-            outcomes = select(events.c.type, events.c.payload).where(events.c.type.in_(OUTCOMES)).order_by(events.c.id)
-            self.told = [(kind, json.loads(payload)) for kind, payload in db.execute(outcomes)]
+            told = db.execute(select(events.c.type, events.c.payload).order_by(events.c.id)).all()
+        self.told = [(row.type, json.loads(row.payload)) for row in told if row.type in OUTCOMES]
+        self.money = [(row.type, json.loads(row.payload)) for row in told if row.type in MONEY]
 
     def _moves_are_legal_and_an_end_stays(self, old: RowMapping, new: RowMapping) -> None:
         if old["status"] != new["status"]:
@@ -247,6 +257,12 @@ class Machine(RuleBasedStateMachine):
         assert Counter(each for each in ended if each not in known) == Counter(map(outcome, news))
         assert all(("yes" == told["safe_to_refund"]) == ("cancelled" == told["verdict"]) for told in news)
 
+    def _money_moves_by_proof_alone(self, kind: str, told: dict[str, Any]) -> None:
+        row = self.rows[told["id"]]
+        assert row["status"] in FINAL
+        assert row["verdict"] in MONEY[kind]
+        assert (row["status"], row["verdict"], row["evidence"]) == (told["status"], told["verdict"], told["evidence"])
+
     @contextmanager
     def no_row_changes(self) -> Iterator[None]:
         before = self.rows
@@ -263,6 +279,20 @@ class Machine(RuleBasedStateMachine):
             for generation in range(1, row["generation"] + (row["status"] in FINAL))
         }
         assert ended == Counter((of["id"], of["generation"]) for kind, of in self.told if kind == "cancellation.ended")
+
+    @invariant()
+    def the_money_of_each_order_is_told_once_and_is_as_its_proof(self) -> None:
+        """Each order has one cancellation here; `test_refunds.py` has several."""
+        for record_id, row in self.rows.items():
+            told = [kind for kind, payload in self.money if payload["id"] == record_id]
+            assert all(told.count(kind) <= 1 for kind in ("refund.released", "refund.refused"))
+            proven = row["verdict"] if row["status"] in FINAL else None
+            assert ("refund.released" == (told or [""])[-1]) == ("cancelled" == proven)
+            if proven == "not_cancelled":
+                assert told[-1] in {"refund.refused", "refund.recalled"}
+            for number, kind in enumerate(told):
+                if kind == "refund.recalled":
+                    assert told[number - 1] in {"refund.released", "refund.refused"}
 
     def _order_of(self, row: RowMapping) -> Order:
         return self.trackstar.orders[row["order_id"]]  # type: ignore[no-any-return]
@@ -649,6 +679,7 @@ class Machine(RuleBasedStateMachine):
         if sys.exc_info()[0] is None:  # otherwise something has been found already
             self._with_a_healthy_trackstar_everything_ends()
             self.every_generation_has_ended_exactly_once()
+            self.the_money_of_each_order_is_told_once_and_is_as_its_proof()
             self.every_verdict_is_true_in_the_warehouse_as_of_its_instant()
             self.what_has_ended_has_a_proof_or_a_date_or_a_person()
             self.a_stale_record_moves_nothing_whenever_it_comes()

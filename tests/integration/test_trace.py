@@ -57,6 +57,9 @@ def test_whatever_is_told_of_a_cancellation_names_its_trace(ledger: Engine, shop
         "cancellation.replayed",
         "cancellation.already_ended",
         "cancellation.verdict_raised",
+        "refund.refused",
+        "refund.recalled",
+        "refund.released",
     } == set(found)
     assert {TRACE} == set(found.values())
 

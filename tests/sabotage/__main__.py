@@ -207,11 +207,10 @@ LIST = [
         (
             (
                 "runtime/relay.py",
-                "            self._add_to_stream(events)\n"
-                "            self._published.extend(event.id for event in events)\n",
-                "            self._published.extend(event.id for event in events)\n"
+                "            self._add_to_stream(told)\n            self._published.extend(events)\n",
+                "            self._published.extend(events)\n"
                 "            self._mark_published()\n"
-                "            self._add_to_stream(events)\n",
+                "            self._add_to_stream(told)\n",
             ),
         ),
         ("tests/e2e/test_crash_matrix.py -k event",),
@@ -838,6 +837,115 @@ LIST = [
             ),
         ),
         ("tests/unit/test_doctor.py",),
+    ),
+    Sabotage(
+        "a refund is told once per order, for what its row says was told (money)",
+        (
+            (
+                "ledger/refunds.py",
+                "for word in row.told.split() if row.proofs > 1)",
+                "for word in row.told.split() if row.proofs < 1)",
+            ),
+        ),
+        ("tests/integration/test_refunds.py",),
+    ),
+    Sabotage(
+        "a refund is told under a row that only one transaction has (money)",
+        (
+            (
+                "ledger/refunds.py",
+                "    return new.on_conflict_do_update(index_elements=[r.connection_id, r.order_id], set_=again)"
+                ".returning(*r)\n",
+                "    return new.on_conflict_do_nothing().returning(*r)\n",
+            ),
+            (
+                "ledger/refunds.py",
+                "    told = {order: list(_told_before(row)) for order, row in noted.items()}\n",
+                "    told = {each.order: list(_told_before(noted[each.order])) if each.order in noted else [] "
+                "for each in proven}\n",
+            ),
+            (
+                "ledger/refunds.py",
+                "if words != noted[order].told.split()})",
+                "if order in noted and words != noted[order].told.split()})",
+            ),
+        ),
+        ("tests/integration/test_refunds.py",),
+    ),
+    Sabotage(
+        "no refund is refused while another cancellation of the order may cancel it (money)",
+        (
+            (
+                "cancellation/order_proof.py",
+                "if last is None and siblings.all_refused else []",
+                "if last is None else []",
+            ),
+        ),
+        ("tests/integration/test_refunds.py", "tests/unit/test_order_proof.py"),
+    ),
+    Sabotage(
+        "a refund whose proof turns is recalled (money)",
+        (
+            (
+                "cancellation/order_proof.py",
+                "turned = proof.contradicted and not siblings.any_cancelled",
+                "turned = False",
+            ),
+        ),
+        ("tests/integration/test_refunds.py", "tests/integration/test_state_machine.py"),
+    ),
+    Sabotage(
+        "an event that commits late gets a later place, and is not passed over (the feed)",
+        (
+            (
+                "ledger/feed.py",
+                "select_told().where(e.place > after).order_by(e.place)",
+                "select_told().where(e.id > after).order_by(e.id)",
+            ),
+            (
+                "ledger/feed.py",
+                "    return sorted(told_of(db, rows), key=lambda told: told.place or 0)\n",
+                "    return [msgspec.structs.replace(told, place=told.number) for told in told_of(db, rows)]\n",
+            ),
+            ("ledger/feed.py", "import sqlalchemy as sa\n\nfrom", "import msgspec\nimport sqlalchemy as sa\n\nfrom"),
+        ),
+        ("tests/integration/test_feed.py -k late",),
+    ),
+    Sabotage(
+        "a consumer's place is kept after it has done with an event, not before (the feed)",
+        (
+            (
+                "ledger/feed_reader.py",
+                "                        yield FeedEvent(told.event, str(told.place))\n"
+                "                        waited.begin_again()\n"
+                "                    done = told.place or done\n",
+                "                        done = told.place or done\n"
+                "                        yield FeedEvent(told.event, str(told.place))\n"
+                "                        waited.begin_again()\n",
+            ),
+        ),
+        ("tests/integration/test_feed.py -k dies",),
+    ),
+    Sabotage(
+        "a reader outlives a database that is away (the feed)",
+        (
+            (
+                "ledger/feed_reader.py",
+                "if not passes(error) or waited.is_last(AWAY_SECONDS):",
+                "if passes(error) or waited.is_last(AWAY_SECONDS):",
+            ),
+        ),
+        ("tests/integration/test_feed.py -k outlives",),
+    ),
+    Sabotage(
+        "what is erased is taken off the stream (P6)",
+        (("ledger/redaction.py", "        frozenset(row.id for row in told),\n", "        frozenset(),\n"),),
+        ("tests/integration/test_forget.py -k stream",),
+    ),
+    Sabotage(
+        "an event is four kilobytes at most (the contract)",
+        (("cancellation/event.py", "while len(text) > MAX_BYTES and", "while len(text) > 2 * MAX_BYTES and"),),
+        ("tests/unit/test_event.py", "tests/integration/test_told.py"),
     ),
 ]
 

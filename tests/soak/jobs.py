@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import psutil
 import sqlalchemy as sa
-from harness.truth import leftovers
+from harness.truth import leftovers, money_fits
 from redis import RedisError
 from soak.faults import FAULTS, Scene
 from soak.report import console
 from sqlalchemy.exc import SQLAlchemyError
 
+from worker.cancellation.event import CancellationEvent
 from worker.cancellation.status import FINAL, SafeToRefund, Status, Verdict, safe_to_refund
 from worker.cli.progress import progress
 from worker.errors import (
@@ -45,7 +46,13 @@ if TYPE_CHECKING:
     from harness.deployment import Deployment
 
 SHOPS = tuple(f"shop-{number}" for number in range(20))
-SETTINGS = {"CONCURRENCY": "48", "WRITES_PER_SECOND": "200", "READS_PER_SECOND": "100", "READ_BACK_SECONDS": "1,3,6"}
+SETTINGS = {
+    "CONCURRENCY": "48",
+    "WRITES_PER_SECOND": "200",
+    "READS_PER_SECOND": "100",
+    "READ_BACK_SECONDS": "1,3,6",
+    "NOT_FOUND_GRACE_SECONDS": "3",  # the fast Trackstar has no crawls, and never comes to know an order
+}
 LIVE = 4_000  # jobs under way at once
 BATCH = 200  # jobs in one call of the producer
 FAULT_SECONDS = (2.0, 6.0)  # between two faults
@@ -125,11 +132,12 @@ class Producer(threading.Thread):
 
 
 class Listener(threading.Thread):
-    """Reads the events stream from its beginning and counts the end of each cancellation."""
+    """Reads the events stream from its beginning and notes whose end, and which word about money, has come."""
 
     def __init__(self, deployment: Deployment) -> None:
         super().__init__(name="listener", daemon=True)
         self.ended: set[str] = set()
+        self.money: set[str] = set()  # ids of events
         self._redis = deployment.redis
 
     def run(self) -> None:
@@ -143,7 +151,9 @@ class Listener(threading.Thread):
             for entry_id, fields in _entries(found):
                 after = entry_id
                 if fields[b"type"] == b"cancellation.ended":
-                    self.ended.add(json.loads(fields[b"event"])["id"])
+                    self.ended.add(json.loads(fields[b"event"])["cancellation_id"])
+                elif fields[b"type"].startswith(b"refund."):
+                    self.money.add(json.loads(fields[b"event"])["id"])
 
 
 def _entries(found: Any) -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
@@ -190,7 +200,11 @@ def soak_jobs(scene: Scene, trackstar: FastTrackstar, dice: Random, jobs: int) -
         "faults": struck,
         "orders": len(producer.ids),
         "statuses": Counter(row.status for row in rows),
-        "untruths": [*_untruths(rows, producer.ids, trackstar.truths(), listener.ended), *leftovers(deployment)],
+        "untruths": [
+            *_untruths(rows, producer.ids, trackstar.truths(), listener.ended),
+            *_told_wrongly(deployment, rows, listener),
+            *leftovers(deployment),
+        ],
         "growth": survivor.memory_info().rss / early if early else 1.0,
         "survived": scene.survivor.alive,
         "redis_clients": len(deployment.redis.client_list()),
@@ -239,6 +253,37 @@ def _untruths(rows: list[Any], ids: list[str], truths: dict[str, Truth], told: s
             f"o-{number}: {what} ({row.status}, {row.verdict}; {truth})" for what, fine in checks.items() if not fine
         )
     yield from (f"{row.order_id}: a record that nobody asked for" for row in by_id.values())
+
+
+def _told_wrongly(deployment: Deployment, rows: list[Any], listener: Listener) -> Iterator[str]:
+    """Compare what the feed and the stream tell of ends and money with what is on record."""
+    ends, money = Counter[str](), dict[str, list[CancellationEvent]]()
+    for each in deployment.client.events(timeout=0.0):
+        if isinstance(each.event, CancellationEvent):
+            if each.event.type == "cancellation.ended":
+                ends[each.event.cancellation_id] += 1
+            elif each.event.type.startswith("refund."):
+                money.setdefault(each.event.order_id, []).append(each.event)
+    _wait_for_money(listener, {each.id for events in money.values() for each in events})
+    for row in rows:
+        told = money.get(row.order_id, [])
+        kinds = [each.type for each in told]
+        refund = safe_to_refund(Status(row.status), Verdict(row.verdict) if row.verdict else None)
+        checks = {
+            "its end is not in the feed": ends[str(row.id)] == row.generation,
+            "its money is not on the stream": listener.money >= {each.id for each in told},
+            "its money was told twice": max(map(kinds.count, ("refund.released", "refund.refused"))) <= 1,
+            f"its money was told otherwise than proven: {kinds}": money_fits(kinds, refund),
+        }
+        yield from (
+            f"{row.order_id}: {what} ({row.status}, {row.verdict})" for what, fine in checks.items() if not fine
+        )
+
+
+def _wait_for_money(listener: Listener, wanted: set[str]) -> None:
+    deadline = time.monotonic() + END_SECONDS
+    while not wanted <= listener.money and time.monotonic() < deadline:  # what is missing then is reported
+        time.sleep(1)
 
 
 @contextmanager

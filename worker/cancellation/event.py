@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1  # rises when a field is taken away or comes to mean something else; a new field leaves it as it is
 MAX_BYTES = 4096
-# What is left out, one after the other, until an event is no longer than that. The ledger has it still.
+# Of these the longest are left out until an event is no longer than that. The ledger has them still.
 LONG = ("metadata", "note", "requested_by", "connection_name", "order_number", "reference_id", "by")
 
 OF_A_CANCELLATION = (
@@ -38,6 +38,7 @@ OF_A_CONNECTION = (
     "trackstar.resumed",
 )
 OF_THE_SERVICE = ("dead_letter.kept", "dead_letter.requeued", "stream.repaired")
+TYPES = (*OF_A_CANCELLATION, *OF_A_CONNECTION, *OF_THE_SERVICE)
 
 
 def _one_of(words: Iterable[str]) -> msgspec.Meta:
@@ -138,13 +139,16 @@ def make_event(number: int, type_: str, at: datetime, facts: dict[str, Any]) -> 
 
 def write_event(event: Event) -> bytes:
     """Write an event as JSON, of MAX_BYTES at most."""
-    for name in LONG:
+    text = msgspec.json.encode(event)
+    while len(text) > MAX_BYTES and (name := _longest(event)):
+        event = msgspec.structs.replace(event, **{name: None}, left_out=[*event.left_out, name])
         text = msgspec.json.encode(event)
-        if len(text) <= MAX_BYTES:
-            return text
-        if getattr(event, name, None) is not None:
-            event = msgspec.structs.replace(event, **{name: None}, left_out=[*event.left_out, name])
-    return msgspec.json.encode(event)
+    return text
+
+
+def _longest(event: Event) -> str | None:
+    sizes = {name: len(msgspec.json.encode(value)) for name in LONG if (value := getattr(event, name, None))}
+    return max(sizes, key=lambda name: sizes[name], default=None)
 
 
 def read_event(text: str | bytes) -> Event:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from worker.cancellation.event import ConnectionEvent, Event, ServiceEvent
+from worker.cancellation.event import TYPES, ConnectionEvent, Event, ServiceEvent
 from worker.cli.filters import instant
-from worker.cli.parts import console, ledger, print_json
+from worker.cli.parts import console, ledger, print_beside, print_json
 from worker.cli.times import moment
 from worker.inputs.instants import read_age
 from worker.ledger.feed_reader import NOW, FeedReader
@@ -32,8 +32,18 @@ def _since(text: str) -> datetime:
     return instant(text) if age is None else datetime.now(UTC) - timedelta(seconds=age)
 
 
-Types = Annotated[list[str] | None, typer.Option("--type", help="Only of this type; may be repeated.")]
-Connections = Annotated[list[str] | None, typer.Option("--connection", "-c", help="Only of this connection.")]
+def _known(type_: str) -> str:
+    if type_ not in TYPES:
+        raise typer.BadParameter(f"{type_!r} is no type of an event. There are: {', '.join(TYPES)}.")
+    return type_
+
+
+Types = Annotated[
+    list[str] | None, typer.Option("--type", parser=_known, help="Only of this type; may be given again.")
+]
+Connections = Annotated[
+    list[str] | None, typer.Option("--connection", "-c", help="Only of this connection; may be given again.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, as others get it, with its `cursor`.")]
 
 
@@ -59,14 +69,14 @@ def list_(
         found = (each for each in reader.follow(reader.start(None, since), timeout=0.0) if each.event.at >= since)
         _show(islice(found, limit), as_json=as_json)
         if more := next(found, None):
-            console.print(f"There are more, from {moment(more.event.at)} on: raise --limit.", stderr=True)
+            print_beside(f"There are more, from {moment(more.event.at)} on: raise --limit.")
 
 
 @app.command()
 def tail(type_: Types = None, connection: Connections = None, as_json: Json = False) -> None:
     """Show events as they come, until Ctrl-C.
 
-    Example: cancel-worker events tail --type refund.released --type refund.recalled
+    Example: cancel-worker events tail --type refund.released -c shop-1
     """
     with ledger(by_index=True) as opened:
         reader = FeedReader(opened, types=type_ or (), connections=connection or ())
@@ -78,17 +88,18 @@ def _show(found: Iterable[FeedEvent], *, as_json: bool) -> None:
         if as_json:
             print_json({**msgspec.to_builtins(each.event), "cursor": each.cursor})
         else:
-            console.print(f"{moment(each.event.at)}  {each.event.type:<27} {_about(each.event)}", highlight=False)
+            # Each a text of its own: so none can be taken for a part of another.
+            console.print(moment(each.event.at), f"{each.event.type:<28}", *_about(each.event), soft_wrap=True)
 
 
-def _about(event: Event) -> str:
+def _about(event: Event) -> list[str]:
     if isinstance(event, ServiceEvent):
         return _said({"reason": event.reason, "source": event.source, "count": event.count, "stream": event.stream})
     if isinstance(event, ConnectionEvent):
         return _said({"connection": event.connection_id, "reason": event.reason, "connections": event.connections})
-    known = f"{event.status}, {event.verdict}" if event.verdict else event.status
-    return f"order {event.order_id} of {event.connection_id}: {known}; refund {event.safe_to_refund}"
+    known = {"order": event.order_id, "of": event.connection_id, "status": event.status, "verdict": event.verdict}
+    return _said({**known, "safe to refund:": event.safe_to_refund})
 
 
-def _said(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+def _said(facts: dict[str, Any]) -> list[str]:
+    return [text for name, value in facts.items() if value is not None for text in (name, str(value))]

@@ -13,7 +13,6 @@ from worker.cancellation.status import Status
 from worker.cli import card
 from worker.cli.filters import by_filter
 from worker.cli.parts import (
-    SafeConsole,
     Who,
     Why,
     acting,
@@ -21,6 +20,7 @@ from worker.cli.parts import (
     console,
     ledger,
     overview,
+    print_beside,
     print_json,
 )
 from worker.cli.times import moment
@@ -165,7 +165,7 @@ def show(
             else:
                 card.print_card(found, expected)
     if page.after:
-        _tell(
+        print_beside(
             f"There are more than {MAX_SHOWN}: see `cancel-worker list` with --order, --reference or --order-number."
         )
 
@@ -196,14 +196,9 @@ def list_(
     else:
         console.print(overview(page.found))
     if page.looked_back_to:
-        _tell(f"Looked back to {moment(page.looked_back_to)} and not further. To go on: --after {page.after}")
+        print_beside(f"Looked back to {moment(page.looked_back_to)} and not further. To go on: --after {page.after}")
     elif page.after:
-        _tell(f"There are more. To go on: --after {page.after}")
-
-
-def _tell(sentence: str) -> None:
-    """Say something beside a list that may go into a program."""
-    SafeConsole(stderr=True, soft_wrap=True).print(sentence, style="dim")
+        print_beside(f"There are more. To go on: --after {page.after}")
 
 
 def _without_document(found: Cancellation) -> dict[str, Any]:

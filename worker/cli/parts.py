@@ -104,7 +104,12 @@ def refund(found: Cancellation) -> Text:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    print(visible_json(msgspec.json.encode(document)))  # noqa: T201 - for programs, one line each
+    print(visible_json(msgspec.json.encode(document)), flush=True)  # noqa: T201 - for programs, one line each
+
+
+def print_beside(sentence: str) -> None:
+    """Say something beside a list that may go into a program."""
+    SafeConsole(stderr=True, soft_wrap=True).print(sentence, style="dim")
 
 
 def overview(found: Iterable[Cancellation]) -> Table:

@@ -58,17 +58,17 @@ def apply_confirmations(db: sa.Connection, found: Sequence[Found], **told: str) 
     Returns ids and tokens of the claims that were still theirs. `told` goes into the events: who it was, and why,
     where a person settles it. Comes last in its transaction, as `refund_events` does.
     """
-    current, proven = write_confirmations(db, found, **told)
-    add_events(db, refund_events(db, proven))
+    current, news, proven = write_confirmations(db, found, **told)
+    add_events(db, [*news, *refund_events(db, proven)])
     return current
 
 
 def write_confirmations(
     db: sa.Connection, found: Sequence[Found], **told: str
-) -> tuple[set[tuple[str, int]], list[Proven]]:
-    """Do the same but for refunds: return what was proven, which the caller tells last."""
+) -> tuple[set[tuple[str, int]], list[NewEvent], list[Proven]]:
+    """Do the same but for events: return those that the caller writes, and what was proven, which it tells last."""
     if not found:
-        return set(), []
+        return set(), [], []
     rows = db.execute(_confirming(db), bind_rows(_row(*each) for each in found)).all()
     current = {(str(row.id), row.claims): row for row in rows}
     news = [
@@ -76,8 +76,8 @@ def write_confirmations(
         for each in found
         if (row := current.get((each[0].id, each[0].lease.token))) and _kind_of(*each) is not None
     ]
-    add_events(db, [_event(*each, row, told) for each, row in _once(db, news)])
-    return set(current), [_proven(*each, row, told) for each, row in news if _turns(*each)]
+    events_ = [_event(*each, row, told) for each, row in _once(db, news)]
+    return set(current), events_, [_proven(*each, row, told) for each, row in news if _turns(*each)]
 
 
 def _turns(claim: ConfirmClaim, found: Confirmation) -> bool:

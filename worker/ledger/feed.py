@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from worker.errors import CursorError
-from worker.ledger.dialects import db_now, insert
+from worker.ledger.dialects import built_once_per_dialect, db_now, insert
 from worker.ledger.schema import cursors, events
 from worker.ledger.told import select_told, told_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
     from worker.ledger.told import Told
@@ -31,24 +30,41 @@ _END = ""  # the name of the feed's own end among the cursors
 WITHOUT_PLACE = e.place.is_(None)
 
 
-def without_place(db: sa.Connection) -> bool:
-    """Whether an event waits for its place."""
-    return db.execute(sa.select(sa.exists().where(WITHOUT_PLACE))).scalar_one()
+def without_place(db: sa.Connection, until: int | None = None) -> bool:
+    """Whether an event waits for its place; of those with numbers up to `until`, where it is given."""
+    which = WITHOUT_PLACE if until is None else WITHOUT_PLACE & (e.id <= until)
+    return db.execute(sa.select(sa.exists().where(which))).scalar_one()
+
+
+def newest_number(db: sa.Connection) -> int:
+    """Return the number of the newest event, with a place or without."""
+    return db.execute(sa.select(sa.func.max(e.id))).scalar() or 0
 
 
 def give_places(db: sa.Connection) -> int:
     """Give the next events their places, by their numbers; return how many. In a transaction of the caller's.
 
     One reader at a time does it, and in one statement: of two events of one cancellation the second is written after
-    the first is committed, so what sees the second sees both.
+    the first is committed, so what sees the second sees both. It waits for no row of an event, or it and whoever
+    publishes or prunes many could wait for each other: it stops before the first that another holds.
     """
     end = _locked_end(db)
-    row = sa.func.row_number().over(order_by=e.id)
-    next_ones = sa.select(e.id, row.label("row")).where(WITHOUT_PLACE).order_by(e.id).limit(MAX_PLACED).subquery()
-    placed = sa.update(events).where(e.id == next_ones.c.id).values(place=next_ones.c.row + end)
-    count = len(db.execute(placed.returning(e.id)).all())
-    db.execute(sa.update(cursors).where(u.consumer == _END).values(place=end + count))
+    count = len(db.execute(_placing(db), {"end": end, "limit": MAX_PLACED}).all())
+    if count:
+        db.execute(sa.update(cursors).where(u.consumer == _END).values(place=end + count))
     return count
+
+
+@built_once_per_dialect
+def _placing(_dialect: str) -> Any:
+    limit = sa.bindparam("limit", type_=sa.Integer())
+    waiting = sa.select(e.id).where(WITHOUT_PLACE).order_by(e.id).limit(limit)
+    wanted, free = waiting.cte("wanted"), waiting.with_for_update(skip_locked=True, key_share=True).cte("free")
+    held = sa.select(sa.func.min(wanted.c.id)).where(wanted.c.id.not_in(sa.select(free.c.id))).scalar_subquery()
+    row = sa.func.row_number().over(order_by=free.c.id).label("row")
+    before = sa.select(free.c.id, row).where(held.is_(None) | (free.c.id < held)).subquery()
+    end = sa.bindparam("end", type_=sa.BigInteger())
+    return sa.update(events).where(e.id == before.c.id).values(place=before.c.row + end).returning(e.id)
 
 
 def _locked_end(db: sa.Connection) -> int:
@@ -96,8 +112,3 @@ def move(db: sa.Connection, consumer: str, place: int) -> None:
     new = insert(db.dialect.name, cursors).values(consumer=consumer, place=place, moved_at=db_now())
     changed: Any = {"place": new.excluded.place, "moved_at": new.excluded.moved_at}
     db.execute(new.on_conflict_do_update(index_elements=[u.consumer], set_=changed))
-
-
-def consumers(db: sa.Connection) -> Sequence[Any]:
-    """Return name, place and time of every consumer."""
-    return db.execute(sa.select(*u).where(u.consumer != _END).order_by(u.consumer)).all()

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.event import Event
 from worker.errors import CursorError, LedgerUnavailableError
+from worker.inputs.identifiers import problem_of_name
 from worker.ledger import feed
 from worker.ledger.database import read_only
 from worker.ledger.problems import ledger_problem, passes
@@ -54,16 +55,17 @@ class FeedReader:
         self._ledger = ledger
         self._types = frozenset(types)
         self._connections = frozenset(connections)
+        if consumer is not None and (problem := problem_of_name(consumer)):
+            raise CursorError(f"The name of the consumer {problem}.")
         self._consumer = consumer
         self._kept_at = time.monotonic()
-        self._kept: int | None = None  # the place that the ledger has of this consumer
+        self._kept = 0  # the place that the ledger has of this consumer
 
     def start(self, after: str | None, since: datetime | None) -> int:
         """Return the place to begin at. Raises CursorError or LedgerUnavailableError."""
         with _errors():
             if after == NOW or since is not None:
-                while self._give_places():
-                    pass
+                self._place_what_is_there()
             with read_only(self._ledger) as db:
                 if since is not None:
                     return feed.place_since(db, since)
@@ -72,8 +74,8 @@ class FeedReader:
                 if after is not None:
                     feed.check_place(db, place := _place(after))
                     return place
-                self._kept = feed.place_of(db, self._consumer) if self._consumer else None
-                return self._kept or 0
+                self._kept = (feed.place_of(db, self._consumer) or 0) if self._consumer else 0
+                return self._kept
 
     def follow(self, place: int, timeout: float | None) -> Iterator[FeedEvent]:
         """Yield what stands beyond a place and what comes, until nothing has come for `timeout` seconds.
@@ -98,8 +100,7 @@ class FeedReader:
                         return
                     waited.pause()
         finally:
-            with suppress(SQLAlchemyError):  # what is not kept is told once more
-                self._keep(done)
+            self._keep(done)
 
     def _page(self, place: int, waited: Waiting) -> list[Told]:
         try:
@@ -112,13 +113,22 @@ class FeedReader:
             time.sleep(AWAY_SECONDS)
             return []
 
-    def _give_places(self) -> bool:
-        """Give places to what waits for them; say whether there was any."""
+    def _give_places(self, until: int | None = None) -> bool:
+        """Give places to some of what waits for them; say whether anything did, of numbers up to `until`."""
         with read_only(self._ledger) as db:
-            if not feed.without_place(db):
+            if not feed.without_place(db, until):
                 return False
         with self._ledger.begin() as db:
-            return feed.give_places(db) > 0
+            given = feed.give_places(db)
+        if not given:  # another transaction holds the next event for a moment
+            time.sleep(FIRST_POLL_SECONDS)
+        return True
+
+    def _place_what_is_there(self) -> None:
+        with read_only(self._ledger) as db:
+            newest = feed.newest_number(db)
+        while self._give_places(until=newest):
+            pass
 
     def _wanted(self, event: Event) -> bool:
         if self._types and event.type not in self._types:
@@ -126,11 +136,11 @@ class FeedReader:
         return not self._connections or getattr(event, "connection_id", None) in self._connections
 
     def _keep(self, place: int, every: float = 0.0) -> None:
-        if self._consumer is None or place == (self._kept or 0) or time.monotonic() - self._kept_at < every:
+        if self._consumer is None or place == self._kept or time.monotonic() - self._kept_at < every:
             return
-        with self._ledger.begin() as db:
+        with suppress(SQLAlchemyError), self._ledger.begin() as db:  # what is not kept is told once more
             feed.move(db, self._consumer, place)
-        self._kept, self._kept_at = place, time.monotonic()
+            self._kept, self._kept_at = place, time.monotonic()
 
 
 class Waiting:

@@ -37,6 +37,7 @@ BY_STATE = (
     Problem("55P03", "A table of the ledger is in use by another session: nothing was changed; try again."),
     Problem("57014", "The database did not answer in time: look for a lock or a load there, and try again."),
     Problem("40...", "Another transaction came between: nothing was changed; try again."),
+    Problem("57P0[1-3]|08...", "The database ended the connection: it stops, or starts anew.", passes=True),
 )
 # By text: no session could be opened, or SQLite says it.
 BY_TEXT = (

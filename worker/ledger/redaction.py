@@ -34,7 +34,7 @@ class Redacted(msgspec.Struct, frozen=True):
 
     ids: frozenset[str]  # cancellations that were found
     undecided: frozenset[str]  # those of them whose next answer brings their document again
-    told: frozenset[int]  # numbers of events that held a person's words, and that others may have
+    told: frozenset[int]  # numbers of their events, which others may have: they were told with what is erased
 
 
 def redact(db: sa.Connection, ids: Sequence[str]) -> Redacted:
@@ -50,22 +50,22 @@ def redact(db: sa.Connection, ids: Sequence[str]) -> Redacted:
     db.execute(sa.update(attempts).where(of(attempts.c.cancellation_id)).values(error=sa.null()), given)
     db.execute(sa.delete(documents).where(of(documents.c.cancellation_id)), given)
     told = db.execute(sa.select(e.id, e.payload).where(of(e.cancellation_id)), given).all()
+    _redact_notes(db, told)
     _redact_acts(db, Kind.CANCELLATION, [str(row.id) for row in rows])
     return Redacted(
         frozenset(str(row.id) for row in rows),
         frozenset(str(row.id) for row in rows if row.verdict not in PROVEN),
-        frozenset(_redact_notes(db, told)),
+        frozenset(row.id for row in told),
     )
 
 
-def _redact_notes(db: sa.Connection, told: Iterable[Any]) -> Iterator[int]:
-    """Erase what a person wrote into an event; yield the numbers of such events, also of those that were erased."""
+def _redact_notes(db: sa.Connection, told: Iterable[Any]) -> None:
+    """Erase what a person wrote into an event."""
     for row in told:
         payload = msgspec.json.decode(row.payload)
         if "note" in payload:
             text = msgspec.json.encode({**payload, "note": WORD}).decode()
             db.execute(sa.update(events).where(e.id == row.id).values(payload=text))
-            yield row.id
 
 
 def _redact_acts(db: sa.Connection, kind: Kind, ids: Sequence[str]) -> None:

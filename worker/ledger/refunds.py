@@ -16,7 +16,7 @@ from worker.ledger.dialects import bind_rows, built_once_per_dialect, db_now, in
 from worker.ledger.schema import cancellations, refunds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from worker.ledger.outbox import NewEvent
 
@@ -24,8 +24,9 @@ c, r = cancellations.c, refunds.c
 
 Order = tuple[str, str]  # connection id, order id
 _ORDER = {"connection_id": sa.Text(), "order_id": sa.Text()}
+_NOTED = {**_ORDER, "told": sa.Text()}
+FIRST = [RefundNews.RELEASED]  # what a proof that it is cancelled tells where it is the order's first
 UNDECIDED = Siblings(any_cancelled=False, all_refused=False)
-FIRST = [RefundNews.RELEASED]
 
 
 class Proven(msgspec.Struct, frozen=True):
@@ -51,12 +52,10 @@ def refund_events(db: sa.Connection, proven: Sequence[Proven]) -> list[NewEvent]
     """
     if not proven:
         return []
-    noted = _noted(db, {each.order for each in proven if each.proof.verdict is Verdict.CANCELLED})
-    rest = [each for each in proven if each.order not in noted]
-    before = _locked(db, {each.order for each in rest})
-    refused = {each.order for each in rest if each.proof.verdict is Verdict.NOT_CANCELLED}
-    siblings = _siblings(db, refused)
-    told: dict[Order, list[RefundNews]] = {order: [] for order in noted} | {k: [*v] for k, v in before.items()}
+    cancelled = {each.order for each in proven if each.proof.verdict is Verdict.CANCELLED}
+    noted = _locked(db, {each.order: " ".join(FIRST) if each.order in cancelled else "" for each in proven})
+    siblings = _siblings(db, {each.order for each in proven if each.proof.verdict is Verdict.NOT_CANCELLED})
+    told = {order: list(_told_before(row)) for order, row in noted.items()}
     news: list[NewEvent] = []
     for each in proven:
         known = told[each.order]
@@ -64,48 +63,35 @@ def refund_events(db: sa.Connection, proven: Sequence[Proven]) -> list[NewEvent]
             recalled = {"recalls": known[-1]} if word is RefundNews.RECALLED else {}
             news.append((each.id, f"refund.{word}", {**each.payload, **recalled}))
             known.append(word)
-    _note(db, {order: words for order, words in told.items() if words != before.get(order, FIRST)})
+    _note(db, {order: words for order, words in told.items() if words != noted[order].told.split()})
     return news
 
 
-def _noted(db: sa.Connection, orders: Iterable[Order]) -> set[Order]:
-    """Note the release of orders of which nothing was told before, in one statement: so it is with nearly all."""
-    if not orders:
-        return set()
-    rows = db.execute(_releasing(db), bind_rows(_row(each) for each in sorted(orders)))
-    return {(row.connection_id, row.order_id) for row in rows}
+def _told_before(row: Any) -> Iterator[RefundNews]:
+    """Yield what was told of an order before this proof; its first one has just made the row."""
+    return (RefundNews(word) for word in row.told.split() if row.proofs > 1)
 
 
-@built_once_per_dialect
-def _releasing(dialect: str) -> Any:
-    return _inserting(dialect, " ".join(FIRST)).on_conflict_do_nothing().returning(r.connection_id, r.order_id)
+def _locked(db: sa.Connection, orders: dict[Order, str]) -> dict[Order, Any]:
+    """Lock the row of each order; where there is none, it is made, and holds already what its first proof tells.
 
-
-def _inserting(dialect: str, told: str) -> Any:
-    orders = rows_parameter(dialect, _ORDER)
-    return insert(dialect, refunds).from_select(
-        ["connection_id", "order_id", "told", "changed_at"],
-        # In one order, so that no two transactions wait for each other.
-        sa.select(*orders.c, sa.literal(told), db_now())
-        .where(orders.c.order_id.is_not(None))
-        .order_by(orders.c.connection_id, orders.c.order_id),
-    )
-
-
-def _locked(db: sa.Connection, orders: Iterable[Order]) -> dict[Order, list[RefundNews]]:
-    """Lock the row of each order, which is made where there is none, and return what was told."""
-    if not orders:
-        return {}
-    rows = db.execute(_locking(db), bind_rows(_row(each) for each in sorted(orders)))
-    return {(row.connection_id, row.order_id): [RefundNews(word) for word in row.told.split()] for row in rows}
+    So one statement does for nearly all. It locks in one order: no two transactions wait for each other.
+    """
+    rows = db.execute(_locking(db), bind_rows({**_row(order), "told": told} for order, told in orders.items()))
+    return {(row.connection_id, row.order_id): row for row in rows}
 
 
 @built_once_per_dialect
 def _locking(dialect: str) -> Any:
-    new = _inserting(dialect, "")
-    return new.on_conflict_do_update(
-        index_elements=[r.connection_id, r.order_id], set_={"changed_at": new.excluded.changed_at}
-    ).returning(r.connection_id, r.order_id, r.told)
+    orders = rows_parameter(dialect, _NOTED)
+    new = insert(dialect, refunds).from_select(
+        ["connection_id", "order_id", "told", "proofs", "changed_at"],
+        sa.select(*orders.c, sa.literal(1), db_now())
+        .where(orders.c.order_id.is_not(None))
+        .order_by(orders.c.connection_id, orders.c.order_id),
+    )
+    again: Any = {"proofs": r.proofs + 1, "changed_at": new.excluded.changed_at}
+    return new.on_conflict_do_update(index_elements=[r.connection_id, r.order_id], set_=again).returning(*r)
 
 
 def _siblings(db: sa.Connection, orders: Iterable[Order]) -> dict[Order, Siblings]:
@@ -144,7 +130,7 @@ def _note(db: sa.Connection, told: dict[Order, list[RefundNews]]) -> None:
 
 @built_once_per_dialect
 def _noting(dialect: str) -> Any:
-    orders = rows_parameter(dialect, {**_ORDER, "told": sa.Text()})
+    orders = rows_parameter(dialect, _NOTED)
     same = (r.connection_id == orders.c.connection_id) & (r.order_id == orders.c.order_id)
     return sa.update(refunds).where(same).values(told=orders.c.told)
 

@@ -58,7 +58,7 @@ class CommitSummary(msgspec.Struct, frozen=True):
     held: frozenset[str]  # connections that this batch set aside, for their credentials
     resumed: frozenset[str]  # connections that a probe opened again
     trackstar_resumed: bool = False  # a probe showed that Trackstar as a whole is back
-    events: tuple[int, ...] = ()  # of cancellations that ended and of refunds, for the caller to publish
+    events: tuple[int, ...] = ()  # of cancellations and of refunds, for the caller to publish
     paused: frozenset[str] = frozenset()  # connections that this batch set aside because the server asked for it
 
     @property
@@ -73,7 +73,7 @@ def commit_results(db: sa.Connection, results: Sequence[Result]) -> CommitSummar
     attempted = [r for r in results if isinstance(r, AttemptResult)]
     applied, ends, proven = apply_claimed(db, [(r.claim.lease, r.transition) for r in attempted])
     confirmed = [(r.claim, r.confirmation) for r in results if isinstance(r, ConfirmResult)]
-    current, raised = write_confirmations(db, confirmed)
+    current, news, raised = write_confirmations(db, confirmed)
     applied |= current
     # By their tokens: a late answer may stand beside the one of the claim after it, and has an older document.
     keep_documents(db, (_document(r) for r in results if (r.claim.id, r.claim.lease.token) in applied))
@@ -81,7 +81,7 @@ def commit_results(db: sa.Connection, results: Sequence[Result]) -> CommitSummar
     held = holds.hold(db, no_access, holds.CREDENTIALS)
     ended = _end_holds(db, results, no_access)
     paused = _pause_connections(db, attempted)
-    told = add_leased_events(db, [*ends, *refund_events(db, [*proven, *raised])])
+    told = add_leased_events(db, [*ends, *news, *refund_events(db, [*proven, *raised])])
     ours = frozenset(record_id for record_id, _ in applied)
     return CommitSummary(ours, held, *ended, tuple(told), paused)
 

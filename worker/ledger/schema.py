@@ -253,9 +253,8 @@ refunds = sa.Table(
     metadata,
     sa.Column("connection_id", sa.String(255), primary_key=True),
     sa.Column("order_id", sa.String(255), primary_key=True),
-    sa.Column(
-        "told", sa.String(64), nullable=False
-    ),  # in order, with a space between; empty: nothing is proven so far
+    sa.Column("told", sa.String(64), nullable=False),  # in order, a space between; empty: nothing was told so far
+    sa.Column("proofs", sa.Integer, nullable=False),  # how many there were: the first one has made the row
     sa.Column("changed_at", UtcTimestamp, nullable=False),
 )
 sa.Index("ix_refunds_changed_at", refunds.c.changed_at)

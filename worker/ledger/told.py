@@ -45,7 +45,7 @@ def select_told() -> sa.Select[Any]:
     """Select the columns of which an event is made."""
     return sa.select(
         *(e.id, e.type, e.payload, e.created_at, e.cancellation_id, e.place),
-        *(c.reference_id, c.order_number, c.metadata, c.requested_by, c.traceparent),
+        *(c.connection_id, c.order_id, c.reference_id, c.order_number, c.metadata, c.requested_by, c.traceparent),
         k.name.label("connection_name"),
     ).select_from(
         events.outerjoin(cancellations, c.id == e.cancellation_id).outerjoin(connections, k.id == c.connection_id)
@@ -54,7 +54,7 @@ def select_told() -> sa.Select[Any]:
 
 def told_of(db: sa.Connection, rows: Sequence[Any]) -> list[Told]:
     """Return the events of such rows, by their numbers."""
-    facts = {row.id: msgspec.json.decode(row.payload, type=dict[str, Any]) | _own(row) for row in rows}
+    facts = {row.id: _own(row) | msgspec.json.decode(row.payload, type=dict[str, Any]) | _jobs(row) for row in rows}
     names = _names(db, {each["connection_id"] for each in facts.values() if {"connection_id"} == set(each) & _NAMED})
     for each in facts.values():
         each.setdefault("connection_name", names.get(each.get("connection_id", "")))
@@ -67,10 +67,15 @@ _OF_THE_JOB = ("reference_id", "order_number", "metadata", "requested_by", "trac
 
 
 def _own(row: Any) -> dict[str, Any]:
-    """Return what the row's cancellation says for itself, where the event is of one."""
+    """Return which order the event is of, where it is of one; its payload says so too."""
     if row.cancellation_id is None:
         return {}
-    return {name: getattr(row, name) for name in _OF_THE_JOB} | {"cancellation_id": str(row.cancellation_id)}
+    order = {"connection_id": row.connection_id, "order_id": row.order_id}
+    return {**order, "cancellation_id": str(row.cancellation_id)}
+
+
+def _jobs(row: Any) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in _OF_THE_JOB} if row.cancellation_id else {}
 
 
 def _names(db: sa.Connection, ids: set[str]) -> dict[str, str | None]:

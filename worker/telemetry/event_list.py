@@ -35,8 +35,10 @@ _ALERTS = """\
 What only a person can help: an `error` line, and an event in Sentry, at most one a minute of one kind and connection.
 """
 _STREAM = """\
-Entries of the Redis stream `cancellations:events`, and of `cancellations:dead-letters` those of dead letters. The
-fields are of the JSON in `event`.
+Told by the feed (`client.events`, `cancel-worker events list`) and, as JSON, on the Redis stream
+`cancellations:events`; those of dead letters on `cancellations:dead-letters`. Each also has its own `id`, `type`,
+`schema` and `at`, and those of a cancellation its job's numbers, `metadata` and `requested_by` and the connection's
+name: `worker/cancellation/event.py`.
 """
 
 
@@ -49,7 +51,7 @@ def event_list() -> str:
         f"## Alerts\n\n{_ALERTS}",
         _table(ALERTS, level=False),
         f"## Events for other systems\n\n{_STREAM}",
-        _table(STREAM_EVENTS, level=False),
+        _table(STREAM_EVENTS, level=False).replace(" `id` ", " `cancellation_id` "),
     )
     return "\n".join(parts)
 

@@ -14,6 +14,9 @@ from worker.streams import JOB_FIELD
 from worker.testing.ledger import open_at
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker.ledger.feed_reader import FeedEvent
     from worker.ledger.record import Cancellation
     from worker.testing.sandbox import TrackstarSandbox
 
@@ -50,6 +53,11 @@ class SandboxClient(CancelClient):
         seconds = LONGEST_WAIT if timeout is None else timeout
         self._sandbox.run(seconds, lambda: self._ended(cancellation_id) is not None)
         return self._ended(cancellation_id) or self._give_up(cancellation_id, seconds)
+
+    def events(self, *, timeout: float | None = None, **which: Any) -> Iterator[FeedEvent]:
+        """Yield what is told when `timeout` of the sandbox's seconds have passed (None: at once), and end."""
+        self._sandbox.run(timeout or 0.0)
+        return super().events(timeout=0.0, **which)
 
     def _ended(self, cancellation_id: str) -> Cancellation | None:
         found = self.get(cancellation_id)
