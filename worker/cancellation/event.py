@@ -37,7 +37,10 @@ OF_A_CONNECTION = (
     "trackstar.held",
     "trackstar.resumed",
 )
-OF_THE_SERVICE = ("dead_letter.kept", "dead_letter.requeued", "stream.repaired")
+OF_THE_SERVICE = (
+    *("dead_letter.kept", "dead_letter.requeued", "stream.repaired"),
+    *("endpoint.failing", "endpoint.paused", "endpoint.removed", "endpoint.test"),
+)
 
 
 def _one_of(words: Iterable[str]) -> msgspec.Meta:
@@ -101,7 +104,7 @@ class ConnectionEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServiceEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """An event of the service itself: messages that could not be read, as counts, or a stream that was repaired."""
+    """An event of the service itself: messages that could not be read, a stream that was repaired, an endpoint."""
 
     id: str
     type: Annotated[str, _one_of(OF_THE_SERVICE)]
@@ -114,6 +117,9 @@ class ServiceEvent(msgspec.Struct, frozen=True, kw_only=True):
     dead_letter_id: int | None = None
     stream: str | None = None
     problem: str | None = None
+    endpoint_id: str | None = None
+    percent: int | None = None  # of the limit of consecutive failures
+    failures: int | None = None  # consecutive
     left_out: list[str] = []
 
 

@@ -1,0 +1,277 @@
+"""Commands about endpoints: where events are sent to over HTTP. A secret is shown once, when it is made."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.table import Table
+
+from worker.cancellation.event import (
+    OF_A_CANCELLATION,
+    OF_A_CONNECTION,
+    OF_THE_SERVICE,
+    ServiceEvent,
+    event_id,
+    number_of,
+)
+from worker.cli.filters import instant
+from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger, print_json
+from worker.cli.times import moment
+from worker.inputs.instants import read_age
+from worker.inputs.receivers import read_receiver
+from worker.ledger import audit, connections, endpoints
+from worker.ledger.audit import Action, Kind
+from worker.ledger.database import read_only
+from worker.ledger.told import read_told
+from worker.ledger.vault import TokenVault
+from worker.settings import load_settings
+from worker.webhooks.request import new_secret, request_to
+from worker.webhooks.sender import Network, trust, try_once
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from sqlalchemy import Connection
+
+    from worker.cancellation.delivery import Tried
+    from worker.ledger.endpoints import EndpointRow
+    from worker.settings import Settings
+
+KNOWN_TYPES = (*OF_A_CANCELLATION, *OF_A_CONNECTION, *OF_THE_SERVICE)
+SHOWN = 10  # tries, and deliveries that wait
+TEST = "endpoint.test"
+
+app = typer.Typer(
+    help="Send events to your own HTTP endpoints, signed (Standard Webhooks).\n\n"
+    "Example: cancel-worker endpoints list",
+    no_args_is_help=True,
+)
+Id = Annotated[str, typer.Argument(metavar="ID", help="As `endpoints list` shows it.")]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@app.command()
+def add(
+    url: Annotated[str, typer.Argument(help="https://HOST/PATH")],
+    type_: Annotated[list[str] | None, typer.Option("--type", help="Only of this type; may be repeated.")] = None,
+    connection: Annotated[
+        list[str] | None, typer.Option("--connection", "-c", help="Only of this connection; may be repeated.")
+    ] = None,
+    reason: Why = None,
+    who: Who = None,
+) -> None:
+    """Add an endpoint, which gets the events that come from now on. Shows its secret, once.
+
+    Example: cancel-worker endpoints add https://oms.example/hook
+    """
+    settings = load_settings()
+    vault, secret = TokenVault(settings.keys), new_secret()
+    encrypted = vault.encrypt(secret)
+    read_receiver(url, allow_private=settings.webhook_allow_private)
+    if unknown := sorted(set(type_ or ()) - set(KNOWN_TYPES)):
+        raise typer.BadParameter(f"{unknown[0]!r} is no type; there are {', '.join(KNOWN_TYPES)}", param_hint="--type")
+    with ledger() as opened, opened.begin() as db:
+        for each in connection or ():
+            connections.known(db, each)
+        id_ = endpoints.add(db, url, encrypted, types=type_, connections=connection)
+        after = audit.facts(db, Kind.ENDPOINT, [id_])[id_]
+        audit.write(db, acting(who, reason), Action.ADD, Kind.ENDPOINT, id_, after=after)
+    console.print(f"Endpoint {id_} is added. Its secret, which is not shown again:")
+    console.print(secret, soft_wrap=True)
+
+
+@app.command(name="list")
+def list_(as_json: Json = False) -> None:
+    """List endpoints, and how they stand.
+
+    Example: cancel-worker endpoints list --json
+    """
+    with ledger() as opened, read_only(opened) as db:
+        found = endpoints.list_all(db)
+    if as_json:
+        for each in found:
+            print_json(msgspec.to_builtins(each))
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("id", "url", "types", "connections", "state", "failures", "waiting", "set aside", "behind"):
+        table.add_column(column, overflow="fold")
+    for row in found:
+        counts = (str(each) for each in (row.failures, row.waiting, row.set_aside, row.behind))
+        table.add_row(row.id, row.url, _all_or(row.types), _all_or(row.connections), row.state, *counts)
+    console.print(table)
+
+
+@app.command()
+def show(endpoint_id: Id, as_json: Json = False) -> None:
+    """Say how one endpoint stands: its state, what waits, and the last tries.
+
+    Example: cancel-worker endpoints show ep_0123456789abcdef
+    """
+    with ledger() as opened, read_only(opened) as db:
+        row = endpoints.known(db, endpoint_id)
+        tries = endpoints.last_tries(db, endpoint_id, SHOWN)
+        waiting = endpoints.waiting(db, endpoint_id, SHOWN)
+    if as_json:
+        first = [{"event_number": each.event_number, "tries": each.tries, "due_at": each.due_at} for each in waiting]
+        tried = [msgspec.to_builtins(each) for each in tries]
+        print_json({**msgspec.to_builtins(row), "first_waiting": first, "last_tries": tried})
+        return
+    console.print(f"Endpoint {row.id}: {row.url}", style="bold", soft_wrap=True)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in _facts(row).items():
+        table.add_row(name, value)
+    console.print(table)
+    _show_tries(tries)
+    for each in waiting:
+        when = f"next try {moment(each.due_at)}" if each.due_at else "set aside: `endpoints resume` sends it again"
+        console.print(f"waits: event {each.event_number} after {each.tries} tries, {when}")
+
+
+def _facts(row: EndpointRow) -> dict[str, str]:
+    since = f" in a row since {moment(row.failing_since)}" if row.failing_since else ""
+    again = f", left alone until {moment(row.retry_at)}" if row.retry_at and row.failures else ""
+    both = f"both sign until {moment(row.old_secret_until)}" if row.old_secret_until else "one"
+    return {
+        "state": row.state,
+        "types": _all_or(row.types),
+        "connections": _all_or(row.connections),
+        "failures": f"{row.failures}{since}{again}",
+        "secrets": both,
+        "backlog": f"{row.waiting} wait, {row.set_aside} are set aside, {row.behind} events are not looked at so far",
+        "added": moment(row.created_at),
+    }
+
+
+def _all_or(names: list[str] | None) -> str:
+    return ", ".join(names) if names else "all"
+
+
+def _show_tries(tries: list[endpoints.Try]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("tried at", "event", "try", "status", "reason", "took"):
+        table.add_column(column)
+    for each in tries:
+        status = str(each.status or "")
+        took = f"{each.duration_ms} ms"
+        table.add_row(moment(each.at), str(each.event_number), str(each.try_), status, each.reason, took)
+    if tries:
+        console.print(table)
+
+
+@app.command()
+def rotate(endpoint_id: Id, reason: Why = None, who: Who = None) -> None:
+    """Give an endpoint a new secret, shown once. For a day both sign, so that the receiver can change over.
+
+    Example: cancel-worker endpoints rotate ep_0123456789abcdef
+    """
+    secret = new_secret()
+    encrypted = TokenVault(load_settings().keys).encrypt(secret)
+    with ledger() as opened, opened.begin() as db, _act(db, Action.ROTATE, endpoint_id, acting(who, reason)):
+        endpoints.rotate(db, endpoint_id, encrypted)
+    console.print("The new secret, which is not shown again (the one before signs too for a day):")
+    console.print(secret, soft_wrap=True)
+
+
+@app.command()
+def pause(endpoint_id: Id, reason: Why = None, who: Who = None) -> None:
+    """Send nothing to an endpoint; what comes waits for it.
+
+    Example: cancel-worker endpoints pause ep_0123456789abcdef
+    """
+    with ledger() as opened, opened.begin() as db, _act(db, Action.PAUSE, endpoint_id, acting(who, reason)):
+        paused = endpoints.pause(db, endpoint_id)
+    console.print(f"Endpoint {endpoint_id} {'is' if paused else 'was already'} paused.")
+
+
+@app.command()
+def resume(endpoint_id: Id, reason: Why = None, who: Who = None) -> None:
+    """Go on from where it was, also with what was set aside.
+
+    Example: cancel-worker endpoints resume ep_0123456789abcdef
+    """
+    with ledger() as opened, opened.begin() as db, _act(db, Action.RESUME, endpoint_id, acting(who, reason)):
+        endpoints.resume(db, endpoint_id)
+    console.print(f"Endpoint {endpoint_id} goes on.")
+
+
+@app.command()
+def remove(endpoint_id: Id, reason: Why = None, who: Who = None) -> None:
+    """Forget an endpoint, and what it was not sent so far. Needs --reason.
+
+    Example: cancel-worker endpoints remove ep_0123456789abcdef --reason moved
+    """
+    by = acting_for_a_reason(who, reason)
+    with ledger() as opened, opened.begin() as db, _act(db, Action.REMOVE, endpoint_id, by):
+        endpoints.remove(db, endpoint_id)
+    console.print(f"Endpoint {endpoint_id} is removed.")
+
+
+@app.command(name="test")
+def test_(endpoint_id: Id, reason: Why = None, who: Who = None) -> None:
+    """Send a signed test event now, from here, and show the answer. Exits 1 where it is not accepted.
+
+    Example: cancel-worker endpoints test ep_0123456789abcdef
+    """
+    settings = load_settings()
+    with ledger() as opened, opened.begin() as db:
+        row, encrypted = endpoints.known(db, endpoint_id), endpoints.encrypted_secret(db, endpoint_id)
+        audit.write(db, acting(who, reason), Action.TEST, Kind.ENDPOINT, endpoint_id)
+    tried = _send_test(row, TokenVault(settings.keys).decrypt(encrypted), settings)
+    status = f", status {tried.status}" if tried.status else ""
+    console.print(f"{tried.reason}{status}, after {tried.seconds:.2f} s", style="green" if tried.delivered else "red")
+    if tried.said:
+        console.print(tried.said.decode(errors="replace"), soft_wrap=True)
+    if not tried.delivered:
+        raise typer.Exit(1)
+
+
+def _send_test(row: EndpointRow, secret: str, settings: Settings) -> Tried:
+    now, private = datetime.now(UTC), settings.webhook_allow_private
+    proxy = settings.webhook_proxy.get_secret_value()
+    network = Network(allow_private=private, tls=trust(settings.ca_bundle), proxy=proxy)
+    receiver = read_receiver(row.url, allow_private=private)
+    event = ServiceEvent(id=event_id(0, now), type=TEST, at=now, endpoint_id=row.id)
+    return try_once(receiver, request_to(receiver, event, [secret], now), network)
+
+
+def _since(text: str) -> datetime:
+    age = read_age(text)
+    return instant(text) if age is None else datetime.now(UTC) - timedelta(seconds=age)
+
+
+@app.command()
+def replay(
+    endpoint_id: Id,
+    since: Annotated[
+        Any, typer.Option(parser=_since, metavar="TIME", help="All since then: an instant, or so long ago (15m, 2d).")
+    ] = None,
+    event: Annotated[str | None, typer.Option("--id", metavar="EVENT", help="This one: its id, evt_...")] = None,
+    reason: Why = None,
+    who: Who = None,
+) -> None:
+    """Send events again. A receiver knows them by their ids, which stay the same.
+
+    Example: cancel-worker endpoints replay ep_0123456789abcdef --since 2h
+    """
+    if (since is None) is (event is None):
+        raise typer.BadParameter("say what: either --since or --id")
+    more = {"replayed": event or since.isoformat()}
+    with ledger() as opened, opened.begin() as db:
+        endpoints.known(db, endpoint_id)
+        if since is not None:
+            endpoints.replay_since(db, endpoint_id, since)
+        else:
+            number = number_of(event or "")
+            told = [each for each in read_told(db, [number or 0]) if each.event.id == event]
+            if not told:
+                raise ValueError(f"There is no event {event} (any more): see `cancel-worker events list --json`.")
+            endpoints.replay_one(db, endpoint_id, told[0])
+        audit.write(db, acting(who, reason), Action.REPLAY, Kind.ENDPOINT, endpoint_id, after=more)
+    console.print(f"Endpoint {endpoint_id} is sent {'it' if event else 'them'} again.")
+
+
+def _act(db: Connection, action: Action, endpoint_id: str, by: audit.By) -> AbstractContextManager[None]:
+    return audit.recorded(db, by, action, Kind.ENDPOINT, [endpoint_id])

@@ -1,0 +1,313 @@
+"""What endpoints were not sent yet, and who sends it: leases, the fan-out of the feed, what is next.
+
+An endpoint is sent to by one worker at a time, under a lease. A delivery is a row from the moment at which the
+endpoint's place passes its event until it is delivered, so nothing is lost with a process. Knows rows; does not know
+HTTP, schedules, or what an event means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import sqlalchemy as sa
+
+from worker.cancellation.delivery import Standing
+from worker.cancellation.event import CancellationEvent, ConnectionEvent, Event, ServiceEvent
+from worker.ledger import feed
+from worker.ledger.dialects import (
+    RowId,
+    bind_rows,
+    built_once_per_dialect,
+    db_now,
+    id_in_chosen,
+    insert,
+    now_plus_parameter,
+    rows_parameter,
+)
+from worker.ledger.schema import cursors, deliveries, delivery_tries, endpoints
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from worker.ledger.told import Told
+
+d, p = deliveries.c, endpoints.c
+
+MAX_WAITING = 1000  # deliveries of one endpoint; beyond that it waits in the feed
+MAX_READ = 200  # events of the feed at once, for all endpoints at one place
+ACTIVE = p.state == sa.literal_column("'active'")
+
+
+class Lane(msgspec.Struct, kw_only=True):
+    """An endpoint that this worker sends to, as it was when it was taken."""
+
+    id: str
+    url: str
+    types: list[str] | None
+    connections: list[str] | None
+    secret: str  # encrypted
+    old_secret: str | None
+    old_secret_until: datetime | None
+    place: int
+    active: bool
+    standing: Standing
+
+    def wants(self, event: Event) -> bool:
+        """Whether an event is among what it asked for; news of its own it does not get."""
+        if self.types is not None and event.type not in self.types:
+            return False
+        if isinstance(event, ServiceEvent) and event.endpoint_id == self.id:
+            return False
+        return self.connections is None or getattr(event, "connection_id", None) in self.connections
+
+
+class Due(msgspec.Struct, frozen=True):
+    """A delivery that may be made now."""
+
+    endpoint_id: str
+    number: int
+    tries: int
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a try, and what follows."""
+
+    due: Due
+    at: datetime
+    duration_ms: int
+    status: int | None
+    reason: str
+    delivered: bool
+    wait: float | None = None  # seconds until the next try; None: delivered, or set aside
+
+
+def subject_of(event: Event, number: int) -> str:
+    """Name what an event is about, so that events of one order, or of one connection, are sent one after another."""
+    if isinstance(event, CancellationEvent):
+        name = f"order\n{event.connection_id}\n{event.order_id}"
+    elif isinstance(event, ConnectionEvent):
+        name = f"connection\n{event.connection_id or ''}"
+    else:
+        name = f"event\n{number}"
+    return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+
+
+# ---- what there is to do
+
+
+def _ready() -> sa.ColumnElement[bool]:
+    """Whether a delivery may be made: it is due, and no earlier one of its subject waits."""
+    earlier = deliveries.alias("earlier")
+    before = sa.exists(
+        sa.select(sa.literal(1)).where(
+            earlier.c.endpoint_id == d.endpoint_id,
+            earlier.c.subject == d.subject,
+            earlier.c.event_number < d.event_number,
+            earlier.c.due_at.is_not(None),
+        )
+    )
+    return (d.due_at <= db_now()) & ~before
+
+
+_READY = _ready()
+_HAS_READY = sa.exists(sa.select(sa.literal(1)).where(d.endpoint_id == p.id, _READY))
+_FULL = sa.exists(sa.select(sa.literal(1)).where(d.endpoint_id == p.id).offset(MAX_WAITING - 1).limit(1))
+_END = sa.select(sa.func.coalesce(sa.func.max(cursors.c.place), 0)).where(cursors.c.consumer == "").scalar_subquery()
+_HAS_WORK = sa.and_(
+    ACTIVE,
+    sa.or_(p.lease_expires_at.is_(None), p.lease_expires_at <= db_now()),
+    sa.or_(p.retry_at.is_(None), p.retry_at <= db_now()),
+    sa.or_(_HAS_READY, (p.place < _END) & ~_FULL),
+)
+_LANE = (p.id, p.url, p.types, p.connections, p.secret, p.old_secret, p.old_secret_until, p.place)
+_STATE = (p.state, p.failures, p.failing_since, p.counted_at, p.told)
+
+
+def survey(db: sa.Connection) -> tuple[int, int]:
+    """Return how many endpoints are active, and the most consecutive failures of one."""
+    found = db.execute(sa.select(sa.func.count(), sa.func.max(p.failures)).where(ACTIVE)).one()
+    return found[0], found[1] or 0
+
+
+def has_work(db: sa.Connection) -> bool:
+    """Whether some endpoint waits for a worker."""
+    return db.execute(sa.select(sa.exists(sa.select(p.id).where(_HAS_WORK)))).scalar_one()
+
+
+@built_once_per_dialect
+def _take(dialect: str) -> Any:
+    free = sa.select(p.id).where(_HAS_WORK).order_by(p.failures, p.id).limit(sa.bindparam("limit", type_=sa.Integer()))
+    return (
+        sa.update(endpoints)
+        .where(id_in_chosen(dialect, p.id, free.with_for_update(of=endpoints, skip_locked=True)))
+        .values(lease_owner=sa.bindparam("owner"), lease_expires_at=now_plus_parameter("lease_seconds"))
+        .returning(*_LANE, *_STATE)
+    )
+
+
+def take(db: sa.Connection, owner: str, lease_seconds: float, limit: int) -> list[Lane]:
+    """Take up to `limit` endpoints that have something to do and that nobody holds, those that do not fail first."""
+    rows = db.execute(_take(db), {"owner": owner, "lease_seconds": lease_seconds, "limit": limit})
+    return [_lane(row) for row in sorted(rows, key=lambda row: (row.failures, row.id))]
+
+
+def mine(db: sa.Connection, owner: str, ids: Collection[str]) -> list[Lane]:
+    """Return those of these endpoints that the worker still holds, as they are now, and lock them."""
+    held = sa.select(*_LANE, *_STATE).where(p.id.in_(ids), p.lease_owner == owner).order_by(p.id)
+    return [_lane(row) for row in db.execute(held.with_for_update(key_share=True))]
+
+
+def _lane(row: Any) -> Lane:
+    facts = {column.name: getattr(row, column.name) for column in _LANE}
+    standing = Standing(row.failures, row.failing_since, row.counted_at, row.told)
+    return Lane(**facts, active=row.state == "active", standing=standing)
+
+
+def fan_out(db: sa.Connection, lanes: Collection[Lane]) -> tuple[list[Told], bool]:
+    """Write the next deliveries of these endpoints, and move their places on.
+
+    Returns what was read, and whether there is more of it.
+    """
+    if not lanes:
+        return [], False
+    full = set(db.execute(sa.select(p.id).where(p.id.in_([each.id for each in lanes]), _FULL)).scalars())
+    end = feed.end_of_feed(db)
+    behind = sorted((each for each in lanes if each.place < end and each.id not in full), key=lambda lane: lane.place)
+    read: list[Told] = []
+    more = False
+    for place, group in groupby(behind, key=lambda lane: lane.place):
+        told = feed.read_feed(db, place, MAX_READ)
+        _write_deliveries(db, told, group, told[-1].place or end if told else end)
+        read, more = [*read, *told], more or len(told) == MAX_READ
+    return read, more
+
+
+def _write_deliveries(db: sa.Connection, told: Sequence[Told], lanes: Iterable[Lane], place: int) -> None:
+    subjects = {each.number: subject_of(each.event, each.number) for each in told}
+    moved, rows = [], []
+    for lane in lanes:
+        lane.place = place
+        moved.append(lane.id)
+        wanted = [each.number for each in told if lane.wants(each.event)]
+        rows += [{"endpoint_id": lane.id, "event_number": each, "subject": subjects[each]} for each in wanted]
+    if rows:
+        new = insert(db.dialect.name, deliveries).values(due_at=db_now())
+        db.execute(new.on_conflict_do_nothing(), rows)
+    db.execute(sa.update(endpoints).where(p.id.in_(moved)).values(place=place))
+
+
+@built_once_per_dialect
+def _choose(_dialect: str) -> Any:
+    row = sa.func.row_number().over(partition_by=d.endpoint_id, order_by=d.event_number).label("row")
+    mine = d.endpoint_id.in_(sa.bindparam("ids", expanding=True))
+    ready = sa.select(d.endpoint_id, d.event_number, d.tries, row).where(mine, _READY).subquery()
+    few = ready.c.row <= sa.bindparam("limit", type_=sa.Integer())
+    return sa.select(ready.c.endpoint_id, ready.c.event_number, ready.c.tries).where(few).order_by(ready.c.row)
+
+
+def choose(db: sa.Connection, ids: Sequence[str], limit: int) -> list[Due]:
+    """Return up to `limit` deliveries of each of these endpoints that may be made now, the oldest of each first."""
+    return [Due(*row) for row in db.execute(_choose(db), {"ids": list(ids), "limit": limit})] if ids else []
+
+
+# ---- what became of it
+
+
+def note(db: sa.Connection, notes: Sequence[Note]) -> None:
+    """Keep what became of tries: what is delivered is no row any more, the rest has its next time or none."""
+    if delivered := [each.due for each in notes if each.delivered]:
+        drop(db, delivered)
+    _note_failures(db, [each for each in notes if not each.delivered])
+    rows = [
+        {
+            "endpoint_id": each.due.endpoint_id,
+            "event_number": each.due.number,
+            "try": each.due.tries + 1,
+            "duration_ms": each.duration_ms,
+            "at": each.at,
+            "status": each.status,
+            "reason": each.reason,
+        }
+        for each in notes
+    ]
+    if rows:
+        db.execute(sa.insert(delivery_tries), rows)
+
+
+def _note_failures(db: sa.Connection, notes: Sequence[Note]) -> None:
+    # Only where nobody has sent it again, or had it sent again, meanwhile.
+    this = (d.endpoint_id == sa.bindparam("of"), d.event_number == sa.bindparam("is"), d.tries == sa.bindparam("had"))
+    for again in (True, False):
+        later = now_plus_parameter("wait") if again else sa.null()
+        rows = [
+            {"of": each.due.endpoint_id, "is": each.due.number, "had": each.due.tries, "wait": each.wait or 0.0}
+            for each in notes
+            if (each.wait is not None) is again
+        ]
+        if rows:
+            db.execute(sa.update(deliveries).where(*this).values(tries=d.tries + 1, due_at=later), rows)
+
+
+@built_once_per_dialect
+def _drop(dialect: str) -> Any:
+    asked = rows_parameter(dialect, {"endpoint_id": sa.Text(), "event_number": RowId})
+    pairs = sa.select(asked.c.endpoint_id, asked.c.event_number)
+    return sa.delete(deliveries).where(sa.tuple_(d.endpoint_id, d.event_number).in_(pairs))
+
+
+def drop(db: sa.Connection, done: Iterable[Due]) -> None:
+    """Delete deliveries that are made, or whose events are gone."""
+    db.execute(_drop(db), bind_rows({"endpoint_id": each.endpoint_id, "event_number": each.number} for each in done))
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """How a worker leaves an endpoint at the end of a turn."""
+
+    id: str
+    standing: Standing
+    gap: float | None = None  # seconds for which it is left alone
+    keep: bool  # its lease
+    pause: bool = False
+
+
+def leave(db: sa.Connection, owner: str, turns: Sequence[Turn], lease_seconds: float) -> None:
+    """Keep how endpoints stand; renew or end the leases of this worker."""
+    for each in turns:
+        lease: dict[str, Any] = {"lease_owner": owner, "lease_expires_at": now_plus_parameter("lease_seconds")}
+        changes: dict[str, Any] = {
+            "failures": each.standing.failures,
+            "failing_since": each.standing.since,
+            "counted_at": each.standing.counted_at,
+            "told": each.standing.told,
+            "retry_at": sa.null() if each.gap is None else now_plus_parameter("gap"),
+            **(lease if each.keep else {"lease_owner": sa.null(), "lease_expires_at": sa.null()}),
+            **({"state": "paused"} if each.pause else {}),
+        }
+        given = {"lease_seconds": lease_seconds, "gap": each.gap}
+        held = sa.update(endpoints).where(p.id == each.id, p.lease_owner == owner)
+        db.execute(held.values(**changes), {name: value for name, value in given.items() if value is not None})
+
+
+def release(db: sa.Connection, owner: str, ids: Collection[str] | None = None) -> None:
+    """End the leases of a worker on these endpoints; None: on all."""
+    which = [p.lease_owner == owner, *([] if ids is None else [p.id.in_(ids)])]
+    db.execute(sa.update(endpoints).where(*which).values(lease_owner=sa.null(), lease_expires_at=sa.null()))
+
+
+def renew(db: sa.Connection, owner: str, lease_seconds: float) -> None:
+    """Let all leases of a worker last so long from now on."""
+    later = now_plus_parameter("lease_seconds")
+    held = sa.update(endpoints).where(p.lease_owner == owner).values(lease_expires_at=later)
+    db.execute(held, {"lease_seconds": lease_seconds})
+
+
+def bring_forward(db: sa.Connection, endpoint_id: str, *, anew: bool = False) -> int:
+    """Let all that waits for a later try be due now; `anew`: also what is set aside, and with all its tries."""
+    waits = d.endpoint_id == endpoint_id
+    changes: dict[str, Any] = {"due_at": db_now(), **({"tries": 0} if anew else {})}
+    which = waits if anew else waits & (d.due_at > db_now())
+    return db.execute(sa.update(deliveries).where(which).values(**changes)).rowcount

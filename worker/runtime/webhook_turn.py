@@ -1,0 +1,277 @@
+"""One turn of webhooks, in one transaction: what was answered is kept, endpoints are taken, what is next is chosen.
+
+Knows leases and shares, and what is told of an endpoint; what follows from an answer, `cancellation.delivery` knows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from worker.cancellation.delivery import GONE, RECOVERED_FROM, Rules, Standing, Tried
+from worker.cancellation.event import Event
+from worker.ledger import audit, deliveries, endpoints, queries
+from worker.ledger.audit import Action, Kind
+from worker.ledger.deliveries import Due, Lane, Note, Turn
+from worker.ledger.told import read_told
+from worker.ledger.vault import CredentialsError
+from worker.telemetry.sentry import alert
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from sqlalchemy import Connection
+
+log = structlog.get_logger()
+
+LEASE_SECONDS = 45.0  # of an endpoint; far above the time of a try
+MAX_AT_ONCE = 8  # tries of one endpoint that answers well
+QUICK_SECONDS = 1.0  # an answer that takes longer, or has not come by then, makes an endpoint slow
+UNREADABLE_SECONDS = 60.0  # until a secret is looked at again that cannot be read
+
+Key = tuple[str, int]
+
+
+class Running(msgspec.Struct, frozen=True):
+    """A try that is under way."""
+
+    due: Due
+    at: datetime
+    began: float  # monotonic
+
+    @property
+    def key(self) -> Key:
+        return self.due.endpoint_id, self.due.number
+
+
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be sent now."""
+
+    due: Due
+    url: str
+    event: Event
+    keys: Sequence[str]  # the secrets that sign
+
+
+class Means(msgspec.Struct, frozen=True):
+    """What is the same in every turn of one worker. `quick`: the endpoints that answered well the last time."""
+
+    owner: str
+    rules: Rules
+    decrypt: Callable[[str], str]
+    concurrency: int
+    dice: Callable[[], float]
+    quick: set[str] = msgspec.field(default_factory=set)
+
+
+class WebhookTurn:
+    """One turn; `after` is to be called, and `has_news` told, when it is committed."""
+
+    def __init__(self, db: Connection, means: Means, held: Collection[str], busy: Sequence[Running]) -> None:
+        self.after: list[Callable[[], object]] = []
+        self.has_news = self.has_more = False
+        self._db = db
+        self._means = means
+        self._busy = busy
+        self._lanes = {each.id: each for each in deliveries.mine(db, means.owner, held)} if held else {}
+        self._before = {each.id: each.standing for each in self._lanes.values()}
+        self._gaps: dict[str, float] = {}
+        self._paused: set[str] = set()
+        self._chosen: list[Chosen] = []
+
+    @property
+    def kept(self) -> set[str]:
+        """Endpoints whose leases go on."""
+        sent_to = {each.due.endpoint_id for each in self._busy} | {each.due.endpoint_id for each in self._chosen}
+        return sent_to & self._lanes.keys()
+
+    # ---- what was answered
+
+    def keep(self, done: Iterable[tuple[Running, Tried]]) -> None:
+        """Keep what became of tries."""
+        notes = []
+        for running, tried in done:
+            note = self._note(running, tried)
+            notes.append(note)
+            if not note.delivered and note.wait is None:
+                self.after.append(partial(_alert_set_aside, note))
+            if tried.delivered and tried.seconds <= QUICK_SECONDS:
+                self._means.quick.add(running.due.endpoint_id)
+            else:
+                self._means.quick.discard(running.due.endpoint_id)
+            if lane := self._lanes.get(running.due.endpoint_id):
+                self._stand(lane, running, tried)
+        deliveries.note(self._db, notes)
+
+    def _note(self, running: Running, tried: Tried) -> Note:
+        rules, dice = self._means.rules, self._means.dice()
+        return Note(
+            due=running.due,
+            at=running.at,
+            duration_ms=round(tried.seconds * 1000),
+            status=tried.status,
+            reason=tried.reason,
+            delivered=tried.delivered,
+            wait=None if tried.delivered else rules.wait(running.due.tries + 1, tried, dice),
+        )
+
+    def _stand(self, lane: Lane, running: Running, tried: Tried) -> None:
+        rules = self._means.rules
+        if tried.delivered:
+            if lane.standing.failures >= RECOVERED_FROM:
+                deliveries.bring_forward(self._db, lane.id)
+            lane.standing = Standing()
+            self._gaps.pop(lane.id, None)
+        elif tried.status == GONE:
+            self._remove(lane)
+        else:
+            lane.standing = rules.after_failure(lane.standing, running.at)
+            self._gaps[lane.id] = rules.gap(lane.standing, tried)
+            if (level := rules.level(lane.standing)) is not None:
+                self._tell(lane, level)
+
+    def _tell(self, lane: Lane, level: int) -> None:
+        lane.standing = msgspec.structs.replace(lane.standing, told=level)
+        self.has_news = True
+        if level >= endpoints.ALL and lane.active:
+            self._paused.add(lane.id)
+            self.after.append(partial(_alert_paused, lane))
+        else:
+            self.after.append(partial(_alert_failing, lane, level))
+        endpoints.tell_level(self._db, lane.id, level, lane.standing.failures)
+
+    def _remove(self, lane: Lane) -> None:
+        by = audit.acting(f"worker {self._means.owner}", "the receiver answered 410: it is gone")
+        with audit.recorded(self._db, by, Action.REMOVE, Kind.ENDPOINT, [lane.id]):
+            endpoints.remove(self._db, lane.id)
+        del self._lanes[lane.id]
+        self.has_news = True
+        self.after.append(partial(_alert_removed, lane))
+
+    # ---- what is next
+
+    def choose(self, *, looks: bool) -> list[Chosen]:
+        """Choose what is sent now; `looks`: also of endpoints that nobody holds."""
+        room = self._means.concurrency - len(self._busy)
+        if looks and room > 0:
+            for lane in deliveries.take(self._db, self._means.owner, LEASE_SECONDS, room):
+                self._lanes[lane.id], self._before[lane.id] = lane, lane.standing
+        now = queries.now(self._db)
+        keys = {each.id: self._keys(each, now) for each in self._lanes.values() if self._may_send(each)}
+        lanes = [self._lanes[each] for each, found in keys.items() if found]
+        told, self.has_more = deliveries.fan_out(self._db, lanes)
+        due = self._share(lanes, deliveries.choose(self._db, [each.id for each in lanes], 2 * MAX_AT_ONCE))
+        events = {each.number: each.event for each in told}
+        events |= {each.number: each.event for each in read_told(self._db, _missing(due, events))}
+        if gone := [each for each in due if each.number not in events]:  # by retention
+            deliveries.drop(self._db, gone)
+        self._chosen = [
+            Chosen(due=each, url=self._lanes[each.endpoint_id].url, event=event, keys=keys[each.endpoint_id])
+            for each in due
+            if (event := events.get(each.number))
+        ]
+        return self._chosen
+
+    def _may_send(self, lane: Lane) -> bool:
+        busy = len(self._busy_of(lane))
+        return lane.active and not {lane.id} & (self._gaps.keys() | self._paused) and busy < self._allowed(lane)
+
+    def _busy_of(self, lane: Lane) -> list[Running]:
+        return [each for each in self._busy if each.due.endpoint_id == lane.id]
+
+    def _is_quick(self, lane: Lane) -> bool:
+        """Whether an endpoint answers well: so did its last try, and none that runs takes long."""
+        late = time.monotonic() - QUICK_SECONDS
+        in_time = all(each.began > late for each in self._busy_of(lane))
+        return lane.id in self._means.quick and not lane.standing.failures and in_time
+
+    def _allowed(self, lane: Lane) -> int:
+        return MAX_AT_ONCE if self._is_quick(lane) else 1
+
+    def _share(self, lanes: Sequence[Lane], due: Iterable[Due]) -> list[Due]:
+        """Return what may be sent: endpoints that fail, are slow or unknown have half of all tries, one each."""
+        waiting = defaultdict[str, list[Due]](list)
+        under_way = {each.key for each in self._busy}
+        for each in due:
+            if (each.endpoint_id, each.number) not in under_way:
+                waiting[each.endpoint_id].append(each)
+        free = self._means.concurrency - len(self._busy)
+        quick = {each.id for each in self._lanes.values() if self._is_quick(each)}
+        slow = max(1, self._means.concurrency // 2) - sum(each.due.endpoint_id not in quick for each in self._busy)
+        chosen: list[Due] = []
+        for lane in sorted(lanes, key=lambda lane: (lane.id not in quick, lane.standing.failures)):
+            room = min(self._allowed(lane) - len(self._busy_of(lane)), free, free if lane.id in quick else slow)
+            taken = waiting[lane.id][: max(0, room)]
+            chosen += taken
+            free -= len(taken)
+            slow -= 0 if lane.id in quick else len(taken)
+        return chosen
+
+    def _keys(self, lane: Lane, now: datetime) -> list[str]:
+        """Return the secrets that sign; none where the one cannot be read, and then nothing is sent for a while."""
+        try:
+            keys = [self._means.decrypt(lane.secret)]
+        except CredentialsError as error:
+            log.error("endpoint.secret_unreadable", endpoint_id=lane.id, problem=str(error))  # noqa: TRY400
+            self._gaps[lane.id] = UNREADABLE_SECONDS
+            return []
+        if lane.old_secret and lane.old_secret_until and now < lane.old_secret_until:
+            with suppress(CredentialsError):
+                keys.append(self._means.decrypt(lane.old_secret))
+        return keys
+
+    # ---- the end
+
+    def leave(self, *, renew: bool) -> None:
+        """Keep how endpoints stand, and end the leases of those that have nothing to do."""
+        kept, owner = self.kept, self._means.owner
+        moved = {each for each in self._lanes if self._lanes[each].standing != self._before[each]}
+        changed = (moved | self._gaps.keys()) & self._lanes.keys()
+        turns = [
+            Turn(
+                id=each,
+                standing=self._lanes[each].standing,
+                gap=self._gaps.get(each),
+                keep=each in kept,
+                pause=each in self._paused,
+            )
+            for each in sorted(changed)
+        ]
+        deliveries.leave(self._db, owner, turns, LEASE_SECONDS)
+        if idle := self._lanes.keys() - kept - changed:
+            deliveries.release(self._db, owner, idle)
+        if renew and kept:
+            deliveries.renew(self._db, owner, LEASE_SECONDS)
+
+
+def _missing(due: Iterable[Due], events: dict[int, Event]) -> list[int]:
+    return sorted({each.number for each in due} - events.keys())
+
+
+def _alert_failing(lane: Lane, level: int) -> None:
+    alert("endpoint.failing", endpoint_id=lane.id, percent=level, failures=lane.standing.failures)
+
+
+def _alert_paused(lane: Lane) -> None:
+    alert("endpoint.paused", endpoint_id=lane.id, failures=lane.standing.failures)
+
+
+def _alert_removed(lane: Lane) -> None:
+    alert("endpoint.removed", endpoint_id=lane.id)
+
+
+def _alert_set_aside(note: Note) -> None:
+    alert(
+        "endpoint.event_set_aside",
+        endpoint_id=note.due.endpoint_id,
+        event_number=note.due.number,
+        reason=note.reason,
+    )
