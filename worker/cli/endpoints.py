@@ -210,7 +210,7 @@ def remove(endpoint_id: Id, reason: Why = None, who: Who = None) -> None:
 
 
 @app.command(name="test")
-def test_(endpoint_id: Id, reason: Why = None, who: Who = None) -> None:
+def send_test(endpoint_id: Id, reason: Why = None, who: Who = None) -> None:
     """Send a signed test event now, from here, and show the answer. Exits 1 where it is not accepted.
 
     Example: cancel-worker endpoints test ep_0123456789abcdef

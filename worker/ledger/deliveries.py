@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 d, p = deliveries.c, endpoints.c
 
+# Where many receivers are away, news of each to all of them would be more than the events.
+OF_ENDPOINTS = "endpoint."
+MAX_TAKEN = 200  # endpoints at once
 MAX_WAITING = 1000  # deliveries of one endpoint; beyond that it waits in the feed
 MAX_READ = 200  # events of the feed at once, for all endpoints at one place
 ACTIVE = p.state == sa.literal_column("'active'")
@@ -57,10 +60,11 @@ class Lane(msgspec.Struct, kw_only=True):
     standing: Standing
 
     def wants(self, event: Event) -> bool:
-        """Whether an event is among what it asked for; news of its own it does not get."""
-        if self.types is not None and event.type not in self.types:
-            return False
-        if isinstance(event, ServiceEvent) and event.endpoint_id == self.id:
+        """Whether an event is among what it asked for; of endpoints only one that asks for it hears, and of others."""
+        if self.types is None:
+            if event.type.startswith(OF_ENDPOINTS):
+                return False
+        elif event.type not in self.types or (isinstance(event, ServiceEvent) and event.endpoint_id == self.id):
             return False
         return self.connections is None or getattr(event, "connection_id", None) in self.connections
 
@@ -140,7 +144,9 @@ def has_work(db: sa.Connection) -> bool:
 
 @built_once_per_dialect
 def _take(dialect: str) -> Any:
-    free = sa.select(p.id).where(_HAS_WORK).order_by(p.failures, p.id).limit(sa.bindparam("limit", type_=sa.Integer()))
+    known = sa.case((p.id.in_(sa.bindparam("first", expanding=True)), 0), else_=1)
+    order = (known, p.failures, sa.func.random())
+    free = sa.select(p.id).where(_HAS_WORK).order_by(*order).limit(MAX_TAKEN)
     return (
         sa.update(endpoints)
         .where(id_in_chosen(dialect, p.id, free.with_for_update(of=endpoints, skip_locked=True)))
@@ -149,10 +155,10 @@ def _take(dialect: str) -> Any:
     )
 
 
-def take(db: sa.Connection, owner: str, lease_seconds: float, limit: int) -> list[Lane]:
-    """Take up to `limit` endpoints that have something to do and that nobody holds, those that do not fail first."""
-    rows = db.execute(_take(db), {"owner": owner, "lease_seconds": lease_seconds, "limit": limit})
-    return [_lane(row) for row in sorted(rows, key=lambda row: (row.failures, row.id))]
+def take(db: sa.Connection, owner: str, lease_seconds: float, first: Collection[str]) -> list[Lane]:
+    """Take endpoints that have something to do and that nobody holds: `first` these, and those that fail last."""
+    rows = db.execute(_take(db), {"owner": owner, "lease_seconds": lease_seconds, "first": list(first)})
+    return [_lane(row) for row in rows]
 
 
 def mine(db: sa.Connection, owner: str, ids: Collection[str]) -> list[Lane]:
@@ -202,16 +208,22 @@ def _write_deliveries(db: sa.Connection, told: Sequence[Told], lanes: Iterable[L
 
 @built_once_per_dialect
 def _choose(_dialect: str) -> Any:
-    row = sa.func.row_number().over(partition_by=d.endpoint_id, order_by=d.event_number).label("row")
+    # Of one that fails first what was tried least: an event that it always refuses does not take all its tries.
+    tries = sa.case((d.endpoint_id.in_(sa.bindparam("failing", expanding=True)), d.tries), else_=0)
+    row = sa.func.row_number().over(partition_by=d.endpoint_id, order_by=(tries, d.event_number)).label("row")
     mine = d.endpoint_id.in_(sa.bindparam("ids", expanding=True))
     ready = sa.select(d.endpoint_id, d.event_number, d.tries, row).where(mine, _READY).subquery()
     few = ready.c.row <= sa.bindparam("limit", type_=sa.Integer())
     return sa.select(ready.c.endpoint_id, ready.c.event_number, ready.c.tries).where(few).order_by(ready.c.row)
 
 
-def choose(db: sa.Connection, ids: Sequence[str], limit: int) -> list[Due]:
+def choose(db: sa.Connection, lanes: Collection[Lane], limit: int) -> list[Due]:
     """Return up to `limit` deliveries of each of these endpoints that may be made now, the oldest of each first."""
-    return [Due(*row) for row in db.execute(_choose(db), {"ids": list(ids), "limit": limit})] if ids else []
+    if not lanes:
+        return []
+    failing = [each.id for each in lanes if each.standing.failures]
+    asked = {"ids": [each.id for each in lanes], "failing": failing, "limit": limit}
+    return [Due(*row) for row in db.execute(_choose(db), asked)]
 
 
 # ---- what became of it
@@ -274,22 +286,45 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     pause: bool = False
 
 
+@built_once_per_dialect
+def _leave(_dialect: str) -> Any:
+    held = (p.id == sa.bindparam("of"), p.lease_owner == sa.bindparam("owner"))
+    return (
+        sa.update(endpoints)
+        .where(*held)
+        .values(
+            failures=sa.bindparam("failed"),
+            failing_since=sa.bindparam("since"),
+            counted_at=sa.bindparam("counted"),
+            told=sa.bindparam("level"),
+            # Of no seconds, none.
+            retry_at=now_plus_parameter("gap"),
+            lease_owner=sa.bindparam("keeper"),
+            lease_expires_at=now_plus_parameter("lease_seconds"),
+            state=sa.case((sa.bindparam("pause", type_=sa.Integer()) == 1, "paused"), else_=p.state),
+        )
+    )
+
+
 def leave(db: sa.Connection, owner: str, turns: Sequence[Turn], lease_seconds: float) -> None:
     """Keep how endpoints stand; renew or end the leases of this worker."""
-    for each in turns:
-        lease: dict[str, Any] = {"lease_owner": owner, "lease_expires_at": now_plus_parameter("lease_seconds")}
-        changes: dict[str, Any] = {
-            "failures": each.standing.failures,
-            "failing_since": each.standing.since,
-            "counted_at": each.standing.counted_at,
-            "told": each.standing.told,
-            "retry_at": sa.null() if each.gap is None else now_plus_parameter("gap"),
-            **(lease if each.keep else {"lease_owner": sa.null(), "lease_expires_at": sa.null()}),
-            **({"state": "paused"} if each.pause else {}),
+    rows = [
+        {
+            "of": each.id,
+            "owner": owner,
+            "failed": each.standing.failures,
+            "since": each.standing.since,
+            "counted": each.standing.counted_at,
+            "level": each.standing.told,
+            "gap": each.gap,
+            "keeper": owner if each.keep else None,
+            "lease_seconds": lease_seconds if each.keep else None,
+            "pause": int(each.pause),
         }
-        given = {"lease_seconds": lease_seconds, "gap": each.gap}
-        held = sa.update(endpoints).where(p.id == each.id, p.lease_owner == owner)
-        db.execute(held.values(**changes), {name: value for name, value in given.items() if value is not None})
+        for each in turns
+    ]
+    if rows:
+        db.execute(_leave(db), rows)
 
 
 def release(db: sa.Connection, owner: str, ids: Collection[str] | None = None) -> None:

@@ -62,14 +62,14 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Means(msgspec.Struct, frozen=True):
-    """What is the same in every turn of one worker. `quick`: the endpoints that answered well the last time."""
+    """What is the same in every turn of one worker. `took`: seconds, of endpoints whose last try was accepted."""
 
     owner: str
     rules: Rules
     decrypt: Callable[[str], str]
     concurrency: int
     dice: Callable[[], float]
-    quick: set[str] = msgspec.field(default_factory=set)
+    took: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class WebhookTurn:
@@ -103,10 +103,9 @@ class WebhookTurn:
             notes.append(note)
             if not note.delivered and note.wait is None:
                 self.after.append(partial(_alert_set_aside, note))
-            if tried.delivered and tried.seconds <= QUICK_SECONDS:
-                self._means.quick.add(running.due.endpoint_id)
-            else:
-                self._means.quick.discard(running.due.endpoint_id)
+            self._means.took.pop(running.due.endpoint_id, None)
+            if tried.delivered:
+                self._means.took[running.due.endpoint_id] = tried.seconds
             if lane := self._lanes.get(running.due.endpoint_id):
                 self._stand(lane, running, tried)
         deliveries.note(self._db, notes)
@@ -160,15 +159,14 @@ class WebhookTurn:
 
     def choose(self, *, looks: bool) -> list[Chosen]:
         """Choose what is sent now; `looks`: also of endpoints that nobody holds."""
-        room = self._means.concurrency - len(self._busy)
-        if looks and room > 0:
-            for lane in deliveries.take(self._db, self._means.owner, LEASE_SECONDS, room):
+        if looks and len(self._busy) < self._means.concurrency:
+            for lane in deliveries.take(self._db, self._means.owner, LEASE_SECONDS, self._means.took):
                 self._lanes[lane.id], self._before[lane.id] = lane, lane.standing
         now = queries.now(self._db)
         keys = {each.id: self._keys(each, now) for each in self._lanes.values() if self._may_send(each)}
         lanes = [self._lanes[each] for each, found in keys.items() if found]
         told, self.has_more = deliveries.fan_out(self._db, lanes)
-        due = self._share(lanes, deliveries.choose(self._db, [each.id for each in lanes], 2 * MAX_AT_ONCE))
+        due = self._share(lanes, deliveries.choose(self._db, lanes, 2 * MAX_AT_ONCE))
         events = {each.number: each.event for each in told}
         events |= {each.number: each.event for each in read_told(self._db, _missing(due, events))}
         if gone := [each for each in due if each.number not in events]:  # by retention
@@ -187,32 +185,37 @@ class WebhookTurn:
     def _busy_of(self, lane: Lane) -> list[Running]:
         return [each for each in self._busy if each.due.endpoint_id == lane.id]
 
-    def _is_quick(self, lane: Lane) -> bool:
-        """Whether an endpoint answers well: so did its last try, and none that runs takes long."""
-        late = time.monotonic() - QUICK_SECONDS
-        in_time = all(each.began > late for each in self._busy_of(lane))
-        return lane.id in self._means.quick and not lane.standing.failures and in_time
-
     def _allowed(self, lane: Lane) -> int:
-        return MAX_AT_ONCE if self._is_quick(lane) else 1
+        """Return how many tries of an endpoint may run: more than one only where all is quick."""
+        late = time.monotonic() - QUICK_SECONDS
+        quick = self._means.took.get(lane.id, QUICK_SECONDS + 1) <= QUICK_SECONDS and not lane.standing.failures
+        return MAX_AT_ONCE if quick and all(each.began > late for each in self._busy_of(lane)) else 1
+
+    def _takes(self, endpoint_id: str) -> bool:
+        """Whether the last try of an endpoint was accepted."""
+        lane = self._lanes.get(endpoint_id)
+        return endpoint_id in self._means.took and not (lane and lane.standing.failures)
 
     def _share(self, lanes: Sequence[Lane], due: Iterable[Due]) -> list[Due]:
-        """Return what may be sent: endpoints that fail, are slow or unknown have half of all tries, one each."""
+        """Return what may be sent: endpoints that fail, or are unknown, have half of all tries, one each."""
         waiting = defaultdict[str, list[Due]](list)
         under_way = {each.key for each in self._busy}
         for each in due:
             if (each.endpoint_id, each.number) not in under_way:
                 waiting[each.endpoint_id].append(each)
         free = self._means.concurrency - len(self._busy)
-        quick = {each.id for each in self._lanes.values() if self._is_quick(each)}
-        slow = max(1, self._means.concurrency // 2) - sum(each.due.endpoint_id not in quick for each in self._busy)
+        others = max(1, self._means.concurrency // 2) - sum(
+            not self._takes(each.due.endpoint_id) for each in self._busy
+        )
         chosen: list[Due] = []
-        for lane in sorted(lanes, key=lambda lane: (lane.id not in quick, lane.standing.failures)):
-            room = min(self._allowed(lane) - len(self._busy_of(lane)), free, free if lane.id in quick else slow)
+        for lane in sorted(lanes, key=lambda lane: (not self._takes(lane.id), lane.standing.failures)):
+            room = min(self._allowed(lane) - len(self._busy_of(lane)), free)
+            if not self._takes(lane.id):
+                room = min(room, others)
             taken = waiting[lane.id][: max(0, room)]
             chosen += taken
             free -= len(taken)
-            slow -= 0 if lane.id in quick else len(taken)
+            others -= 0 if self._takes(lane.id) else len(taken)
         return chosen
 
     def _keys(self, lane: Lane, now: datetime) -> list[str]:
