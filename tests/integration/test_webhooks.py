@@ -5,9 +5,13 @@ Receivers are real servers on this machine, which do what receivers do: refuse, 
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -379,6 +383,43 @@ def test_of_a_hundred_endpoints_of_which_ninety_nine_hang_the_healthy_one_is_not
 
     assert max(took) < 5, took  # half of the time that a try may last; on an idle machine a tenth of a second
     assert 16 < hang <= 32 + 8
+
+
+DIES = """
+import os, signal, sys, threading
+from worker.ledger.database import open_ledger
+from worker.ledger.vault import TokenVault
+from worker.runtime import webhook_turn, webhooks
+from worker.telemetry.metrics import Metrics
+from worker.webhooks.sender import Network, trust
+
+webhook_turn.LEASE_SECONDS = 1.0
+webhooks.Webhooks._finished = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+_, url, key = sys.argv
+network = Network(allow_private=True, tls=trust())
+webhooks.Webhooks(
+    open_ledger(url), "dies", TokenVault([key]).decrypt, network, Metrics(), concurrency=8, poll=0.05
+).loop.start()
+threading.Event().wait(60)
+"""
+
+
+def test_a_worker_that_is_killed_between_the_answer_and_its_note_tells_it_once_more_and_loses_nothing(
+    sending: Sending, receiver: Receiver, database_url: str, credential_key: str
+) -> None:
+    id_ = sending.add(receiver.url)
+    sending.tell(held(1), held(2), held(3, "shop-2"))
+    died = subprocess.run([sys.executable, "-c", DIES, database_url, credential_key], timeout=60, check=False)
+    assert -signal.SIGKILL == died.returncode
+    assert 3 == sending.count(deliveries)
+    sending.start()
+    sending.wait_until(lambda: sending.count(deliveries) == 0 and sending.count(delivery_tries) == 3)
+
+    told = Counter(each.event["reason"] for each in receiver.received)
+    assert {"reason_1", "reason_2", "reason_3"} == set(told)
+    assert max(told.values()) <= 2
+    assert len({each.id for each in receiver.received}) == 3
+    assert 0 == sending.of(id_).failures
 
 
 def test_an_endpoint_that_comes_back_gets_all_at_once_what_was_put_off(sending: Sending, receiver: Receiver) -> None:
