@@ -37,9 +37,10 @@ OF_A_CONNECTION = (
     "trackstar.held",
     "trackstar.resumed",
 )
+OF_ENDPOINTS = ("endpoint.failing", "endpoint.paused", "endpoint.removed")
 OF_THE_SERVICE = (
     *("dead_letter.kept", "dead_letter.requeued", "stream.repaired"),
-    *("endpoint.failing", "endpoint.paused", "endpoint.removed", "endpoint.test"),
+    *(*OF_ENDPOINTS, "endpoint.test"),  # the last is sent by `endpoints test` alone
 )
 
 

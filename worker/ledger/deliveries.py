@@ -16,7 +16,7 @@ import msgspec
 import sqlalchemy as sa
 
 from worker.cancellation.delivery import Standing
-from worker.cancellation.event import CancellationEvent, ConnectionEvent, Event, ServiceEvent
+from worker.cancellation.event import OF_ENDPOINTS, CancellationEvent, ConnectionEvent, Event, ServiceEvent
 from worker.ledger import feed
 from worker.ledger.dialects import (
     RowId,
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 d, p = deliveries.c, endpoints.c
 
-# Where many receivers are away, news of each to all of them would be more than the events.
-OF_ENDPOINTS = "endpoint."
 MAX_TAKEN = 200  # endpoints at once
 MAX_WAITING = 1000  # deliveries of one endpoint; beyond that it waits in the feed
 MAX_READ = 200  # events of the feed at once, for all endpoints at one place
@@ -62,10 +60,12 @@ class Lane(msgspec.Struct, kw_only=True):
     def wants(self, event: Event) -> bool:
         """Whether an event is among what it asked for; of endpoints only one that asks for it hears, and of others."""
         if self.types is None:
-            if event.type.startswith(OF_ENDPOINTS):
-                return False
-        elif event.type not in self.types or (isinstance(event, ServiceEvent) and event.endpoint_id == self.id):
-            return False
+            # Where many receivers are away, news of each to all of them would be more than the events.
+            return event.type not in OF_ENDPOINTS and self._of_mine(event)
+        own = isinstance(event, ServiceEvent) and event.endpoint_id == self.id
+        return event.type in self.types and not own and self._of_mine(event)
+
+    def _of_mine(self, event: Event) -> bool:
         return self.connections is None or getattr(event, "connection_id", None) in self.connections
 
 

@@ -185,7 +185,7 @@ def remove(db: sa.Connection, endpoint_id: str) -> None:
     add_events(db, [(None, "endpoint.removed", {"endpoint_id": endpoint_id})])
 
 
-def tell_level(db: sa.Connection, endpoint_id: str, percent: int, failures: int) -> None:
+def announce_level(db: sa.Connection, endpoint_id: str, percent: int, failures: int) -> None:
     """Tell that an endpoint has reached this part of the limit of failures; at all of it, that it is paused."""
     kind = "endpoint.paused" if percent >= ALL else "endpoint.failing"
     add_events(db, [(None, kind, {"endpoint_id": endpoint_id, "percent": percent, "failures": failures})])

@@ -145,7 +145,7 @@ class WebhookTurn:
             self.after.append(partial(_alert_paused, lane))
         else:
             self.after.append(partial(_alert_failing, lane, level))
-        endpoints.tell_level(self._db, lane.id, level, lane.standing.failures)
+        endpoints.announce_level(self._db, lane.id, level, lane.standing.failures)
 
     def _remove(self, lane: Lane) -> None:
         by = audit.acting(f"worker {self._means.owner}", "the receiver answered 410: it is gone")

@@ -130,7 +130,7 @@ async def _addresses(receiver: Receiver) -> list[str]:
         if not found.done():  # else nobody waits any more
             found.set_result(addresses or [])
 
-    def look_up() -> None:
+    def resolve() -> None:
         addresses = None
         with suppress(OSError, UnicodeError):
             known = socket.getaddrinfo(receiver.host, receiver.port, type=socket.SOCK_STREAM)
@@ -138,7 +138,7 @@ async def _addresses(receiver: Receiver) -> list[str]:
         with suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(settle, addresses)
 
-    threading.Thread(target=look_up, name="webhook-name", daemon=True).start()
+    threading.Thread(target=resolve, name="webhook-name", daemon=True).start()
     addresses = await found
     if not addresses:
         raise Failed("name_not_found")
