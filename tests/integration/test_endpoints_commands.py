@@ -14,7 +14,7 @@ from harness.receiver import Receiver
 
 from worker.cli import main, parts
 from worker.cli.doctor import look_at_connections
-from worker.ledger import audit, connections, deliveries, endpoints, feed
+from worker.ledger import audit, connections, deliveries, delivery_notes, endpoints, feed
 from worker.ledger.database import read_only
 from worker.ledger.outbox import add_events
 from worker.ledger.vault import CredentialsError, TokenVault
@@ -149,7 +149,7 @@ def test_what_waits_and_was_tried_is_shown(run: Callable[..., Run], ledger: Engi
         deliveries.fan_out(db, [lane])
         (due,) = deliveries.choose(db, [lane], 5)
         facts = {"at": feed.read_feed(db, 0)[0].event.at, "duration_ms": 15_000, "status": None, "reason": "timeout"}
-        deliveries.note(db, [deliveries.Note(due=due, **facts, delivered=False, wait=5.0)])
+        delivery_notes.note(db, [delivery_notes.Note(due=due, **facts, delivered=False, wait=5.0)])
     said = run("endpoints", "show", id_)[1]
     document = json.loads(run("endpoints", "show", id_, "--json")[1])
 

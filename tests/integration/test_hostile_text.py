@@ -18,7 +18,7 @@ from worker.cancellation.request import CancelRequest
 from worker.cli import main, parts
 from worker.dev.sandbox import Sandbox
 from worker.inputs.text import MAX_SHOWN_LENGTH, visible
-from worker.ledger import audit, connections, dead_letters, transitions
+from worker.ledger import audit, connections, dead_letters, endpoints, transitions
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.dead_letters import DeadLetter
 from worker.ledger.schema import attempts, cancellations
@@ -84,6 +84,8 @@ def database_url(make_database: MakeDatabase) -> str:
 def ids(ledger: Engine, vault: TokenVault) -> list[str]:
     """A cancellation for each hostile value, which stands in every field that a stranger can fill."""
     _dead_letters(ledger, HOSTILE)
+    with ledger.begin() as db:
+        endpoints.add(db, "https://oms.example/", vault.encrypt("whsec_x"), types=HOSTILE, connections=HOSTILE)
     return [_cancellation(ledger, vault, number, value) for number, value in enumerate(HOSTILE)]
 
 
@@ -204,6 +206,7 @@ def missing(said: str) -> list[str]:
         ("windows",),
         ("dead-letters", "list"),
         ("audit", "list", "--limit", "100"),
+        ("endpoints", "list"),
     ],
     ids=" ".join,
 )
@@ -415,6 +418,16 @@ def test_what_a_command_says_of_a_value_that_was_typed_or_known_is_shown_as_it_i
         ("show", record_id): 0,
         ("enqueue", "-c", value, "--", value): 0,
         ("dead-letters", "requeue", "1", "--job", value.replace("\x00", "")): 0,
+        ("endpoints", "add", "--reason", value, "--as", value, "-c", value, "https://oms.example/"): 0,
+        ("endpoints", "add", "--", f"https://x{value}"): 0,
+        ("endpoints", "add", "--type", f"x{value}", "https://oms.example/"): 0,
+        ("endpoints", "show", "--", f"no{value}"): 1,
+        ("endpoints", "list"): 1,
+        ("endpoints", "pause", "--", f"no{value}"): 1,
+        ("endpoints", "remove", "--reason", f"x{value}", "--", f"no{value}"): 1,
+        ("endpoints", "test", "--reason", value, "--as", value, "--", f"no{value}"): 1,
+        ("endpoints", "replay", "--id", f"x{value}", "--", f"no{value}"): 1,
+        ("endpoints", "replay", "--since", f"x{value}", "--", f"no{value}"): 0,
     }
     for words, shows in commands.items():
         said = terminal.run(*words)

@@ -21,6 +21,7 @@ from worker.cli import (
     connections,
     dead_letters,
     doctor,
+    endpoint_sends,
     endpoints,
     enqueue_file,
     events,
@@ -65,6 +66,8 @@ app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(batches.app, name="batches")
 app.add_typer(audit.app, name="audit")
 app.add_typer(events.app, name="events")
+endpoints.app.command(name="test")(endpoint_sends.send_test)
+endpoints.app.command()(endpoint_sends.replay)
 app.add_typer(endpoints.app, name="endpoints")
 for command in (
     local.demo,

@@ -236,7 +236,7 @@ def rekey(
         _refuse_while_unknown(settings)
     with ledger() as opened, opened.begin() as db:
         count, secrets = connections.rekey(db, vault.reencrypt), endpoints.rekey(db, vault.reencrypt)
-        after = {"tokens": count, "endpoints": secrets}
+        after = {"tokens": count, **({"endpoints": secrets} if secrets else {})}
         audit.write(db, acting(who, reason), Action.REKEY, Kind.CONNECTION, after=after)
     tokens = "1 token is" if count == 1 else f"{count} tokens are"
     of = f", and the secrets of {secrets} endpoints" if secrets else ""

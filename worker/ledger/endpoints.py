@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
-from worker.ledger import deliveries, feed
+from worker.ledger import deliveries, delivery_notes, feed
 from worker.ledger.dialects import db_now, insert, now_plus
 from worker.ledger.outbox import add_events
 from worker.ledger.schema import deliveries as table
@@ -174,7 +174,7 @@ def resume(db: sa.Connection, endpoint_id: str) -> None:
     known(db, endpoint_id)
     fresh = {"failures": 0, "failing_since": None, "counted_at": None, "told": 0, "retry_at": None}
     db.execute(sa.update(endpoints).where(p.id == endpoint_id).values(state="active", **fresh))
-    deliveries.bring_forward(db, endpoint_id, anew=True)
+    delivery_notes.bring_forward(db, endpoint_id, anew=True)
 
 
 def remove(db: sa.Connection, endpoint_id: str) -> None:

@@ -1,12 +1,11 @@
 """One turn of webhooks, in one transaction: what was answered is kept, endpoints are taken, what is next is chosen.
 
-Knows leases and shares, and what is told of an endpoint; what follows from an answer, `cancellation.delivery` knows.
+Knows leases, and what is told of an endpoint. How many tries each may have, `webhook_shares` knows, and what follows
+from an answer, `cancellation.delivery`.
 """
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -18,11 +17,13 @@ import structlog
 
 from worker.cancellation.delivery import GONE, RECOVERED_FROM, Rules, Standing, Tried
 from worker.cancellation.event import Event
-from worker.ledger import audit, deliveries, endpoints, queries
+from worker.ledger import audit, deliveries, delivery_notes, endpoints, queries
 from worker.ledger.audit import Action, Kind
-from worker.ledger.deliveries import Due, Lane, Note, Turn
+from worker.ledger.deliveries import Due, Lane
+from worker.ledger.delivery_notes import Note, Turn
 from worker.ledger.told import read_told
 from worker.ledger.vault import CredentialsError
+from worker.runtime.webhook_shares import MAX_AT_ONCE, Limits, Running, Shares
 from worker.telemetry.sentry import alert
 
 if TYPE_CHECKING:
@@ -33,23 +34,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 LEASE_SECONDS = 45.0  # of an endpoint; far above the time of a try
-MAX_AT_ONCE = 8  # tries of one endpoint that answers well
-QUICK_SECONDS = 1.0  # an answer that takes longer, or has not come by then, makes an endpoint slow
 UNREADABLE_SECONDS = 60.0  # until a secret is looked at again that cannot be read
-
-Key = tuple[str, int]
-
-
-class Running(msgspec.Struct, frozen=True):
-    """A try that is under way."""
-
-    due: Due
-    at: datetime
-    began: float  # monotonic
-
-    @property
-    def key(self) -> Key:
-        return self.due.endpoint_id, self.due.number
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,15 +46,13 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     keys: Sequence[str]  # the secrets that sign
 
 
-class Means(msgspec.Struct, frozen=True):
-    """What is the same in every turn of one worker. `took`: seconds, of endpoints whose last try was accepted."""
+class Means(Limits, frozen=True, kw_only=True):
+    """What is the same in every turn of one worker."""
 
     owner: str
     rules: Rules
     decrypt: Callable[[str], str]
-    concurrency: int
     dice: Callable[[], float]
-    took: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class WebhookTurn:
@@ -108,7 +91,7 @@ class WebhookTurn:
                 self._means.took[running.due.endpoint_id] = tried.seconds
             if lane := self._lanes.get(running.due.endpoint_id):
                 self._stand(lane, running, tried)
-        deliveries.note(self._db, notes)
+        delivery_notes.note(self._db, notes)
 
     def _note(self, running: Running, tried: Tried) -> Note:
         rules, dice = self._means.rules, self._means.dice()
@@ -126,7 +109,7 @@ class WebhookTurn:
         rules = self._means.rules
         if tried.delivered:
             if lane.standing.failures >= RECOVERED_FROM:
-                deliveries.bring_forward(self._db, lane.id)
+                delivery_notes.bring_forward(self._db, lane.id)
             lane.standing = Standing()
             self._gaps.pop(lane.id, None)
         elif tried.status == GONE:
@@ -162,15 +145,17 @@ class WebhookTurn:
         if looks and len(self._busy) < self._means.concurrency:
             for lane in deliveries.take(self._db, self._means.owner, LEASE_SECONDS, self._means.took):
                 self._lanes[lane.id], self._before[lane.id] = lane, lane.standing
-        now = queries.now(self._db)
-        keys = {each.id: self._keys(each, now) for each in self._lanes.values() if self._may_send(each)}
-        lanes = [self._lanes[each] for each, found in keys.items() if found]
+        now, shares = queries.now(self._db), Shares(self._lanes, self._busy, self._means)
+        may = [each for each in self._lanes.values() if self._is_open(each) and shares.room(each) > 0]
+        keys = {each.id: found for each in may if (found := self._keys(each, now))}
+        lanes = [each for each in may if each.id in keys]
         told, self.has_more = deliveries.fan_out(self._db, lanes)
-        due = self._share(lanes, deliveries.choose(self._db, lanes, 2 * MAX_AT_ONCE))
+        due = shares.share(lanes, deliveries.choose(self._db, lanes, 2 * MAX_AT_ONCE))
         events = {each.number: each.event for each in told}
-        events |= {each.number: each.event for each in read_told(self._db, _missing(due, events))}
+        if missing := sorted({each.number for each in due} - events.keys()):
+            events |= {each.number: each.event for each in read_told(self._db, missing)}
         if gone := [each for each in due if each.number not in events]:  # by retention
-            deliveries.drop(self._db, gone)
+            delivery_notes.drop(self._db, gone)
         self._chosen = [
             Chosen(due=each, url=self._lanes[each.endpoint_id].url, event=event, keys=keys[each.endpoint_id])
             for each in due
@@ -178,45 +163,8 @@ class WebhookTurn:
         ]
         return self._chosen
 
-    def _may_send(self, lane: Lane) -> bool:
-        busy = len(self._busy_of(lane))
-        return lane.active and not {lane.id} & (self._gaps.keys() | self._paused) and busy < self._allowed(lane)
-
-    def _busy_of(self, lane: Lane) -> list[Running]:
-        return [each for each in self._busy if each.due.endpoint_id == lane.id]
-
-    def _allowed(self, lane: Lane) -> int:
-        """Return how many tries of an endpoint may run: more than one only where all is quick."""
-        late = time.monotonic() - QUICK_SECONDS
-        quick = self._means.took.get(lane.id, QUICK_SECONDS + 1) <= QUICK_SECONDS and not lane.standing.failures
-        return MAX_AT_ONCE if quick and all(each.began > late for each in self._busy_of(lane)) else 1
-
-    def _takes(self, endpoint_id: str) -> bool:
-        """Whether the last try of an endpoint was accepted."""
-        lane = self._lanes.get(endpoint_id)
-        return endpoint_id in self._means.took and not (lane and lane.standing.failures)
-
-    def _share(self, lanes: Sequence[Lane], due: Iterable[Due]) -> list[Due]:
-        """Return what may be sent: endpoints that fail, or are unknown, have half of all tries, one each."""
-        waiting = defaultdict[str, list[Due]](list)
-        under_way = {each.key for each in self._busy}
-        for each in due:
-            if (each.endpoint_id, each.number) not in under_way:
-                waiting[each.endpoint_id].append(each)
-        free = self._means.concurrency - len(self._busy)
-        others = max(1, self._means.concurrency // 2) - sum(
-            not self._takes(each.due.endpoint_id) for each in self._busy
-        )
-        chosen: list[Due] = []
-        for lane in sorted(lanes, key=lambda lane: (not self._takes(lane.id), lane.standing.failures)):
-            room = min(self._allowed(lane) - len(self._busy_of(lane)), free)
-            if not self._takes(lane.id):
-                room = min(room, others)
-            taken = waiting[lane.id][: max(0, room)]
-            chosen += taken
-            free -= len(taken)
-            others -= 0 if self._takes(lane.id) else len(taken)
-        return chosen
+    def _is_open(self, lane: Lane) -> bool:
+        return lane.active and lane.id not in self._gaps and lane.id not in self._paused
 
     def _keys(self, lane: Lane, now: datetime) -> list[str]:
         """Return the secrets that sign; none where the one cannot be read, and then nothing is sent for a while."""
@@ -248,15 +196,11 @@ class WebhookTurn:
             )
             for each in sorted(changed)
         ]
-        deliveries.leave(self._db, owner, turns, LEASE_SECONDS)
+        delivery_notes.leave(self._db, owner, turns, LEASE_SECONDS)
         if idle := self._lanes.keys() - kept - changed:
-            deliveries.release(self._db, owner, idle)
+            delivery_notes.release(self._db, owner, idle)
         if renew and kept:
-            deliveries.renew(self._db, owner, LEASE_SECONDS)
-
-
-def _missing(due: Iterable[Due], events: dict[int, Event]) -> list[int]:
-    return sorted({each.number for each in due} - events.keys())
+            delivery_notes.renew(self._db, owner, LEASE_SECONDS)
 
 
 def _alert_failing(lane: Lane, level: int) -> None:

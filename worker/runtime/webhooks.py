@@ -16,11 +16,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.delivery import Rules, Tried
 from worker.inputs.receivers import read_receiver
-from worker.ledger import deliveries, feed
+from worker.ledger import deliveries, delivery_notes, feed
 from worker.ledger.database import read_only
 from worker.runtime.loop import Loop
+from worker.runtime.webhook_shares import Running
 from worker.runtime.webhook_tries import Tries
-from worker.runtime.webhook_turn import Means, Running, WebhookTurn
+from worker.runtime.webhook_turn import Means, WebhookTurn
 from worker.webhooks.request import request_to
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from worker.runtime.webhook_turn import Chosen, Key
+    from worker.runtime.webhook_shares import Key
+    from worker.runtime.webhook_turn import Chosen
     from worker.telemetry.metrics import Metrics
     from worker.webhooks.sender import Network
 
@@ -58,7 +60,7 @@ class Webhooks:
     ) -> None:
         self._ledger = ledger
         self._owner = owner
-        self._means = Means(owner, rules, decrypt, concurrency, dice)
+        self._means = Means(owner=owner, rules=rules, decrypt=decrypt, concurrency=concurrency, dice=dice)
         self._network = network
         self._metrics = metrics
         self._announced = announced  # hears that events were written
@@ -165,10 +167,12 @@ class Webhooks:
         self._tries.stop()
         if self._done:
             with self._ledger.begin() as db:
-                WebhookTurn(db, self._means, self._held, []).keep(list(self._done))
+                turn = WebhookTurn(db, self._means, self._held, [])
+                turn.keep(list(self._done))
+                turn.leave(renew=False)
             self._done.clear()
         if self._held:
             with self._ledger.begin() as db:
-                deliveries.release(db, self._owner)
+                delivery_notes.release(db, self._owner)
             self._held.clear()
         self._running.clear()
