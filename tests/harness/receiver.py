@@ -87,7 +87,7 @@ class Receiver:
             handler.send_header(name, value)
         handler.end_headers()
 
-    def wait_for(self, count: int, seconds: float = 10.0) -> list[Received]:
+    def wait_for(self, count: int, seconds: float = 60.0) -> list[Received]:
         """Wait until so many requests have come; return all of them."""
         with self._came:
             assert self._came.wait_for(lambda: len(self.received) >= count, seconds), (count, len(self.received))
