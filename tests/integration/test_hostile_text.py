@@ -85,7 +85,8 @@ def ids(ledger: Engine, vault: TokenVault) -> list[str]:
     """A cancellation for each hostile value, which stands in every field that a stranger can fill."""
     _dead_letters(ledger, HOSTILE)
     with ledger.begin() as db:
-        endpoints.add(db, "https://oms.example/", vault.encrypt("whsec_x"), types=HOSTILE, connections=HOSTILE)
+        for value in HOSTILE:
+            endpoints.add(db, "https://oms.example/", vault.encrypt("whsec_x"), types=[value], connections=[value])
     return [_cancellation(ledger, vault, number, value) for number, value in enumerate(HOSTILE)]
 
 
