@@ -131,6 +131,9 @@ class Settings(BaseSettings):
     health_port: Whole | None = Field(default=None, ge=0, le=65_535)
     health_address: str = ""
     metrics_connections: bool = False
+    webhook_concurrency: Whole = Field(default=256, ge=2, le=2000)
+    webhook_allow_private: bool = False
+    webhook_proxy: Annotated[SecretStr, AfterValidator(_check_proxy)] = SecretStr("")
     revision: str = Field(default="", pattern=r"^[\w.+-]*$", max_length=64)
 
     @field_validator("redis_url")
@@ -224,10 +227,11 @@ class Settings(BaseSettings):
 
     def secrets(self) -> list[str]:
         """Return every value that may never leave the process."""
-        single = (self.trackstar_api_key, self.trackstar_access_token, self.trackstar_proxy, self.sentry_dsn)
+        proxies = (self.trackstar_proxy, self.webhook_proxy)
+        single = (self.trackstar_api_key, self.trackstar_access_token, *proxies, self.sentry_dsn)
         signing = bare_secrets(self.event_signing_secret.get_secret_value())
         named = [*(s.get_secret_value() for s in single), *self.keys, *signing]
-        addresses = (self.redis_url, self.database_url, self.trackstar_proxy.get_secret_value())
+        addresses = (self.redis_url, self.database_url, *(proxy.get_secret_value() for proxy in proxies))
         addressed = [*(password for each in addresses for password in passwords_in(each)), *_passwords_of_proxies()]
         return [value for value in (*named, *addressed) if value]
 

@@ -18,7 +18,7 @@ from worker.cancellation.request import CancelRequest
 from worker.cli import main, parts
 from worker.dev.sandbox import Sandbox
 from worker.inputs.text import MAX_SHOWN_LENGTH, visible
-from worker.ledger import audit, connections, dead_letters, transitions
+from worker.ledger import audit, connections, dead_letters, endpoints, transitions
 from worker.ledger.attempts import AttemptRow
 from worker.ledger.dead_letters import DeadLetter
 from worker.ledger.schema import attempts, cancellations, events
@@ -84,6 +84,9 @@ def database_url(make_database: MakeDatabase) -> str:
 def ids(ledger: Engine, vault: TokenVault) -> list[str]:
     """A cancellation for each hostile value, which stands in every field that a stranger can fill."""
     _dead_letters(ledger, HOSTILE)
+    with ledger.begin() as db:
+        for value in HOSTILE:
+            endpoints.add(db, "https://oms.example/", vault.encrypt("whsec_x"), types=[value], connections=[value])
     return [_cancellation(ledger, vault, number, value) for number, value in enumerate(HOSTILE)]
 
 
@@ -209,6 +212,7 @@ def missing(said: str) -> list[str]:
         ("audit", "list", "--limit", "100"),
         ("events", "list", "--since", "2026-01-01", "--type", "cancellation.ended"),
         ("events", "list", "--since", "2026-01-01", "--type", "dead_letter.kept"),
+        ("endpoints", "list"),
     ],
     ids=" ".join,
 )
@@ -428,6 +432,16 @@ def test_what_a_command_says_of_a_value_that_was_typed_or_known_is_shown_as_it_i
         ("show", record_id): 0,
         ("enqueue", "-c", value, "--", value): 0,
         ("dead-letters", "requeue", "1", "--job", value.replace("\x00", "")): 0,
+        ("endpoints", "add", "--reason", value, "--as", value, "-c", value, "https://oms.example/"): 0,
+        ("endpoints", "add", "--", f"https://x{value}"): 0,
+        ("endpoints", "add", "--type", f"x{value}", "https://oms.example/"): 0,
+        ("endpoints", "show", "--", f"no{value}"): 1,
+        ("endpoints", "list"): 0,
+        ("endpoints", "pause", "--", f"no{value}"): 1,
+        ("endpoints", "remove", "--reason", f"x{value}", "--", f"no{value}"): 1,
+        ("endpoints", "test", "--reason", value, "--as", value, "--", f"no{value}"): 1,
+        ("endpoints", "replay", "--id", f"x{value}", "--", f"no{value}"): 1,
+        ("endpoints", "replay", "--since", f"x{value}", "--", f"no{value}"): 0,
     }
     for words, shows in commands.items():
         said = terminal.run(*words)

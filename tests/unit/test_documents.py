@@ -89,6 +89,7 @@ def test_every_link_leads_to_a_file_and_every_anchor_to_a_heading(path: Path) ->
         "docs/integrate.md",
         "docs/metrics.md",
         "docs/upgrade.md",
+        "docs/webhooks.md",
         "CONTRIBUTING.md",
         "SECURITY.md",
         "ops/runbook.md",

@@ -105,7 +105,7 @@ def test_every_thread_that_a_worker_runs_is_among_the_loops() -> None:
 
 
 def test_every_stream_event_that_the_ledger_writes_is_listed() -> None:
-    prefixes = ("cancellation.", "connection.", "trackstar.", "dead_letter.", "stream.")
+    prefixes = ("cancellation.", "connection.", "trackstar.", "dead_letter.", "stream.", "endpoint.")
     refunds = {f"refund.{word}" for word in RefundNews}
     texts = {
         node.value

@@ -37,7 +37,11 @@ OF_A_CONNECTION = (
     "trackstar.held",
     "trackstar.resumed",
 )
-OF_THE_SERVICE = ("dead_letter.kept", "dead_letter.requeued", "stream.repaired")
+OF_ENDPOINTS = ("endpoint.failing", "endpoint.paused", "endpoint.removed")
+OF_THE_SERVICE = (
+    *("dead_letter.kept", "dead_letter.requeued", "stream.repaired"),
+    *(*OF_ENDPOINTS, "endpoint.test"),  # the last is sent by `endpoints test` alone
+)
 TYPES = (*OF_A_CANCELLATION, *OF_A_CONNECTION, *OF_THE_SERVICE)
 
 
@@ -104,7 +108,7 @@ class ConnectionEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServiceEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """An event of the service itself: messages that could not be read, as counts, or a stream that was repaired."""
+    """An event of the service itself: messages that could not be read, a stream that was repaired, an endpoint."""
 
     id: str
     type: Annotated[str, _one_of(OF_THE_SERVICE)]
@@ -117,6 +121,9 @@ class ServiceEvent(msgspec.Struct, frozen=True, kw_only=True):
     dead_letter_id: int | None = None
     stream: str | None = None
     problem: str | None = None
+    endpoint_id: str | None = None
+    percent: int | None = None  # of the limit of consecutive failures
+    failures: int | None = None  # consecutive
     left_out: list[str] = []
 
 

@@ -21,6 +21,8 @@ from worker.cli import (
     connections,
     dead_letters,
     doctor,
+    endpoint_sends,
+    endpoints,
     enqueue_file,
     events,
     forget,
@@ -64,6 +66,9 @@ app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(batches.app, name="batches")
 app.add_typer(audit.app, name="audit")
 app.add_typer(events.app, name="events")
+endpoints.app.command(name="test")(endpoint_sends.send_test)
+endpoints.app.command()(endpoint_sends.replay)
+app.add_typer(endpoints.app, name="endpoints")
 for command in (
     local.demo,
     service.run,
@@ -86,7 +91,7 @@ for command in (
     app.command(name=command.__name__.rstrip("_").replace("_", "-"))(command)
 
 WITHOUT_INSTANTS = {local.demo, local.sandbox, service.run, service.migrate, service.health}
-for group in (app, connections.app, dead_letters.app, batches.app, audit.app, events.app):
+for group in (app, connections.app, dead_letters.app, batches.app, audit.app, events.app, endpoints.app):
     for each in group.registered_commands:
         if each.callback and each.callback not in WITHOUT_INSTANTS:
             each.callback = with_utc(each.callback)

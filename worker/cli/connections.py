@@ -14,7 +14,7 @@ from worker.cli.progress import progress
 from worker.cli.times import moment
 from worker.cli.words import in_few_words
 from worker.inputs.text import visible
-from worker.ledger import audit, connections, freshness, holds, queries
+from worker.ledger import audit, connections, endpoints, freshness, holds, queries
 from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
 from worker.ledger.vault import TokenVault, fingerprint
@@ -226,7 +226,7 @@ def rekey(
     reason: Why = None,
     who: Who = None,
 ) -> None:
-    """Encrypt every token with the first of CREDENTIAL_KEYS; then the old keys can go.
+    """Encrypt every token, and every secret of an endpoint, with the first of CREDENTIAL_KEYS; then the old can go.
 
     Example: cancel-worker connections rekey
     """
@@ -236,10 +236,12 @@ def rekey(
     if not force:
         _refuse_while_unknown(settings)
     with ledger() as opened, opened.begin() as db:
-        count = _reencrypt(db, vault)
-        audit.write(db, acting(who, reason), Action.REKEY, Kind.CONNECTION, after={"tokens": count})
+        count, secrets = _reencrypt(db, vault), endpoints.rekey(db, vault.reencrypt)
+        after = {"tokens": count, **({"endpoints": secrets} if secrets else {})}
+        audit.write(db, acting(who, reason), Action.REKEY, Kind.CONNECTION, after=after)
     tokens = "1 token is" if count == 1 else f"{count} tokens are"
-    console.print(f"{tokens} encrypted with the first key.")
+    of = f", and the secrets of {secrets} endpoints" if secrets else ""
+    console.print(f"{tokens} encrypted with the first key{of}.")
 
 
 def _reencrypt(db: Connection, vault: TokenVault) -> int:

@@ -44,6 +44,7 @@ def prune(dry_run: DryRun = False, reason: Why = None, who: Who = None) -> None:
     others = {
         "events of no cancellation": (kept.facts, retention.prune_events, retention.count_events),
         "documents": (kept.documents, retention.prune_documents, retention.count_documents),
+        "tries of webhooks": (kept.facts, retention.prune_tries, retention.count_tries),
         "orders whose refund was told": (kept.facts, retention.prune_refunds, retention.count_refunds),
         "dead letters": (kept.dead_letters, retention.prune_dead_letters, retention.count_dead_letters),
     }

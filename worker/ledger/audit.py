@@ -16,14 +16,15 @@ import msgspec
 import sqlalchemy as sa
 
 from worker.cancellation.request import is_record_id
+from worker.inputs.receivers import origin_of
 from worker.inputs.text import printable
 from worker.ledger.dialects import RecordId, bind_rows, db_now, id_in_chosen, rows_parameter
-from worker.ledger.schema import audit, cancellations, connections, dead_letters, freshness
+from worker.ledger.schema import audit, cancellations, connections, dead_letters, endpoints, freshness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-a, c, d, k = audit.c, cancellations.c, dead_letters.c, connections.c
+a, c, d, k, p = audit.c, cancellations.c, dead_letters.c, connections.c, endpoints.c
 
 Facts = dict[str, Any]  # of one target, by name; what JSON can hold
 
@@ -47,6 +48,8 @@ class Action(StrEnum):
     REVEAL = "reveal"
     PRUNE = "prune"
     REDACT = "redact"
+    PAUSE = "pause"
+    TEST = "test"
 
 
 class Kind(StrEnum):
@@ -55,6 +58,7 @@ class Kind(StrEnum):
     CANCELLATION = "cancellation"
     CONNECTION = "connection"  # without an id: all of them
     DEAD_LETTER = "dead_letter"
+    ENDPOINT = "endpoint"
     LEDGER = "ledger"  # without an id
 
 
@@ -155,6 +159,7 @@ _OF_CONNECTION = (
     freshness.c.trackstar_id,
 )
 _OF_DEAD_LETTER = (d.source, d.reason, d.requeued_at)
+_OF_ENDPOINT = (p.types, p.connections, p.state, p.place)
 
 
 def facts(db: sa.Connection, kind: Kind, ids: Sequence[str | int]) -> dict[str, Facts]:
@@ -181,10 +186,17 @@ def _of_dead_letters(db: sa.Connection, ids: Sequence[str | int]) -> dict[str, F
     return {str(row.id): _kept(row) for row in db.execute(query)}
 
 
+def _of_endpoints(db: sa.Connection, ids: Sequence[str | int]) -> dict[str, Facts]:
+    known = sa.select(p.id, p.url, p.secret, *_OF_ENDPOINT).where(p.id.in_(ids)).order_by(p.id)
+    rows = db.execute(_locked(known, endpoints)).all()
+    return {row.id: {**_kept(row), "origin": origin_of(row.url), "secret": _mark(row.secret)} for row in rows}
+
+
 _FACTS: dict[Kind, Callable[[sa.Connection, Sequence[str | int]], dict[str, Facts]]] = {
     Kind.CANCELLATION: _of_cancellations,
     Kind.CONNECTION: _of_connections,
     Kind.DEAD_LETTER: _of_dead_letters,
+    Kind.ENDPOINT: _of_endpoints,
 }
 
 
@@ -193,8 +205,11 @@ def _locked(query: sa.Select[Any], table: sa.Table) -> sa.Select[Any]:
     return query.with_for_update(of=table, key_share=True)
 
 
+_NEVER_KEPT = {"id", "access_token", "secret", "url"}
+
+
 def _kept(row: sa.Row[Any]) -> Facts:
-    named = {name: value for name, value in row._mapping.items() if name not in {"id", "access_token"}}  # noqa: SLF001
+    named = {name: value for name, value in row._mapping.items() if name not in _NEVER_KEPT}  # noqa: SLF001
     return msgspec.to_builtins(named)  # type: ignore[no-any-return]
 
 

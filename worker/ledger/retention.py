@@ -14,7 +14,15 @@ import sqlalchemy as sa
 
 from worker.cancellation.status import PROVEN
 from worker.ledger.dialects import RecordId, bind_rows, built_once_per_dialect, id_in_chosen, now_plus, rows_parameter
-from worker.ledger.schema import attempts, cancellations, dead_letters, documents, events, refunds
+from worker.ledger.schema import (
+    attempts,
+    cancellations,
+    dead_letters,
+    delivery_tries,
+    documents,
+    events,
+    refunds,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,6 +113,16 @@ def prune_dead_letters(db: sa.Connection, seconds: float, limit: int = BATCH) ->
     return len(db.execute(gone.returning(letter.id)).all())
 
 
+def prune_tries(db: sa.Connection, seconds: float, limit: int = BATCH) -> int:
+    """Delete tries of webhooks that were made so long ago; return how many."""
+    t = delivery_tries.c
+    # Their numbers are in the order of their times: the oldest are looked at, and no more.
+    oldest = sa.select(t.id, t.at).order_by(t.id).limit(limit).subquery()
+    chosen = sa.select(oldest.c.id).where(oldest.c.at < _ago(seconds))
+    gone = sa.delete(delivery_tries).where(id_in_chosen(db.dialect.name, t.id, chosen))
+    return len(db.execute(gone.returning(t.id)).all())
+
+
 def prune_events(db: sa.Connection, seconds: float, limit: int = BATCH) -> int:
     """Delete events of no cancellation, such as of a hold, that were written so long ago; return how many."""
     chosen = sa.select(e.id).where(*_old_events(seconds)).limit(limit).with_for_update(skip_locked=True)
@@ -135,6 +153,11 @@ def _old_events(seconds: float) -> tuple[sa.ColumnElement[bool], ...]:
 def count_documents(db: sa.Connection, seconds: float) -> int:
     """Return how many documents `prune_documents` would delete in all."""
     return _count(db, documents, d.kept_at < _ago(seconds))
+
+
+def count_tries(db: sa.Connection, seconds: float) -> int:
+    """Return how many tries `prune_tries` would delete in all."""
+    return _count(db, delivery_tries, delivery_tries.c.at < _ago(seconds))
 
 
 def count_events(db: sa.Connection, seconds: float) -> int:

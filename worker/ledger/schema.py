@@ -1,6 +1,7 @@
 """The tables, with the rules in the schema. Knows names and types; does not know who reads or writes.
 
-`documents` holds personal data; `access_token` is encrypted. Neither may leave the ledger by a log or an event.
+`documents` holds personal data; `access_token` and the secrets of endpoints are encrypted. None of them may leave the
+ledger by a log or an event.
 """
 
 from __future__ import annotations
@@ -258,6 +259,62 @@ refunds = sa.Table(
     sa.Column("changed_at", UtcTimestamp, nullable=False),
 )
 sa.Index("ix_refunds_changed_at", refunds.c.changed_at)
+
+# Where events are sent to, over HTTP.
+ENDPOINT_STATES = ("active", "paused")
+endpoints = sa.Table(
+    "endpoints",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("types", sa.JSON(none_as_null=True)),  # of events; null: all
+    sa.Column("connections", sa.JSON(none_as_null=True)),  # null: all events, also of none
+    # Fernet tokens; the old secret signs too until then.
+    sa.Column("secret", sa.Text, nullable=False),
+    sa.Column("old_secret", sa.Text),
+    sa.Column("old_secret_until", UtcTimestamp),
+    sa.Column("state", sa.String(8), nullable=False),
+    sa.Column("place", sa.BigInteger, nullable=False),  # in the feed: up to it `deliveries` has what was not delivered
+    # How it stands, as `webhooks.rules.Standing` has it.
+    sa.Column("failures", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("failing_since", UtcTimestamp),
+    sa.Column("counted_at", UtcTimestamp),
+    sa.Column("told", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("retry_at", UtcTimestamp),  # nothing is sent to it before
+    # Who sends to it: one worker at a time, so that the order is kept.
+    sa.Column("lease_owner", sa.String(255)),
+    sa.Column("lease_expires_at", UtcTimestamp),
+    sa.Column("created_at", UtcTimestamp, nullable=False),
+    sa.CheckConstraint(f"state IN ({_words(ENDPOINT_STATES)})", name="state_known"),
+    sa.CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_has_time"),
+)
+
+# What an endpoint was not sent yet, of what the feed has up to its place.
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("endpoint_id", sa.String(32), sa.ForeignKey("endpoints.id"), primary_key=True),
+    sa.Column("event_number", sa.BigInteger, primary_key=True),  # the event's id in `events`
+    sa.Column("subject", sa.String(32), nullable=False),  # events of one subject are sent in order
+    sa.Column("due_at", UtcTimestamp),  # null: set aside, its tries are used up
+    sa.Column("tries", sa.Integer, nullable=False, server_default=sa.text("0")),
+)
+sa.Index("ix_deliveries_subject", deliveries.c.endpoint_id, deliveries.c.subject, deliveries.c.event_number)
+
+# Each try, also of endpoints that are gone.
+delivery_tries = sa.Table(
+    "delivery_tries",
+    metadata,
+    sa.Column("id", RowId, primary_key=True, autoincrement=True),
+    sa.Column("endpoint_id", sa.String(32), nullable=False),
+    sa.Column("event_number", sa.BigInteger, nullable=False),
+    sa.Column("try", sa.Integer, nullable=False),
+    sa.Column("at", UtcTimestamp, nullable=False),
+    sa.Column("duration_ms", sa.Integer, nullable=False),
+    sa.Column("status", sa.Integer),  # of HTTP; null where no answer came
+    sa.Column("reason", sa.String(64), nullable=False),
+)
+sa.Index("ix_delivery_tries_endpoint", delivery_tries.c.endpoint_id, delivery_tries.c.id)
 
 dead_letters = sa.Table(
     "dead_letters",

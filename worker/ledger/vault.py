@@ -1,4 +1,4 @@
-"""Access tokens at rest. Knows the keys; does not know where a token is kept or sent."""
+"""Access tokens, and secrets of endpoints, at rest. Knows the keys; does not know where one is kept or sent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HOW_TO_MAKE_A_KEY = (
     "`python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'` "
     "and set CREDENTIAL_KEYS to it (comma-separated: the first encrypts, all decrypt)."
 )
-LACKS_A_KEY = "An access token in the ledger cannot be decrypted: CREDENTIAL_KEYS lacks the key that encrypted it."
+LACKS_A_KEY = "A token or a secret in the ledger cannot be decrypted: CREDENTIAL_KEYS lacks the key that encrypted it."
 
 
 class CredentialsError(ValueError):

@@ -43,6 +43,7 @@ class Forgetting:
             "cancellations": (kept.facts, self._facts),
             "events": (kept.facts, retention.prune_events),
             "refunds": (kept.facts, retention.prune_refunds),
+            "delivery_tries": (kept.facts, retention.prune_tries),
             "documents": (kept.documents, retention.prune_documents),
             "dead_letters": (kept.dead_letters, retention.prune_dead_letters),
         }

@@ -38,6 +38,7 @@ from worker.runtime.recorder import Recorder
 from worker.runtime.relay import Relay
 from worker.runtime.reporting import Reporter, alert_on_holds, log_expired
 from worker.runtime.second_look import SecondLook
+from worker.runtime.webhooks import Webhooks
 from worker.streams import connect_redis
 from worker.telemetry.health import Vitals
 from worker.telemetry.health_server import HealthServer
@@ -45,6 +46,7 @@ from worker.telemetry.metrics import Metrics
 from worker.trackstar.client import TrackstarClient
 from worker.trackstar.pacing import Pace
 from worker.version import __version__
+from worker.webhooks.sender import Network, trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -108,6 +110,7 @@ class Supervisor:
         self._receiving = [self._intake.loop, self._celery_inbox.loop, self._dispatcher.loop]
         self._freshness = self._make_freshness(redis, context)
         self._hints = Hints(redis, self._open_ledger(), self._maintenance.loop.wake)
+        self._webhooks = self._make_webhooks()
         self._telling = [self._outages.loop, self._reporter.loop, self._relay.loop, subscriber.loop]
         self._loops = [*self._telling, self._recorder.loop, self._maintenance.loop, *self._receiving]
         watched = self._open_ledger()  # for both who only look, a moment every few seconds
@@ -116,7 +119,7 @@ class Supervisor:
         # Not what only a page for people would miss.
         vitals.watch(loop for loop in self._loops if loop not in self._of_no_cancel(subscriber))
         self._gauges = self._make_gauges(redis, vitals, watched)
-        self._loops += [self._gauges.loop]
+        self._loops += [self._gauges.loop, self._webhooks.loop]
         self._health = _health_server(settings, self._loops, vitals, self._metrics)
 
     def _of_no_cancel(self, subscriber: LoopingSubscriber) -> tuple[Loop, ...]:
@@ -196,12 +199,28 @@ class Supervisor:
                 on_ready=self._dispatcher.arrived,
                 rescue=self.executor.rescue,
                 confirm=self.executor.confirm,
-                publish_events=self._relay.wake,
+                publish_events=self._look_for_events,
                 expired=self._on_expired,
                 crawls=self._crawls.of,
                 warned=self._metrics.wont_make_it.inc,
             ),
             self._settings.retention,
+        )
+
+    def _make_webhooks(self) -> Webhooks:
+        settings = self._settings
+        return Webhooks(
+            self._open_ledger(),
+            self._owner,
+            self._vault.decrypt,
+            Network(
+                allow_private=settings.webhook_allow_private,
+                tls=trust(settings.ca_bundle),
+                proxy=settings.webhook_proxy.get_secret_value(),
+            ),
+            self._metrics,
+            concurrency=settings.webhook_concurrency,
+            announced=self._relay.wake,
         )
 
     def _make_gauges(self, redis: Redis, vitals: Vitals, ledger: Engine) -> LedgerGauges:
@@ -258,7 +277,7 @@ class Supervisor:
         self.executor.drain()
         if not self._recorder.stop(max(self._settings.lease_margin_seconds, MIN_GRACE_SECONDS)):
             log.warning("worker.answers_not_recorded")  # their claims end by themselves; the rescue goes on
-        for loop in self._telling:
+        for loop in (*self._telling, self._webhooks.loop):
             loop.stop(LAST_WORD_SECONDS)
         for ledger in self._ledgers:
             ledger.dispose()
@@ -276,10 +295,12 @@ class Supervisor:
     def _on_committed(self, results: list[Result], summary: CommitSummary) -> None:
         self.executor.forget(result.claim.lease for result in results)
         self._relay.put(summary.events)
+        if summary.events:
+            self._webhooks.wake()
         if summary.resumed:
             self._dispatcher.arrived(summary.resumed)
         if summary.changed_holds or any(isinstance(result, ConfirmResult) for result in results):
-            self._relay.wake()
+            self._look_for_events()
         attempted = [result for result in results if isinstance(result, AttemptResult)]
         if any(result.transition.run_at for result in attempted):
             self._maintenance.loop.wake()  # a retry may be due before the next poll
@@ -293,7 +314,7 @@ class Supervisor:
 
     def _on_crawled(self) -> None:
         self._maintenance.loop.wake()  # reads and retries are due now
-        self._relay.wake()
+        self._look_for_events()
 
     def _on_refused(self, result: Result) -> None:
         self.executor.forget([result.claim.lease])
@@ -304,14 +325,18 @@ class Supervisor:
             count_held(self._metrics, TRACKSTAR_OUTAGE, held)
         else:
             count_held(self._metrics, OUTAGE, len(held))
-        self._relay.wake()
+        self._look_for_events()
 
     def _on_expired(self, ended: list[tuple[Lapsed, Transition]]) -> None:
         log_expired(ended)
         count_expired(self._metrics, ended)
         for row, transition in ended:
             self._subscriber.decided(row.id, transition, order=(row.connection_id, row.order_id))
+        self._look_for_events()
+
+    def _look_for_events(self) -> None:
         self._relay.wake()
+        self._webhooks.wake()
 
 
 def _health_server(settings: Settings, loops: Sequence[Loop], vitals: Vitals, metrics: Metrics) -> HealthServer | None:

@@ -23,6 +23,7 @@ LOOPS = (
     "freshness",
     "hints",
     "gauges",
+    "webhooks",
 )  # the threads of a worker, as their events are named
 
 
@@ -82,6 +83,10 @@ LOG_EVENTS = {
         "bug", "connection_id ids", "A bug in a read-back; it is asked again.", optional="traceparents"
     ),
     "connection.probed": _event("info", _ORDER, "One job was sent to see whether a hold can end."),
+    "endpoint.secret_unreadable": _event(
+        "error", "endpoint_id problem", "CREDENTIAL_KEYS lacks its key: its webhooks wait."
+    ),
+    "webhooks.try_crashed": _event("bug", "", "A bug in a try of a webhook; it is tried again."),
     "connection.token_unreadable": _event("error", "connection_id problem", "CREDENTIAL_KEYS lacks its key."),
     "executor.threads_missing": _event("warning", "wanted started", "The system allows fewer threads than asked for."),
     "executor.crashed": _event("bug", "", "A bug met a request thread, which goes on."),
@@ -119,6 +124,14 @@ ALERTS = {
     "connection.resumed": _event("alert", "connection_id", "Its hold has ended."),
     "trackstar.held": _event("alert", "connections", "Nearly everything fails: all connections are held."),
     "trackstar.resumed": _event("alert", "", "Trackstar answers again."),
+    "endpoint.failing": _event(
+        "alert", "endpoint_id percent failures", "No webhook reaches an endpoint; this part of the limit is reached."
+    ),
+    "endpoint.paused": _event("alert", "endpoint_id failures", "The limit is reached: nothing is sent until resumed."),
+    "endpoint.removed": _event("alert", "endpoint_id", "It answered 410, so it is removed."),
+    "endpoint.event_set_aside": _event(
+        "alert", "endpoint_id event_number reason", "An endpoint has refused one event to its last try."
+    ),
     "cancellation.exhausted": _event("alert", f"{_ORDER} reason verdict", "No proof within the retry horizon."),
     "cancellation.contradicted": _event("alert", _ORDER, "Trackstar had said or shown a yes, and the goods left."),
     "cancellation.needs_person": _event("alert", f"{_ORDER} reason", "No crawl settles it: a person must."),
@@ -171,6 +184,11 @@ STREAM_EVENTS = {
         "stream", f"{_OUTCOME} attempts", "It was stated again after its end; nothing is sent."
     ),
     "stream.repaired": _event("stream", "stream problem", "Its ids, or its group, were ahead of Redis' clock."),
+    "endpoint.failing": _event(
+        "stream", "endpoint_id percent failures", "No webhook reaches it; this part of the limit is reached."
+    ),
+    "endpoint.paused": _event("stream", "endpoint_id percent failures", "The limit is reached: nothing is sent."),
+    "endpoint.removed": _event("stream", "endpoint_id", "A person removed it, or it answered 410."),
     # These two are on a stream of their own, `cancellations:dead-letters`.
     "dead_letter.kept": _event(
         "stream",

@@ -60,6 +60,10 @@ GAUGES: dict[str, tuple[Labels, str]] = {
     "cancel_worker_permits_allowed_per_second": (("kind",), "Requests that all open connections together may send."),
     "cancel_worker_dead_letters": (("reason",), "Dead letters that nobody has sent again, up to 10000."),
     "cancel_worker_outbox_lag_seconds": ((), "Age of the oldest event that is not on the stream; 0 where none waits."),
+    "cancel_worker_webhook_consecutive_failures": (
+        (),
+        "The most consecutive failures of one endpoint, out of 10; then it is paused.",
+    ),
     "cancel_worker_inbox_lag": ((), "Entries of the inbox that no worker has read (XINFO GROUPS)."),
     "cancel_worker_connection_info": (
         ("connection_id", "name", "owner", "integration"),
@@ -175,6 +179,12 @@ class Metrics:
         self.record_batch = self._histogram(
             "cancel_worker_record_batch_seconds", "One transaction of results.", _RECORD_SECONDS
         )
+        self._delivery = self._histogram(
+            "cancel_worker_webhook_delivery_seconds",
+            "Tries of webhooks, to the answer.",
+            _HTTP_SECONDS[:-1],
+            "http_response_status_code",
+        )
 
     def _begin_at_zero(self) -> None:
         """Make the series whose labels are known: a first increase is seen only from a zero."""
@@ -195,6 +205,7 @@ class Metrics:
             self.permits_used.labels(kind)
         for evidence in ("read_back", "fresh_read_back"):
             self.proof.labels(evidence)
+        self._delivery.labels("200")
 
     def of(self, series: Series, *labels: str) -> Series:
         """Return a series by its labels' values, as `labels` does, in a quarter of its time."""
@@ -210,6 +221,10 @@ class Metrics:
         self.of(self._duration, *key).observe(seconds)
         if status == HTTPStatus.TOO_MANY_REQUESTS:
             self.rate_limited.inc()
+
+    def webhook(self, status: int | None, seconds: float) -> None:
+        """Count one try of a webhook."""
+        self.of(self._delivery, status_label(status)).observe(seconds)
 
     def slots_used(self, kind: str, count: int = 1) -> None:
         """Count send slots that are used; `kind` is write or read."""

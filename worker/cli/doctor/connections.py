@@ -17,9 +17,9 @@ from worker.cli.doctor.finding import Finding
 from worker.cli.doctor.redis import asked_redis
 from worker.cli.parts import opened_ledger
 from worker.cli.words import connection_called, in_few_words, remedy_of_hold
-from worker.ledger import backlog, freshness, queries
+from worker.ledger import backlog, endpoints, freshness, queries
 from worker.ledger.database import read_only
-from worker.ledger.vault import CredentialsError, TokenVault
+from worker.ledger.vault import LACKS_A_KEY, CredentialsError, TokenVault
 from worker.trackstar.pacing import Pacing
 
 if TYPE_CHECKING:
@@ -42,9 +42,12 @@ def look_at_connections(settings: Settings) -> Iterator[Finding]:
     try:
         with opened_ledger(settings.database_url, by_index=True) as ledger, read_only(ledger) as db:
             found, crawls, now = backlog.survey(db, MAX_ASKED), freshness.crawls_of_all(db), queries.now(db)
+            kept = endpoints.secrets_of_all(db)
     except SQLAlchemyError:
         return  # told of the ledger
-    yield from _older_keys(found.chosen, settings.keys)
+    tokens = [row.encrypted_token for row in found.chosen]
+    yield from _older_keys([*tokens, *(each for secrets in kept.values() for each in secrets)], settings.keys)
+    yield from _unread(kept, settings.keys)
     limits = _limits(settings, found.chosen)
     trackstar, vault, unasked, is_silent = (
         asking_client(settings, PATIENCE_SECONDS),
@@ -75,19 +78,26 @@ def _credentials(settings: Settings) -> Iterator[Finding]:
         yield Finding("Credentials", "CREDENTIAL_KEYS is not set", remedy, passing=True)
 
 
-def _older_keys(rows: Sequence[Surveyed], keys: Sequence[str]) -> Iterator[Finding]:
-    """Say how many tokens only an older key can read: that key must stay."""
+def _older_keys(encrypted: Sequence[str | None], keys: Sequence[str]) -> Iterator[Finding]:
+    """Say how many tokens and secrets only an older key can read: that key must stay."""
     first = TokenVault(list(keys[:1]))
-    if older := sum(not _is_read(first, row) and _is_read(TokenVault(list(keys)), row) for row in rows):
+    if older := sum(not _is_read(first, each) and _is_read(TokenVault(list(keys)), each) for each in encrypted):
         remedy = "Run `cancel-worker connections rekey` before that key goes."
         yield Finding("Credentials", f"{older} tokens need an older key than the first", remedy, passing=True)
 
 
-def _is_read(vault: TokenVault, row: Surveyed) -> bool:
+def _is_read(vault: TokenVault, encrypted: str | None) -> bool:
     try:
-        return bool(row.encrypted_token and vault.decrypt(row.encrypted_token))
+        return bool(encrypted and vault.decrypt(encrypted))
     except CredentialsError:
         return False
+
+
+def _unread(kept: Mapping[str, Sequence[str]], keys: Sequence[str]) -> Iterator[Finding]:
+    vault = TokenVault(list(keys))
+    for endpoint_id, secrets in kept.items():
+        if not all(_is_read(vault, each) for each in secrets):
+            yield Finding(f"Endpoint {endpoint_id}", "its secret cannot be read, so nothing is sent", LACKS_A_KEY)
 
 
 def _limits(settings: Settings, rows: Sequence[Surveyed]) -> dict[str, float]:
