@@ -9,12 +9,11 @@ import json
 from typing import Any
 
 from harness import golden
-from worker.cancellation.event import OF_A_CANCELLATION, OF_A_CONNECTION, OF_THE_SERVICE, SCHEMA, kind_of
+from worker.cancellation.event import SCHEMA, TEST, TYPES, kind_of
 from worker.cancellation.signature import ID, SIGNATURE, TIMESTAMP
 from worker.streams import DEAD_LETTERS, EVENTS, HINTS, INBOX
 from worker.telemetry.events import STREAM_EVENTS
 
-TYPES = (*OF_A_CANCELLATION, *OF_A_CONNECTION, *OF_THE_SERVICE)
 GROWS = (
     "Later releases add types, fields and words, and take none away while `schema` stays. Ignore a type or a field "
     "that you do not know, before you validate; a word that you do not know decides nothing."
@@ -38,7 +37,7 @@ def openapi(examples: dict[str, Any]) -> dict[str, Any]:
         "servers": [{"url": "https://{endpoint}", "variables": {"endpoint": _ENDPOINT}}],
         "security": [{"signature": []}],
         "tags": [{"name": "events", "description": "What became of cancellations, and of what carries them."}],
-        "webhooks": {type_: {"post": _webhook(type_, examples[type_])} for type_ in TYPES},
+        "webhooks": {type_: {"post": _webhook(type_, examples[type_])} for type_ in (*TYPES, TEST)},
         "components": {
             "securitySchemes": {
                 "signature": {"type": "apiKey", "in": "header", "name": SIGNATURE, "description": _SIGNED}
@@ -53,6 +52,7 @@ _SIGNED = (
     "`v1,` and base64 of the HMAC-SHA256 of `{webhook-id}.{webhook-timestamp}.{body}` by the endpoint's secret; "
     "several with a space between them while a secret is rotated. Each library of the standard verifies it."
 )
+_TESTED = "A person tries this endpoint: only verify it."
 _HEADERS = {
     ID: "The event's `id`, the same over all tries.",
     TIMESTAMP: "When this try was sent, in whole seconds since 1970.",
@@ -73,12 +73,13 @@ def _webhook(type_: str, event: dict[str, Any]) -> dict[str, Any]:
             "data": _of_type(type_),
         },
     }
+    meaning = STREAM_EVENTS[type_].meaning if type_ in STREAM_EVENTS else _TESTED
     example = {"type": type_, "timestamp": event["at"], "data": event}
     content = {"schema": body, "examples": {type_: {"value": example}}}
     return {
         "operationId": type_.replace(".", "_"),
-        "summary": STREAM_EVENTS[type_].meaning.partition(":")[0].removesuffix("."),
-        "description": STREAM_EVENTS[type_].meaning,
+        "summary": meaning.partition(":")[0].removesuffix("."),
+        "description": meaning,
         "tags": ["events"],
         "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in _HEADERS],
         "requestBody": {"required": True, "content": {JSON: content}},

@@ -16,12 +16,22 @@ from unittest import mock
 import time_machine
 from sqlalchemy import select
 
-from worker.cancellation.event import write_event
+from worker.cancellation.event import example_for, write_event
 from worker.cancellation.proof import Prospect, Unproven
 from worker.cancellation.request import make_request
 from worker.cancellation.signature import Signer
 from worker.cancellation.stream_entry import write_entry
-from worker.ledger import connections, dead_letters, deadlines, holds, notices, queries, rereads, transitions
+from worker.ledger import (
+    connections,
+    dead_letters,
+    deadlines,
+    endpoints,
+    holds,
+    notices,
+    queries,
+    rereads,
+    transitions,
+)
 from worker.ledger.dead_letters import DeadLetter
 from worker.ledger.schema import events
 from worker.ledger.told import Told, read_told
@@ -30,6 +40,8 @@ from worker.testing.ledger import make_ledger
 from worker.testing.sandbox import TrackstarSandbox
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from worker.client import CancelClient
 
 START = datetime(2026, 11, 30, 9, tzinfo=UTC)
@@ -93,6 +105,15 @@ def _play(sandbox: TrackstarSandbox, client: CancelClient) -> None:
         dead_letters.note_requeued(db, kept.kept)
         notices.add_stream_repaired(db, INBOX, "ids_ahead")
         connections.remove(db, SHOP)
+        _of_an_endpoint(db)
+
+
+def _of_an_endpoint(db: Connection) -> None:
+    with mock.patch("secrets.token_hex", return_value="0123456789abcdef"):
+        endpoint = endpoints.add(db, "https://oms.invalid/webhooks", "")
+    endpoints.announce_level(db, endpoint, 50, 5)
+    endpoints.announce_level(db, endpoint, 100, 10)
+    endpoints.remove(db, endpoint)
 
 
 def _of_cancellations(sandbox: TrackstarSandbox, client: CancelClient) -> None:
@@ -139,7 +160,8 @@ def _entry(told: Told, signer: Signer | None = None) -> dict[str, str]:
 def files() -> dict[str, Any]:
     """Return what each file of examples holds, by its name without `.json`."""
     told = first_of_each_type()
-    events = {type_: json.loads(write_event(each.event)) for type_, each in told.items()}
+    made = [*(each.event for each in told.values()), example_for("ep_0123456789abcdef", START)]
+    events = {event.type: json.loads(write_event(event)) for event in made}
     signed = _entry(told["refund.released"], Signer([SECRET]))
     return {**jobs(), **events, "stream-entry": {"secret": SECRET, "fields": signed}}
 

@@ -276,4 +276,4 @@ def test_a_proxy_that_refuses_is_no_answer() -> None:
 
 
 def test_the_limits_are_those_of_standard_webhooks() -> None:
-    assert (15.0, 64 * 1024) == (sender.TRY_SECONDS, sender.MAX_BYTES)
+    assert (15.0, 65_536) == (sender.TRY_SECONDS, sender.MAX_BYTES)

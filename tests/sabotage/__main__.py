@@ -611,7 +611,7 @@ LIST = [
     ),
     Sabotage(
         "no token is in the audit (people)",
-        (("ledger/audit.py", 'if name not in {"id", "access_token"}', 'if name not in {"id"}'),),
+        (("ledger/audit.py", '_NEVER_KEPT = {"id", "access_token", "secret", "url"}', '_NEVER_KEPT = {"id"}'),),
         ("tests/integration/test_audit.py -k no_row_holds",),
     ),
     Sabotage(

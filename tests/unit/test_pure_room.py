@@ -43,6 +43,7 @@ def test_the_room_holds_these_rules_and_no_other_file() -> None:
         "backoff",
         "celery_message",
         "chances",
+        "delivery",
         "event",
         "fairness",
         "freshness",

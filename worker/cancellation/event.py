@@ -38,11 +38,9 @@ OF_A_CONNECTION = (
     "trackstar.resumed",
 )
 OF_ENDPOINTS = ("endpoint.failing", "endpoint.paused", "endpoint.removed")
-OF_THE_SERVICE = (
-    *("dead_letter.kept", "dead_letter.requeued", "stream.repaired"),
-    *(*OF_ENDPOINTS, "endpoint.test"),  # the last is sent by `endpoints test` alone
-)
+OF_THE_SERVICE = (*OF_ENDPOINTS, "dead_letter.kept", "dead_letter.requeued", "stream.repaired")
 TYPES = (*OF_A_CANCELLATION, *OF_A_CONNECTION, *OF_THE_SERVICE)
+TEST = "endpoint.test"  # sent by `endpoints test` to one endpoint; in no feed and on no stream
 
 
 def _one_of(words: Iterable[str]) -> msgspec.Meta:
@@ -111,7 +109,7 @@ class ServiceEvent(msgspec.Struct, frozen=True, kw_only=True):
     """An event of the service itself: messages that could not be read, a stream that was repaired, an endpoint."""
 
     id: str
-    type: Annotated[str, _one_of(OF_THE_SERVICE)]
+    type: Annotated[str, _one_of((*OF_THE_SERVICE, TEST))]
     schema: int = SCHEMA
     at: _Instant
     reason: str | None = None
@@ -142,6 +140,11 @@ def make_event(number: int, type_: str, at: datetime, facts: dict[str, Any]) -> 
     """Make the event of the outbox's row `number`, of what is known of it."""
     made: Event = msgspec.convert({**facts, "id": event_id(number, at), "type": type_, "at": at}, kind_of(type_))
     return made
+
+
+def example_for(endpoint_id: str, at: datetime) -> ServiceEvent:
+    """Make the event by which a person tries an endpoint."""
+    return ServiceEvent(id=event_id(0, at), type=TEST, at=at, endpoint_id=endpoint_id)
 
 
 def write_event(event: Event) -> bytes:

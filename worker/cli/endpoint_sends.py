@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worker.cancellation.event import ServiceEvent, event_id, number_of
+from worker.cancellation.event import example_for, number_of
 from worker.cli.endpoints import Id  # noqa: TC001 - the command line reads it
 from worker.cli.filters import instant
 from worker.cli.parts import Who, Why, acting, console, ledger
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from worker.cancellation.delivery import Tried
     from worker.ledger.endpoints import EndpointRow
     from worker.settings import Settings
-
-TEST = "endpoint.test"
 
 
 def send_test(endpoint_id: Id, reason: Why = None, who: Who = None) -> None:
@@ -52,8 +50,8 @@ def _send_test(row: EndpointRow, secret: str, settings: Settings) -> Tried:
     proxy = settings.webhook_proxy.get_secret_value()
     network = Network(allow_private=private, tls=trust(settings.ca_bundle), proxy=proxy)
     receiver = read_receiver(row.url, allow_private=private)
-    event = ServiceEvent(id=event_id(0, now), type=TEST, at=now, endpoint_id=row.id)
-    return try_once(receiver, request_to(receiver, event, [secret], now), network)
+    request = request_to(receiver, example_for(row.id, now), [secret], now)
+    return try_once(receiver, request, network)
 
 
 def _since(text: str) -> datetime:

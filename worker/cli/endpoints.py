@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from worker.ledger.endpoints import EndpointRow
 
 SHOWN = 10  # tries, and deliveries that wait
-TEST = "endpoint.test"
 
 app = typer.Typer(
     help="Send events to your own HTTP endpoints, signed (Standard Webhooks).\n\n"

@@ -116,9 +116,10 @@ _LANE = (p.id, p.url, p.types, p.connections, p.secret, p.old_secret, p.old_secr
 _STATE = (p.state, p.failures, p.failing_since, p.counted_at, p.told)
 
 
-def survey(db: sa.Connection) -> tuple[int, int]:
-    """Return how many endpoints are active, and the most consecutive failures of one."""
-    found = db.execute(sa.select(sa.func.count(), sa.func.max(p.failures)).where(ACTIVE)).one()
+def survey(db: sa.Connection, limit: int) -> tuple[int, int]:
+    """Return how many endpoints are active, and the most consecutive failures of one; at `limit` it is paused."""
+    failing = sa.func.max(p.failures).filter(ACTIVE | (p.failures >= limit))
+    found = db.execute(sa.select(sa.func.count().filter(ACTIVE), failing)).one()
     return found[0], found[1] or 0
 
 

@@ -95,7 +95,7 @@ class Webhooks:
 
     def _survey(self) -> None:
         with read_only(self._ledger) as db:
-            self._active, failures = deliveries.survey(db)
+            self._active, failures = deliveries.survey(db, self._means.rules.limit)
         self._metrics.tell({"cancel_worker_webhook_consecutive_failures": {(): float(failures)}})
         self._survey_at = time.monotonic() + SURVEY_SECONDS
 

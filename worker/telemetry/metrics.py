@@ -62,7 +62,7 @@ GAUGES: dict[str, tuple[Labels, str]] = {
     "cancel_worker_outbox_lag_seconds": ((), "Age of the oldest event that is not on the stream; 0 where none waits."),
     "cancel_worker_webhook_consecutive_failures": (
         (),
-        "The most consecutive failures of one endpoint, out of 10; then it is paused.",
+        "The most consecutive failures of one endpoint; at 10 it is paused, and counts until it is resumed.",
     ),
     "cancel_worker_inbox_lag": ((), "Entries of the inbox that no worker has read (XINFO GROUPS)."),
     "cancel_worker_connection_info": (
