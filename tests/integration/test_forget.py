@@ -21,7 +21,7 @@ from worker.ledger import audit, transitions
 from worker.ledger.audit import Action, By, Kind
 from worker.ledger.changes import Change, change
 from worker.ledger.database import open_ledger
-from worker.ledger.schema import attempts, cancellations, dead_letters, documents, events, refunds
+from worker.ledger.schema import attempts, cancellations, dead_letters, delivery_tries, documents, events, refunds
 from worker.ledger.schema import audit as acts
 from worker.runtime.relay import Relay
 from worker.runtime.retention import Forgetting
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("shop")
 
 c = cancellations.c
 OLD = datetime.now(UTC) - timedelta(days=400)
-TABLES = (cancellations, attempts, events, documents, dead_letters, refunds)
+TABLES = (cancellations, attempts, events, documents, dead_letters, refunds, delivery_tries)
 PERSON = "Jane Example, 1 Example Street"
 DOCUMENT = json.dumps({"ship_to": PERSON})
 KNOWN = {"status": "succeeded", "verdict": "cancelled", "evidence": "response"}
@@ -109,6 +109,8 @@ def put_old(ledger: Engine) -> None:
         put_letter(db, b"{}")
         of_it = {"connection_id": "shop-1", "order_id": "1001"}
         db.execute(insert(refunds).values({**of_it, "told": "released", "proofs": 1, "changed_at": OLD}))
+        tried = {"endpoint_id": "ep_1", "event_number": 1, "try": 1, "duration_ms": 7, "reason": "http_500"}
+        db.execute(insert(delivery_tries).values({**tried, "at": OLD}))
         held = {"type": "connection.held", "payload": "{}", "created_at": OLD}
         db.execute(insert(events).values(held))
 
@@ -135,8 +137,9 @@ def test_a_dry_run_counts_and_deletes_nothing(run: Run, ledger: Engine) -> None:
 
     assert (0, before) == (code, everything(ledger))
     assert (
-        "1 cancellations, 1 events of no cancellation, 1 documents, 0 orders whose refund was told, 1 dead letters "
-        "would be deleted; with a cancellation its attempts, events and document."
+        "1 cancellations, 1 events of no cancellation, 1 documents, 1 tries of webhooks, "
+        "0 orders whose refund was told, 1 dead letters would be deleted; "
+        "with a cancellation its attempts, events and document."
     ) == said
 
 
@@ -148,12 +151,18 @@ def test_what_is_old_is_deleted_and_the_audit_says_how_much_of_what(run: Run, le
     # Its document has gone with its cancellation.
     assert (0, [0] * len(TABLES)) == (code, counts(ledger))
     assert (
-        "1 cancellations, 1 events of no cancellation, 0 documents, 1 orders whose refund was told, 1 dead letters "
-        "are deleted."
+        "1 cancellations, 1 events of no cancellation, 0 documents, 1 tries of webhooks, "
+        "1 orders whose refund was told, 1 dead letters are deleted."
     ) == said
-    for what in ('"cancellations":1', '"events of no cancellation":1', '"refund was told":1', '"dead letters":1'):
+    for what in (
+        '"cancellations":1',
+        '"events of no cancellation":1',
+        '"refund was told":1',
+        '"tries of webhooks":1',
+        '"dead letters":1',
+    ):
         assert what.strip('"') in told
-    assert 4 == told.count('"reason":"audit day"')
+    assert 5 == told.count('"reason":"audit day"')
 
 
 UNDECIDED: dict[str, dict[str, Any]] = {
@@ -184,9 +193,9 @@ def test_what_is_kept_for_ever_is_not_pruned(
     run("prune")
 
     assert {
-        "RETENTION_DAYS": [1, 1, 2, 0, 0, 1],
+        "RETENTION_DAYS": [1, 1, 2, 0, 0, 1, 1],
         "SNAPSHOT_DAYS": [0] * len(TABLES),
-        "DEAD_LETTER_DAYS": [0, 0, 0, 0, 1, 0],
+        "DEAD_LETTER_DAYS": [0, 0, 0, 0, 1, 0, 0],
     }[setting] == counts(ledger)
 
 
@@ -416,6 +425,6 @@ def test_a_role_that_may_not_delete_keeps_what_is_old_and_says_what_to_do(
 
     lines = [logged.get() for _ in range(logged.qsize())]
     refused = [line["what"] for line in lines if line["event"] == "retention.not_permitted"]
-    assert ["cancellations", "events", "refunds", "documents"] == refused
-    assert [*before[:4], 0, before[5]] == counts(ledger)
+    assert ["cancellations", "events", "refunds", "delivery_tries", "documents"] == refused
+    assert [*before[:4], 0, *before[5:]] == counts(ledger)
     assert [1] == [line["dead_letters"] for line in lines if line["event"] == "retention.pruned"]

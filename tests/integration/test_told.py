@@ -12,7 +12,17 @@ from sqlalchemy import select, update
 from worker.cancellation.event import MAX_BYTES, OF_A_CANCELLATION, write_event
 from worker.cancellation.policy import Policy
 from worker.cancellation.proof import Confirmation
-from worker.ledger import confirmations, connections, dead_letters, deadlines, holds, notices, queries, transitions
+from worker.ledger import (
+    confirmations,
+    connections,
+    dead_letters,
+    deadlines,
+    endpoints,
+    holds,
+    notices,
+    queries,
+    transitions,
+)
 from worker.ledger.claims import CLAIM_COLUMNS, confirm_claim
 from worker.ledger.dead_letters import DeadLetter
 from worker.ledger.deadlines import DeadlineAtRisk
@@ -98,6 +108,10 @@ def _what_the_sandbox_does_not_do(db: Connection, ids: dict[str, str]) -> None:
     dead_letters.insert_dead_letters(db, [letter])
     dead_letters.note_requeued(db, 1)
     connections.remove(db, "shop-1")
+    endpoint = endpoints.add(db, "https://oms.invalid/", "")
+    for percent in (50, 100):
+        endpoints.announce_level(db, endpoint, percent, percent // 10)
+    endpoints.remove(db, endpoint)
 
 
 def test_each_event_of_a_cancellation_has_every_field_and_its_jobs_own(told: list[FeedEvent]) -> None:

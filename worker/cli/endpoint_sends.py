@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from worker.cancellation.event import example_for, number_of
 from worker.cli.endpoints import Id  # noqa: TC001 - the command line reads it
-from worker.cli.filters import instant
+from worker.cli.filters import instant_or_age
 from worker.cli.parts import Who, Why, acting, console, ledger
-from worker.inputs.instants import read_age
 from worker.inputs.receivers import read_receiver
 from worker.ledger import audit, endpoints
 from worker.ledger.audit import Action, Kind
@@ -54,15 +53,13 @@ def _send_test(row: EndpointRow, secret: str, settings: Settings) -> Tried:
     return try_once(receiver, request, network)
 
 
-def _since(text: str) -> datetime:
-    age = read_age(text)
-    return instant(text) if age is None else datetime.now(UTC) - timedelta(seconds=age)
-
-
 def replay(
     endpoint_id: Id,
     since: Annotated[
-        Any, typer.Option(parser=_since, metavar="TIME", help="All since then: an instant, or so long ago (15m, 2d).")
+        Any,
+        typer.Option(
+            parser=instant_or_age, metavar="TIME", help="All since then: an instant, or so long ago (15m, 2d)."
+        ),
     ] = None,
     event: Annotated[str | None, typer.Option("--id", metavar="EVENT", help="This one: its id, evt_...")] = None,
     reason: Why = None,

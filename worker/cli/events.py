@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
+from rich.text import Text
 
 from worker.cancellation.event import TYPES, ConnectionEvent, Event, ServiceEvent
-from worker.cli.filters import instant
+from worker.cli.filters import instant_or_age
 from worker.cli.parts import console, ledger, print_beside, print_json
 from worker.cli.times import moment
-from worker.inputs.instants import read_age
+from worker.inputs.text import visible
 from worker.ledger.feed_reader import NOW, FeedReader
 
 if TYPE_CHECKING:
@@ -25,11 +26,6 @@ app = typer.Typer(
     help="See what other systems are told.\n\nExample: cancel-worker events list --since 1h",
     no_args_is_help=True,
 )
-
-
-def _since(text: str) -> datetime:
-    age = read_age(text)
-    return instant(text) if age is None else datetime.now(UTC) - timedelta(seconds=age)
 
 
 def _known(type_: str) -> str:
@@ -52,7 +48,7 @@ def list_(
     since: Annotated[
         datetime,
         typer.Option(
-            parser=_since, metavar="TIME", help="Written since then: an instant, or so long ago (15m, 1h, 2d)."
+            parser=instant_or_age, metavar="TIME", help="Written since then: an instant, or so long ago (15m, 1h, 2d)."
         ),
     ] = "1h",  # type: ignore[assignment] # read as if it were typed
     type_: Types = None,
@@ -89,7 +85,8 @@ def _show(found: Iterable[FeedEvent], *, as_json: bool) -> None:
             print_json({**msgspec.to_builtins(each.event), "cursor": each.cursor})
         else:
             # Each a text of its own: so none can be taken for a part of another.
-            console.print(moment(each.event.at), f"{each.event.type:<28}", *_about(each.event), soft_wrap=True)
+            type_ = Text(visible(each.event.type).ljust(28))
+            console.print(moment(each.event.at), type_, *_about(each.event), soft_wrap=True)
 
 
 def _about(event: Event) -> list[str]:

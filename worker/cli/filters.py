@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import wraps
 from typing import Annotated, Any, TypeVar
@@ -34,6 +34,12 @@ def instant(text: str) -> datetime:
     if (found := read_day_or_instant(text)) is None:
         raise typer.BadParameter(f"{text!r} is no instant: write 2026-01-31, or 2026-01-31T09:30+01:00 (else UTC)")
     return found
+
+
+def instant_or_age(text: str) -> datetime:
+    """Read what is typed as an instant, or as so long ago. Raises typer.BadParameter."""
+    age = read_age(text)
+    return instant(text) if age is None else datetime.now(UTC) - timedelta(seconds=age)
 
 
 def _age(text: str) -> float:

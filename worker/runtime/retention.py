@@ -66,6 +66,8 @@ class Forgetting:
                 cancellations=gone["cancellations"],
                 events=gone["events"],
                 documents=gone["documents"],
+                refunds=gone["refunds"],
+                delivery_tries=gone["delivery_tries"],
                 dead_letters=gone["dead_letters"],
             )
             self._tell_at = now + TELL_SECONDS

@@ -97,7 +97,7 @@ LOG_EVENTS = {
     "freshness.crawl_forced": _event("info", "connection_id http_status", "A crawl was asked for."),
     "retention.pruned": _event(
         "info",
-        "cancellations events documents dead_letters",
+        "cancellations events documents refunds delivery_tries dead_letters",
         "So many were deleted after their time, at most once a minute.",
     ),
     "retention.not_permitted": _event("warning", "what", "The role may not delete these: what is old is kept."),
