@@ -151,6 +151,15 @@ def test_a_release_is_recalled_when_the_goods_left_after_all_and_says_what_it_re
     assert "released" == msgspec.json.decode(payload)["recalls"]
 
 
+def test_goods_that_left_recall_a_release_whatever_another_cancellation_of_the_order_was_told(ledger: Engine) -> None:
+    accept(ledger, "a", "b")
+    end(ledger, "a", CANCELLED)
+    end(ledger, "b", CANCELLED)
+    turn(ledger, "b", NOT)
+
+    assert ["released", "recalled"] == told(ledger)
+
+
 def test_a_refusal_is_recalled_when_a_replay_cancels_it(ledger: Engine) -> None:
     (record_id,) = accept(ledger, "a")
     end(ledger, "a", NOT)

@@ -877,7 +877,7 @@ LIST = [
         (
             (
                 "cancellation/order_proof.py",
-                "if last is None and siblings.all_refused else []",
+                "if last is None and all_refused else []",
                 "if last is None else []",
             ),
         ),
@@ -888,8 +888,8 @@ LIST = [
         (
             (
                 "cancellation/order_proof.py",
-                "turned = proof.contradicted and not siblings.any_cancelled",
-                "turned = False",
+                "[RefundNews.RECALLED] if proof.contradicted else []",
+                "[]",
             ),
         ),
         ("tests/integration/test_refunds.py", "tests/integration/test_state_machine.py"),

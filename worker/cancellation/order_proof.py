@@ -25,22 +25,19 @@ class RefundNews(StrEnum):
     RECALLED = "recalled"  # what was told last is not so
 
 
-class Siblings(msgspec.Struct, frozen=True):
-    """How all cancellations of one order stand."""
-
-    any_cancelled: bool
-    all_refused: bool  # each has ended, and is proven not to have cancelled it
-
-
 class Proof(msgspec.Struct, frozen=True):
     """One cancellation of the order whose verdict has just been proven."""
 
     verdict: Verdict
-    contradicted: bool = False  # before, it was told to be accepted or cancelled
+    contradicted: bool = False  # it was said or shown to be cancelled, and the goods left
 
 
-def refund_news(told: Iterable[RefundNews], proof: Proof, siblings: Siblings) -> list[RefundNews]:
-    """Return what is told next of an order, of which so much was told before, the last one last."""
+def refund_news(told: Iterable[RefundNews], proof: Proof, *, all_refused: bool) -> list[RefundNews]:
+    """Return what is told next of an order, of which so much was told before, the last one last.
+
+    `all_refused`: each cancellation of the order has ended, and is proven not to have cancelled it. Goods that left
+    recall a release whatever its other cancellations were told: they are the same goods.
+    """
     before = list(told)
     last = before[-1] if before else None
     if proof.verdict is Verdict.CANCELLED:
@@ -48,6 +45,5 @@ def refund_news(told: Iterable[RefundNews], proof: Proof, siblings: Siblings) ->
             return []
         return [RefundNews.RECALLED, RefundNews.RELEASED] if last is RefundNews.REFUSED else [RefundNews.RELEASED]
     if last is RefundNews.RELEASED:
-        turned = proof.contradicted and not siblings.any_cancelled
-        return [RefundNews.RECALLED] if turned else []
-    return [RefundNews.REFUSED] if last is None and siblings.all_refused else []
+        return [RefundNews.RECALLED] if proof.contradicted else []
+    return [RefundNews.REFUSED] if last is None and all_refused else []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
-from worker.cancellation.order_proof import Proof, RefundNews, Siblings, refund_news
+from worker.cancellation.order_proof import Proof, RefundNews, refund_news
 from worker.cancellation.status import Verdict
 from worker.ledger.dialects import bind_rows, built_once_per_dialect, db_now, insert, rows_parameter
 from worker.ledger.schema import cancellations, refunds
@@ -26,7 +26,6 @@ Order = tuple[str, str]  # connection id, order id
 _ORDER = {"connection_id": sa.Text(), "order_id": sa.Text()}
 _NOTED = {**_ORDER, "told": sa.Text()}
 FIRST = [RefundNews.RELEASED]  # what a proof that it is cancelled tells where it is the order's first
-UNDECIDED = Siblings(any_cancelled=False, all_refused=False)
 
 
 class Proven(msgspec.Struct, frozen=True):
@@ -54,12 +53,12 @@ def refund_events(db: sa.Connection, proven: Sequence[Proven]) -> list[NewEvent]
         return []
     cancelled = {each.order for each in proven if each.proof.verdict is Verdict.CANCELLED}
     noted = _locked(db, {each.order: " ".join(FIRST) if each.order in cancelled else "" for each in proven})
-    siblings = _siblings(db, {each.order for each in proven if each.proof.verdict is Verdict.NOT_CANCELLED})
+    refused = _all_refused(db, {each.order for each in proven if each.proof.verdict is Verdict.NOT_CANCELLED})
     told = {order: list(_told_before(row)) for order, row in noted.items()}
     news: list[NewEvent] = []
     for each in proven:
         known = told[each.order]
-        for word in refund_news(known, each.proof, siblings.get(each.order, UNDECIDED)):
+        for word in refund_news(known, each.proof, all_refused=each.order in refused):
             recalled = {"recalls": known[-1]} if word is RefundNews.RECALLED else {}
             news.append((each.id, f"refund.{word}", {**each.payload, **recalled}))
             known.append(word)
@@ -94,31 +93,23 @@ def _locking(dialect: str) -> Any:
     return new.on_conflict_do_update(index_elements=[r.connection_id, r.order_id], set_=again).returning(*r)
 
 
-def _siblings(db: sa.Connection, orders: Iterable[Order]) -> dict[Order, Siblings]:
+def _all_refused(db: sa.Connection, orders: Iterable[Order]) -> set[Order]:
+    """Return those of these orders of which each cancellation has ended, proven not to have cancelled."""
     if not orders:
-        return {}
-    rows = db.execute(_counting(db), bind_rows(_row(each) for each in orders))
-    return {(row.connection_id, row.order_id): Siblings(row.cancelled > 0, row.refused == row.known) for row in rows}
+        return set()
+    rows = db.execute(_refusing(db), bind_rows(_row(each) for each in orders))
+    return {(row.connection_id, row.order_id) for row in rows}
 
 
 @built_once_per_dialect
-def _counting(dialect: str) -> Any:
+def _refusing(dialect: str) -> Any:
     orders = rows_parameter(dialect, _ORDER)
-    ended = c.ended_at.is_not(None)
-
-    def count(which: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
-        return sa.func.sum(sa.case((which, 1), else_=0))
-
+    refused = c.ended_at.is_not(None) & (c.verdict == Verdict.NOT_CANCELLED.value)
     return (
-        sa.select(
-            c.connection_id,
-            c.order_id,
-            count(ended & (c.verdict == Verdict.CANCELLED.value)).label("cancelled"),
-            count(ended & (c.verdict == Verdict.NOT_CANCELLED.value)).label("refused"),
-            sa.func.count().label("known"),
-        )
+        sa.select(c.connection_id, c.order_id)
         .join(orders, (c.order_id == orders.c.order_id) & (c.connection_id == orders.c.connection_id))
         .group_by(c.connection_id, c.order_id)
+        .having(sa.func.sum(sa.case((refused, 1), else_=0)) == sa.func.count())
     )
 
 
