@@ -108,6 +108,21 @@ def test_a_secret_is_shown_when_it_is_made_and_never_again(
     assert not any(word in told for word in ("whsec_", "secret-of-a-query"))
 
 
+def test_several_are_named_with_commas_and_an_id_may_hold_one(
+    run: Callable[..., Run], ledger: Engine, shop: str
+) -> None:
+    with ledger.begin() as db:
+        connections.add(db, "a,b", "sealed")
+        connections.add(db, "other", "sealed")
+    added(run, URL, "--types", "refund.released, refund.recalled", "--connections", f"{shop},other", "-c", "a,b")
+    code, said = run("endpoints", "add", URL, "--connections", f"{shop},nobody")
+    (one,) = map(json.loads, run("endpoints", "list", "--json")[1].splitlines())
+    assert 2 == code
+    assert "There is no connection nobody" in said
+    assert [shop, "other", "a,b"] == one["connections"]
+    assert ["refund.released", "refund.recalled"] == one["types"]
+
+
 def test_each_act_is_kept_with_who_and_why(run: Callable[..., Run], ledger: Engine) -> None:
     id_, _ = added(run)
     for word in ("rotate", "pause", "resume", "remove"):

@@ -8,7 +8,7 @@ import msgspec
 import typer
 from rich.table import Table
 
-from worker.cancellation.event import TYPES
+from worker.cli.events import AGAIN, NAMED, Types
 from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger, print_json
 from worker.cli.times import moment
 from worker.inputs.receivers import read_receiver
@@ -40,10 +40,8 @@ Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 @app.command()
 def add(
     url: Annotated[str, typer.Argument(help="https://HOST/PATH")],
-    type_: Annotated[list[str] | None, typer.Option("--type", help="Only of this type; may be repeated.")] = None,
-    connection: Annotated[
-        list[str] | None, typer.Option("--connection", "-c", help="Only of this connection; may be repeated.")
-    ] = None,
+    type_: Types = None,
+    connection: Annotated[list[str] | None, typer.Option(*NAMED, help=f"Only of this connection; {AGAIN}")] = None,
     reason: Why = None,
     who: Who = None,
 ) -> None:
@@ -55,16 +53,19 @@ def add(
     vault, secret = TokenVault(settings.keys), new_secret()
     encrypted = vault.encrypt(secret)
     read_receiver(url, allow_private=settings.webhook_allow_private)
-    if unknown := sorted(set(type_ or ()) - set(TYPES)):
-        raise typer.BadParameter(f"{unknown[0]!r} is no type; there are {', '.join(TYPES)}", param_hint="--type")
     with ledger() as opened, opened.begin() as db:
-        for each in connection or ():
-            connections.known(db, each)
-        id_ = endpoints.add(db, url, encrypted, types=type_, connections=connection)
+        named = _known(db, connection)
+        id_ = endpoints.add(db, url, encrypted, types=type_, connections=named)
         after = audit.facts(db, Kind.ENDPOINT, [id_])[id_]
         audit.write(db, acting(who, reason), Action.ADD, Kind.ENDPOINT, id_, after=after)
     console.print(f"Endpoint {id_} is added. Its secret, which is not shown again:")
     console.print(secret, soft_wrap=True)
+
+
+def _known(db: Connection, stated: list[str] | None) -> list[str]:
+    """Return the connections that are stated; of a text with commas it, or what stands between them."""
+    names = [name for each in stated or () for name in ([each] if connections.find(db, each) else each.split(","))]
+    return [connections.known(db, name).id for name in dict.fromkeys(names)]
 
 
 @app.command(name="list")

@@ -28,17 +28,25 @@ app = typer.Typer(
 )
 
 
-def _known(type_: str) -> str:
-    if type_ not in TYPES:
-        raise typer.BadParameter(f"{type_!r} is no type of an event. There are: {', '.join(TYPES)}.")
-    return type_
+def _types(stated: list[str] | None) -> list[str] | None:
+    names = [name.strip() for each in stated or () for name in each.split(",")]
+    if unknown := [name for name in names if name not in TYPES]:
+        raise typer.BadParameter(f"{unknown[0]!r} is no type of an event. There are: {', '.join(TYPES)}.")
+    return names or None
 
 
+def _connections(stated: list[str] | None) -> list[str] | None:
+    """Return each as it is stated, and what stands between its commas: an id may have one."""
+    return list(dict.fromkeys(name for each in stated or () for name in (each, *each.split(",")))) or None
+
+
+AGAIN = "may be given again, or several with commas."
 Types = Annotated[
-    list[str] | None, typer.Option("--type", parser=_known, help="Only of this type; may be given again.")
+    list[str] | None, typer.Option("--type", "--types", callback=_types, help=f"Only of this type; {AGAIN}")
 ]
+NAMED = ("--connection", "--connections", "-c")
 Connections = Annotated[
-    list[str] | None, typer.Option("--connection", "-c", help="Only of this connection; may be given again.")
+    list[str] | None, typer.Option(*NAMED, callback=_connections, help=f"Only of this connection; {AGAIN}")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, as others get it, with its `cursor`.")]
 
