@@ -27,6 +27,7 @@ from worker.ledger.outbox import add_events
 from worker.ledger.schema import deliveries, delivery_tries, events
 from worker.ledger.schema import endpoints as table
 from worker.ledger.vault import TokenVault
+from worker.runtime.webhook_shares import MAX_AT_ONCE
 from worker.runtime.webhooks import Webhooks
 from worker.telemetry.metrics import Metrics
 from worker.webhooks.request import new_secret
@@ -382,7 +383,7 @@ def test_of_a_hundred_endpoints_of_which_ninety_nine_hang_the_healthy_one_is_not
         hang = len(worker._running)
 
     assert max(took) < 5, took  # half of the time that a try may last; on an idle machine a tenth of a second
-    assert 16 < hang <= 32 + 8
+    assert 16 < hang <= 32 + MAX_AT_ONCE
 
 
 DIES = """
