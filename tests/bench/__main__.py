@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PARTS = (
     *("throughput", "latency", "slow", "enqueue", "intake", "flat", "idle", "sqlite", "tune"),
-    *("pace", "flood", "urgent", "outage", "ticks", "people", "metrics"),
+    *("pace", "flood", "urgent", "outage", "ticks", "people", "metrics", "told"),
 )
 RULES = ("proof",)
 _VERSIONS = """

@@ -129,11 +129,11 @@ def _postgres(folder: Path) -> Iterator[Postgres]:
 
 
 @contextmanager
-def running_stub(folder: Path) -> Iterator[StubClient]:
-    """Run the stub as a process of its own."""
+def running_stub(folder: Path, name: str = "stub") -> Iterator[StubClient]:
+    """Run the stub as a process of its own, whose log has this name."""
     command = [sys.executable, str(Path(__file__).with_name("stub.py"))]
     with (
-        (folder / "stub.log").open("wb") as log,
+        (folder / f"{name}.log").open("wb") as log,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log) as process,
     ):
         assert process.stdout is not None

@@ -2,6 +2,7 @@
 
 It answers every order with success, at once or after a delay, and remembers when each order was first asked for. It
 knows no token, no limit and no fault; the project's own sandbox does. `/control/...` reads and resets it.
+Of webhooks it is the receivers: `/hook` takes each at once, `/hang` takes connections and never answers.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ _HEAD = (
 )
 _END_OF_HEAD = b"\r\n\r\n"
 _SUFFIX = b"/cancel"
+_HOOK, _HANG = b"/hook", b"/hang"
+_WEBHOOK_ID = b"webhook-id: "
+_TAKEN = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
 class State:
@@ -81,10 +85,12 @@ class State:
         self.count = 0
         self.in_flight = 0
         self.most_in_flight = 0
-        self.seen_at: dict[str, int] = {}  # order id to CLOCK_MONOTONIC in ns, which all processes share
+        self.seen_at: dict[str, int] = {}  # order or webhook to CLOCK_MONOTONIC in ns, which all processes share
+        self.last_at = 0  # when the last one came, on that clock
 
-    def came(self, order_id: str) -> None:
-        self.seen_at.setdefault(order_id, time.monotonic_ns())
+    def came(self, name: str) -> None:
+        self.last_at = time.monotonic_ns()
+        self.seen_at.setdefault(name, self.last_at)
         self.count += 1
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -96,7 +102,13 @@ class State:
             self.delay = float(query.get("delay", ["0"])[0])
         if path == "/control/arrivals":
             return self.seen_at
-        return {"count": self.count, "in_flight": self.in_flight, "most_in_flight": self.most_in_flight}
+        return {
+            "count": self.count,
+            "in_flight": self.in_flight,
+            "most_in_flight": self.most_in_flight,
+            "first_at": min(self.seen_at.values(), default=0),
+            "last_at": self.last_at,
+        }
 
 
 class _Connection(asyncio.Protocol):
@@ -129,6 +141,11 @@ class _Connection(asyncio.Protocol):
 
     def _answer(self, head: bytes) -> None:
         target = head.split(b" ", 2)[1]
+        if target == _HANG:
+            return
+        if target == _HOOK:
+            self._take(head)
+            return
         if not target.endswith(_SUFFIX):
             self._answer_control(target.decode())
             return
@@ -146,6 +163,11 @@ class _Connection(asyncio.Protocol):
         order = json.dumps(order_id)[1:-1].encode()
         length = _REST + len(order) * (len(_PARTS) - 1)
         self.transport.write(_HEAD % (self._state.answers, length) + order.join(_PARTS))
+
+    def _take(self, head: bytes) -> None:
+        self._state.came(head.partition(_WEBHOOK_ID)[2].partition(b"\r")[0].decode())
+        self._state.in_flight -= 1
+        self.transport.write(_TAKEN)
 
     def _answer_control(self, target: str) -> None:
         url = urlsplit(target)
@@ -174,11 +196,11 @@ class StubClient:
         self._ask(f"/control/reset?delay={delay}")
 
     def stats(self) -> dict[str, int]:
-        """Return `count`, `in_flight` and `most_in_flight` since the last reset."""
+        """Return `count`, `in_flight`, `most_in_flight`, `first_at` and `last_at` since the last reset."""
         return self._ask("/control/stats")
 
     def arrivals(self) -> dict[str, int]:
-        """Return when each order was first asked for, in nanoseconds of CLOCK_MONOTONIC."""
+        """Return when each order, or webhook, came first, in nanoseconds of CLOCK_MONOTONIC."""
         return self._ask("/control/arrivals")
 
     def _ask(self, target: str) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import psycopg
 import pytest
 from harness.answered import cancelled
@@ -22,6 +23,8 @@ from worker.ledger import (
     claims,
     connections,
     deadlines,
+    deliveries,
+    delivery_notes,
     documents,
     feed,
     filters,
@@ -806,17 +809,161 @@ def test_places_are_given_to_a_batch_whatever_waits_behind_it(many_told: Engine,
         assert "Seq Scan" not in {each["Node Type"] for each in rows}, mode
 
 
+# -- webhooks read what they send, whatever waits for endpoints, and whatever was tried
+
+READY, FAILING, TO_EACH = 50, 50, 1000
+MANY_ENDPOINTS = """
+    INSERT INTO endpoints (id, url, secret, state, place, failures, retry_at, created_at)
+    SELECT 'ep-' || n, 'https://oms.example/', 'sealed', 'active', :events - 1000,
+           CASE WHEN n > :ready THEN 3 ELSE 0 END, CASE WHEN n > :ready THEN now() + interval '1 h' END, now()
+    FROM generate_series(1, :ready + :failing) AS n
+"""
+# In pairs of one order, of which the second waits for the first; of those that fail, all waits for a later try.
+MANY_DELIVERIES = """
+    INSERT INTO deliveries (endpoint_id, event_number, subject, due_at, tries)
+    SELECT e.id, n, 'order-' || n / 2, now() + CASE WHEN e.retry_at IS NULL THEN '-1 s' ELSE '1 h' END::interval, 0
+    FROM endpoints AS e, generate_series(1, :each) AS n ORDER BY n, e.id
+"""
+MANY_TRIES = """
+    INSERT INTO delivery_tries (endpoint_id, event_number, try, at, duration_ms, status, reason)
+    SELECT 'ep-' || n % 100, n, 1, now() - interval '30 days' + n * interval '1 s', 20, 200, 'delivered'
+    FROM generate_series(1, :tries) AS n
+"""
+TRIES = 200_000
+OF_WEBHOOKS = ("deliveries", "delivery_tries", "endpoints", "events")
+
+
+def lanes_of(db: Connection) -> list[deliveries.Lane]:
+    return deliveries.take(db, "w-1", 60, ["ep-1"])
+
+
+def ask_whether_an_endpoint_waits(db: Connection) -> None:
+    assert deliveries.has_work(db)
+
+
+def take_endpoints(db: Connection) -> None:
+    assert READY == len(lanes_of(db))
+
+
+def look_at_mine(db: Connection) -> None:
+    assert [] == deliveries.mine(db, "w-1", [f"ep-{n}" for n in range(1, 21)])
+
+
+def fan_out_to_all_that_are_full(db: Connection) -> None:
+    assert ([], False) == deliveries.fan_out(db, lanes_of(db))
+
+
+def fan_out_to_one(db: Connection) -> None:
+    (lane,) = (each for each in lanes_of(db) if each.id == "ep-1")
+    lane.id = "ep-0"  # for which nothing waits
+    lane.types = ["nothing"]
+    read, more = deliveries.fan_out(db, [lane])
+    assert (deliveries.MAX_READ, True) == (len(read), more)
+
+
+def choose_from_each(db: Connection) -> None:
+    assert 4 * READY == len(deliveries.choose(db, lanes_of(db), 4))
+
+
+def choose_of_one_that_fails(db: Connection) -> None:
+    lane = lanes_of(db)[0]
+    lane.standing = msgspec.structs.replace(lane.standing, failures=1)
+    assert 4 == len(deliveries.choose(db, [lane], 4))
+
+
+def note_what_was_delivered(db: Connection) -> None:
+    note_tries(db, delivered=True)
+
+
+def note_what_was_refused(db: Connection) -> None:
+    note_tries(db, delivered=False)
+
+
+def note_tries(db: Connection, *, delivered: bool) -> None:
+    at, wait = datetime.now(UTC), None if delivered else 5.0
+    told_ = {"status": 200 if delivered else 500, "reason": "told", "delivered": delivered, "wait": wait}
+    some = [deliveries.Due(f"ep-{n}", n, 0) for n in range(1, 21)]
+    delivery_notes.note(db, [delivery_notes.Note(due=each, at=at, duration_ms=9, **told_) for each in some])
+
+
+def drop_what_is_gone(db: Connection) -> None:
+    delivery_notes.drop(db, [deliveries.Due("ep-1", n, 0) for n in range(1, 21)])
+
+
+def bring_forward_one_endpoint(db: Connection) -> None:
+    assert TO_EACH == delivery_notes.bring_forward(db, f"ep-{READY + 1}")
+
+
+def prune_some_tries(db: Connection) -> None:
+    assert retention.BATCH == retention.prune_tries(db, 28 * 86_400)
+
+
+def prune_no_tries(db: Connection) -> None:
+    assert 0 == retention.prune_tries(db, 40 * 86_400)
+
+
+LANES = READY + FAILING
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["no statistics", "analyzed"])
+@pytest.mark.parametrize(
+    ("most_read", "at", "work"),  # which of its statements
+    [
+        (LANES + 10, -1, ask_whether_an_endpoint_waits),
+        (
+            4 * LANES,
+            -1,
+            take_endpoints,
+        ),  # each, its first delivery and what is before it of its order, and itself written
+        (LANES, -1, look_at_mine),
+        (READY * (1 + TO_EACH), -1, fan_out_to_all_that_are_full),
+        (3 * deliveries.MAX_READ, -2, fan_out_to_one),
+        (READY * (1 + 8 * 2), -1, choose_from_each),  # every second one waits for the one before it
+        (2 * TO_EACH, -1, choose_of_one_that_fails),
+        (2 * 20, 0, note_what_was_delivered),
+        (2 * 20, 0, note_what_was_refused),
+        (2 * 20, -1, drop_what_is_gone),
+        (TO_EACH, -1, bring_forward_one_endpoint),
+        (2 * retention.BATCH, -1, prune_some_tries),
+        (retention.BATCH, -1, prune_no_tries),
+    ],
+)
+def test_webhooks_read_what_they_send_and_no_more(
+    many_told: Engine, most_read: int, at: int, work: Callable[[Connection], None], analyzed: bool
+) -> None:
+    if analyzed:
+        with many_told.begin() as db:
+            db.execute(text("ANALYZE"))
+    for mode in ("force_generic_plan", "force_custom_plan"):
+        with many_told.connect() as db:
+            ran = statements_of(db, work, OF_WEBHOOKS)
+            db.rollback()
+            statement, parameters = ran[at]
+            db.execute(text("SELECT 1"))  # begins a transaction: what is planned may write
+            plan = plan_of(db, statement, parameters[0] if isinstance(parameters, list) else parameters, mode)
+            db.rollback()
+
+        assert most_read >= rows_looked_at(plan), (mode, statement)
+        # Endpoints are few.
+        scans = {each["Relation Name"] for each in nodes(plan) if each["Node Type"] == "Seq Scan"}
+        assert scans <= {"endpoints"}, (mode, statement)
+
+
 @pytest.fixture(scope="module")
 def many_told(make_database: Callable[[str], str], vault: TokenVault) -> Iterator[Engine]:
-    """A ledger with much that was told, all of it with its place; no test changes it."""
+    """A ledger with much that was told, all of it with its place, and much to be sent; no test changes it."""
     engine = open_ledger(make_database("postgresql"), pool_size=1, plan_once=True)
     with engine.begin() as db:
         connections.add(db, "shop", vault.encrypt("token"))
-        for table in ("cancellations", "events", "refunds"):
+        for table in ("cancellations", "events", "refunds", "endpoints", "deliveries", "delivery_tries"):
             db.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
         db.execute(text("SET LOCAL statement_timeout = 0"))
         db.execute(text(MANY_ENDED), {"crowd": EVENTS})
         db.execute(text(MANY_EVENTS))
         db.execute(text(MANY_REFUNDS))
+        db.execute(text("INSERT INTO cursors VALUES ('', :end, now())"), {"end": EVENTS})
+        db.execute(text(MANY_ENDPOINTS), {"events": EVENTS, "ready": READY, "failing": FAILING})
+        db.execute(text(MANY_DELIVERIES), {"each": TO_EACH})
+        db.execute(text(MANY_TRIES), {"tries": TRIES})
     yield engine
     engine.dispose()

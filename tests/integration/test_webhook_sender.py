@@ -106,6 +106,16 @@ def test_a_body_that_drips_after_a_yes_is_delivered_and_does_not_hold_the_try() 
     assert tried(yes_and_drip).seconds < 1 + 3
 
 
+def test_after_an_answer_without_a_body_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "BODY_SECONDS", AMPLE)
+
+    def no_content_and_no_end(sock: socket.socket) -> None:
+        sock.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+        hangs(sock)
+
+    assert tried(no_content_and_no_end).seconds < AMPLE / 2
+
+
 def test_of_64_megabytes_no_more_than_a_little_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender, "BODY_SECONDS", 30.0)  # so that its size bounds it, and not this machine's pace
     sent: list[int] = []

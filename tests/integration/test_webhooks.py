@@ -21,12 +21,14 @@ from sqlalchemy import Engine, delete, func, select, update
 from standardwebhooks import WebhookVerificationError
 
 from worker.cancellation.delivery import Rules
-from worker.ledger import audit, endpoints, feed, retention
+from worker.ledger import audit, delivery_notes, endpoints, feed, retention
+from worker.ledger import deliveries as deliveries_of_workers
 from worker.ledger.database import open_ledger, read_only
 from worker.ledger.outbox import add_events
 from worker.ledger.schema import deliveries, delivery_tries, events
 from worker.ledger.schema import endpoints as table
 from worker.ledger.vault import TokenVault
+from worker.runtime.webhook_shares import MAX_AT_ONCE
 from worker.runtime.webhooks import Webhooks
 from worker.telemetry.metrics import Metrics
 from worker.webhooks.request import new_secret
@@ -382,7 +384,7 @@ def test_of_a_hundred_endpoints_of_which_ninety_nine_hang_the_healthy_one_is_not
         hang = len(worker._running)
 
     assert max(took) < 5, took  # half of the time that a try may last; on an idle machine a tenth of a second
-    assert 16 < hang <= 32 + 8
+    assert 16 < hang <= 32 + MAX_AT_ONCE
 
 
 DIES = """
@@ -473,6 +475,42 @@ def test_tries_go_with_retention_and_a_delivery_whose_event_is_gone_is_no_hindra
         assert kept == retention.count_tries(db, -60) == retention.prune_tries(db, -60) > 1
     assert 0 == sending.count(delivery_tries)
     assert 0 == sending.of(id_).waiting
+
+
+def test_the_place_of_an_endpoint_is_the_end_of_the_feed_and_no_event_further(
+    sending: Sending, receiver: Receiver
+) -> None:
+    id_ = sending.add(receiver.url)
+    sending.tell(held(1), held(2))
+    with sending.ledger.begin() as db:
+        feed.give_places(db)
+        db.execute(delete(events))  # by retention, before anybody was told: then nothing is read on the way
+        (lane,) = deliveries_of_workers.take(db, "w", 60, [])
+        assert ([], False) == deliveries_of_workers.fan_out(db, [lane])
+        assert 2 == lane.place == feed.end_of_feed(db) == db.execute(select(p.place)).scalar_one()
+        delivery_notes.release(db, "w")
+    sending.start()
+    sending.tell(held(3), held(4))
+    receiver.wait_for(2)
+    sending.wait_until(lambda: sending.count(deliveries) == 0)
+
+    assert ["reason_3", "reason_4"] == [each.event["reason"] for each in receiver.received]
+    assert 0 == sending.of(id_).behind
+
+
+def test_places_of_endpoints_go_on_by_what_was_read_however_far_apart_they_are(sending: Sending) -> None:
+    ids = [sending.add("http://127.0.0.1:9/"), sending.add("http://127.0.0.1:9/", types=["nothing"])]
+    sending.tell(*(held(number, f"shop-{number}") for number in range(deliveries_of_workers.MAX_READ + 5)))
+    with sending.ledger.begin() as db:
+        feed.give_places(db)
+        db.execute(update(table).where(p.id == ids[1]).values(place=3))
+        lanes = deliveries_of_workers.take(db, "w", 60, [])
+        rounds = [deliveries_of_workers.fan_out(db, lanes)[1] for _ in range(3)]
+        end = feed.end_of_feed(db)
+
+    assert [True, False, False] == rounds
+    assert {end} == {lane.place for lane in lanes}
+    assert [end, 0] == [sending.count(deliveries, d.endpoint_id == id_) for id_ in ids]
 
 
 def test_without_an_endpoint_nothing_is_read_but_whether_there_is_one(sending: Sending) -> None:

@@ -166,12 +166,13 @@ def fan_out(db: sa.Connection, lanes: Collection[Lane]) -> tuple[list[Told], boo
     """
     if not lanes:
         return [], False
-    full = set(db.execute(sa.select(p.id).where(p.id.in_([each.id for each in lanes]), _FULL)).scalars())
     end = feed.end_of_feed(db)
-    behind = sorted((each for each in lanes if each.place < end and each.id not in full), key=lambda lane: lane.place)
+    if not (behind := sorted((each for each in lanes if each.place < end), key=lambda lane: lane.place)):
+        return [], False
+    full = set(db.execute(sa.select(p.id).where(p.id.in_([each.id for each in behind]), _FULL)).scalars())
     read: list[Told] = []
     more = False
-    for place, group in groupby(behind, key=lambda lane: lane.place):
+    for place, group in groupby((each for each in behind if each.id not in full), key=lambda lane: lane.place):
         told = feed.read_feed(db, place, MAX_READ)
         _write_deliveries(db, told, group, told[-1].place or end if told else end)
         read, more = [*read, *told], more or len(told) == MAX_READ
@@ -192,21 +193,39 @@ def _write_deliveries(db: sa.Connection, told: Sequence[Told], lanes: Iterable[L
     db.execute(sa.update(endpoints).where(p.id.in_(moved)).values(place=place))
 
 
+_IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
+_LIMIT = sa.bindparam("limit", type_=sa.Integer())
+
+
+def _choose_from_all(first: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """Select what comes `first` of each endpoint: everything that waits for it is read."""
+    row = sa.func.row_number().over(partition_by=d.endpoint_id, order_by=(first, d.event_number)).label("row")
+    ready = sa.select(d.endpoint_id, d.event_number, d.tries, row).where(d.endpoint_id.in_(_IDS), _READY).subquery()
+    columns = (ready.c.endpoint_id, ready.c.event_number, ready.c.tries)
+    return sa.select(*columns).where(ready.c.row <= _LIMIT).order_by(ready.c.row)
+
+
 @built_once_per_dialect
-def _choose(_dialect: str) -> Any:
-    # Of one that fails first what was tried least: an event that it always refuses does not take all its tries.
-    tries = sa.case((d.endpoint_id.in_(sa.bindparam("failing", expanding=True)), d.tries), else_=0)
-    row = sa.func.row_number().over(partition_by=d.endpoint_id, order_by=(tries, d.event_number)).label("row")
-    mine = d.endpoint_id.in_(sa.bindparam("ids", expanding=True))
-    ready = sa.select(d.endpoint_id, d.event_number, d.tries, row).where(mine, _READY).subquery()
-    few = ready.c.row <= sa.bindparam("limit", type_=sa.Integer())
-    return sa.select(ready.c.endpoint_id, ready.c.event_number, ready.c.tries).where(few).order_by(ready.c.row)
+def _choose_oldest(dialect: str) -> Any:
+    if dialect == "sqlite":
+        return _choose_from_all(sa.literal(0))
+    oldest = sa.select(d.event_number, d.tries).where(d.endpoint_id == p.id, _READY)
+    few = oldest.order_by(d.event_number).limit(_LIMIT).lateral()
+    return sa.select(p.id, few.c.event_number, few.c.tries).where(p.id.in_(_IDS)).order_by(few.c.event_number)
+
+
+@built_once_per_dialect
+def _choose_least_tried(_dialect: str) -> Any:
+    return _choose_from_all(d.tries)
 
 
 def choose(db: sa.Connection, lanes: Collection[Lane], limit: int) -> list[Due]:
-    """Return up to `limit` deliveries of each of these endpoints that may be made now, the oldest of each first."""
-    if not lanes:
-        return []
-    failing = [each.id for each in lanes if each.standing.failures]
-    asked = {"ids": [each.id for each in lanes], "failing": failing, "limit": limit}
-    return [Due(*row) for row in db.execute(_choose(db), asked)]
+    """Return up to `limit` deliveries of each of these endpoints that may be made now, the oldest of each first.
+
+    Of one that fails first what was tried least: an event that it always refuses does not take all its tries.
+    """
+    found: list[Due] = []
+    for statement, fails in ((_choose_oldest, False), (_choose_least_tried, True)):
+        if ids := [each.id for each in lanes if bool(each.standing.failures) is fails]:
+            found += [Due(*row) for row in db.execute(statement(db), {"ids": ids, "limit": limit})]
+    return found

@@ -16,11 +16,11 @@ import msgspec
 from worker.ledger.deliveries import Due
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
 
     from worker.ledger.deliveries import Lane
 
-MAX_AT_ONCE = 8  # tries of one endpoint that answers well
+MAX_AT_ONCE = 32  # tries of one endpoint that answers well
 QUICK_SECONDS = 1.0  # an endpoint whose answers take longer gets one event at a time
 
 Key = tuple[str, int]
@@ -70,16 +70,27 @@ class Shares:
         allowed = (MAX_AT_ONCE if quick else 1) - len(began)
         return min(allowed, self._free, self._free if self._takes(lane.id) else self._others)
 
-    def share(self, lanes: Iterable[Lane], due: Iterable[Due]) -> list[Due]:
-        """Choose what is sent now, those first who take what comes."""
+    def most(self, lanes: Sized) -> int:
+        """Return how many deliveries of one of these endpoints are to be looked at: those under way, and its share."""
+        return max(map(len, self._busy.values()), default=0) + self._share(lanes)
+
+    def _share(self, lanes: Sized) -> int:
+        return max(1, min(MAX_AT_ONCE, self._free // max(1, len(lanes))))
+
+    def share(self, lanes: Collection[Lane], due: Iterable[Due]) -> list[Due]:
+        """Choose what is sent now, those first who take what comes, and of them who has the fewest under way."""
         waiting: dict[str, list[Due]] = defaultdict(list)
         for each in due:
             if (each.endpoint_id, each.number) not in self._under_way:
                 waiting[each.endpoint_id].append(each)
         chosen: list[Due] = []
-        for lane in sorted(lanes, key=lambda lane: (not self._takes(lane.id), lane.standing.failures)):
-            taken = waiting[lane.id][: max(0, self.room(lane))]
+        share = self._share(waiting)
+        for lane in sorted(lanes, key=self._turn_of):
+            taken = waiting[lane.id][: max(0, min(share, self.room(lane)))]
             chosen += taken
             self._free -= len(taken)
             self._others -= 0 if self._takes(lane.id) else len(taken)
         return chosen
+
+    def _turn_of(self, lane: Lane) -> tuple[bool, int, int]:
+        return not self._takes(lane.id), lane.standing.failures, len(self._busy.get(lane.id, []))

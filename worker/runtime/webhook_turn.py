@@ -23,7 +23,7 @@ from worker.ledger.deliveries import Due, Lane
 from worker.ledger.delivery_notes import Note, Turn
 from worker.ledger.told import read_told
 from worker.ledger.vault import CredentialsError
-from worker.runtime.webhook_shares import MAX_AT_ONCE, Limits, Running, Shares
+from worker.runtime.webhook_shares import Limits, Running, Shares
 from worker.telemetry.sentry import alert
 
 if TYPE_CHECKING:
@@ -145,12 +145,13 @@ class WebhookTurn:
         if looks and len(self._busy) < self._means.concurrency:
             for lane in deliveries.take(self._db, self._means.owner, LEASE_SECONDS, self._means.took):
                 self._lanes[lane.id], self._before[lane.id] = lane, lane.standing
-        now, shares = queries.now(self._db), Shares(self._lanes, self._busy, self._means)
+        shares = Shares(self._lanes, self._busy, self._means)
         may = [each for each in self._lanes.values() if self._is_open(each) and shares.room(each) > 0]
+        now = queries.now(self._db) if any(each.old_secret for each in may) else None
         keys = {each.id: found for each in may if (found := self._keys(each, now))}
         lanes = [each for each in may if each.id in keys]
         told, self.has_more = deliveries.fan_out(self._db, lanes)
-        due = shares.share(lanes, deliveries.choose(self._db, lanes, 2 * MAX_AT_ONCE))
+        due = shares.share(lanes, deliveries.choose(self._db, lanes, shares.most(lanes)))
         events = {each.number: each.event for each in told}
         if missing := sorted({each.number for each in due} - events.keys()):
             events |= {each.number: each.event for each in read_told(self._db, missing)}
@@ -166,15 +167,18 @@ class WebhookTurn:
     def _is_open(self, lane: Lane) -> bool:
         return lane.active and lane.id not in self._gaps and lane.id not in self._paused
 
-    def _keys(self, lane: Lane, now: datetime) -> list[str]:
-        """Return the secrets that sign; none where the one cannot be read, and then nothing is sent for a while."""
+    def _keys(self, lane: Lane, now: datetime | None) -> list[str]:
+        """Return the secrets that sign; none where the one cannot be read, and then nothing is sent for a while.
+
+        `now` is None where no endpoint has an old one.
+        """
         try:
             keys = [self._means.decrypt(lane.secret)]
         except CredentialsError as error:
             log.error("endpoint.secret_unreadable", endpoint_id=lane.id, problem=str(error))  # noqa: TRY400
             self._gaps[lane.id] = UNREADABLE_SECONDS
             return []
-        if lane.old_secret and lane.old_secret_until and now < lane.old_secret_until:
+        if now and lane.old_secret and lane.old_secret_until and now < lane.old_secret_until:
             with suppress(CredentialsError):
                 keys.append(self._means.decrypt(lane.old_secret))
         return keys

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SURVEY_SECONDS = 5.0  # where there is no endpoint
 POLL_SECONDS = 1.0  # for what others have written, and what is due again
+AGAIN_SECONDS = 0.05  # for what came while another worker, which may have just looked, holds who waits for it
 SPACING_SECONDS = 0.01  # between two turns: answers gather meanwhile
 RENEW_SECONDS = 10.0  # between two renewals of leases, far below the life of one
 STOP_SECONDS = 2.0  # for tries that run when the worker ends
@@ -104,16 +105,20 @@ class Webhooks:
         if not self._look and time.monotonic() < self._poll_at:
             return False
         self._look, self._poll_at = False, time.monotonic() + self._poll
-        self._give_places()
+        gave = self._give_places()
         with read_only(self._ledger) as db:
-            return deliveries.has_work(db)
+            found = deliveries.has_work(db)
+        if gave and not found:
+            self._poll_at = time.monotonic() + min(self._poll, AGAIN_SECONDS)
+        return found
 
-    def _give_places(self) -> None:
+    def _give_places(self) -> bool:
         with read_only(self._ledger) as db:
             waits = feed.without_place(db)
         if waits:
             with self._ledger.begin() as db:
                 self._look = feed.give_places(db) == feed.MAX_PLACED
+        return waits
 
     def _turn(self, *, looks: bool) -> None:
         done = list(self._done)

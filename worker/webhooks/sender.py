@@ -31,6 +31,7 @@ MAX_BYTES = 64 * 1024  # of an answer
 BODY_SECONDS = 1.0  # for the rest, once the answer is known: who has said 2xx has taken the event
 MAX_INTERIM = 10  # 1xx before an answer
 SAID_BYTES = 300
+WITHOUT_BODY = frozenset({204, 304})  # by RFC 9110, whatever else the head says: then there is no rest to wait for
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?")
 _FIRST_FINAL = 200
@@ -162,7 +163,7 @@ async def _head(reader: asyncio.StreamReader) -> Answer:
 
 async def _rest(reader: asyncio.StreamReader, answer: Answer) -> bytes:
     """Read on for a moment, so that who writes the rest is not met by a reset; return its beginning."""
-    read, wanted = b"", MAX_BYTES
+    read, wanted = b"", 0 if answer.status in WITHOUT_BODY else MAX_BYTES
     with suppress(ValueError):
         wanted = min(wanted, int(answer.headers.get(b"content-length", b"")))
     size = 0

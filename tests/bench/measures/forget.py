@@ -70,7 +70,7 @@ def _beside_the_command(bench: Bench, ledger: Ledger, number: int) -> None:
         for block in range(BLOCKS):
             for name in (ALONE, COMMAND) if block % 2 == number % 2 else (COMMAND, ALONE):
                 (prune.resume if name == COMMAND else prune.pause)()
-                took[name] += _milliseconds(bench, running, _jobs(bench) // BLOCKS)
+                took[name] += milliseconds(bench, running, _jobs(bench) // BLOCKS)
         if not prune.alive:
             raise StalledError(f"prune ended before the jobs, give it more --rows: {tail(prune.log)}")
         prune.resume()
@@ -84,7 +84,7 @@ def _beside_the_housekeeper(bench: Bench, ledger: Ledger, number: int) -> None:
         running.warm_up(WARM)
         bench.parts.postgres.settle()
         before = _old_rows(ledger)
-        took = _milliseconds(bench, running, _jobs(bench))
+        took = milliseconds(bench, running, _jobs(bench))
         _note(bench, number, HOUSEKEEPER, took, before - _old_rows(ledger))
 
 
@@ -116,7 +116,8 @@ def _pruning(bench: Bench, ledger: Ledger) -> Iterator[Program]:
         program.stop()
 
 
-def _milliseconds(bench: Bench, running: Running, count: int) -> list[float]:
+def milliseconds(bench: Bench, running: Running, count: int) -> list[float]:
+    """Return how long each of so many cancels took, from enqueueing to its end, RATE of them a second."""
     jobs = make_jobs(FIRST + count)
     bench.parts.stub.reset(0.0)
     since = datetime.now(UTC)

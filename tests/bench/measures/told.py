@@ -1,0 +1,259 @@
+"""What telling costs: webhooks alone and beside cancels, of one endpoint and of a hundred, and the feed's own pace.
+
+All receivers are one process of the bench, which takes each event at once; those that hang never answer.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from bench.contenders import OURS
+from bench.ledgers import CONNECTIONS, KEY, make_jobs
+from bench.measures.forget import RATE, milliseconds
+from bench.parts import running_stub
+from bench.report import Spread, Verdict, percentile, print_table, ratios
+from bench.running import PATIENCE_SECONDS, POLL_SECONDS, StalledError
+from worker.client import CancelClient
+from worker.ledger import endpoints, feed
+from worker.ledger.vault import TokenVault
+from worker.webhooks.request import new_secret
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bench.bench import Bench
+    from bench.ledgers import Ledger
+    from bench.running import Running
+    from bench.stub import StubClient
+
+MANY = 100  # endpoints
+WARM = 100
+FEED = 100_000  # events without a place
+MAX_RATIO = 1.2
+P50_MS = 50.0
+LIGHT = 10.0  # cancels a second
+BESIDE = "cancels beside"  # so many endpoints
+
+_EVENTS = """
+WITH ended AS (
+  INSERT INTO cancellations (id, connection_id, order_id, idempotency_key, requested_at, received_at, priority,
+                             status, ended_at, verdict, evidence, reference_id, order_number, metadata, requested_by)
+  SELECT gen_random_uuid(), 'shop-' || n % :connections, :lot || n, :lot || n, now(), now(), 'normal',
+         'succeeded', now(), 'cancelled', 'response', 'REF-' || n, '#' || n, '{"channel": "web"}', 'oms'
+  FROM generate_series(1, :count) AS n RETURNING id, connection_id, order_id)
+INSERT INTO events (cancellation_id, type, payload, created_at)
+SELECT id, 'cancellation.ended', json_build_object('generation', 1, 'status', 'succeeded', 'verdict', 'cancelled',
+  'evidence', 'response', 'as_of', now(), 'safe_to_refund', 'yes', 'reason', 'cancelled', 'attempts', 1)::text, now()
+FROM ended
+"""
+_MADE = "SELECT id, created_at FROM events WHERE created_at >= :since"
+
+
+def run(bench: Bench) -> list[Verdict]:
+    with running_stub(bench.parts.folder, "receivers") as receivers:
+        for number in bench.rounds():
+            parts = [partial(part, bench, receivers, number) for part in (_alone, _beside, _hanging, _soon)]
+            for measure in (*parts, partial(_feed, bench, number)):
+                bench.trying(OURS, measure)
+    _show(bench)
+    return _verdicts(bench)
+
+
+@contextmanager
+def _working(bench: Bench, *urls: str, processes: int = 2) -> Iterator[Running]:
+    """Run our workers on a fresh ledger with these endpoints."""
+    ledger = bench.ledgers.fresh(is_ours=True)
+    vault = TokenVault([KEY])
+    with ledger.engine.begin() as db:
+        for url in urls:
+            endpoints.add(db, url, vault.encrypt(new_secret()))
+    try:
+        with bench.working(OURS, ledger, processes=processes, WEBHOOK_ALLOW_PRIVATE="true") as running:
+            yield running
+    finally:
+        bench.ledgers.drop(ledger)
+
+
+# -- webhooks alone: events that are there
+
+
+def _alone(bench: Bench, receivers: StubClient, number: int) -> None:
+    for count in (1, MANY):
+        with _working(bench, *[f"{receivers.url}/hook"] * count) as running:
+            rate, _ = _delivered(receivers, running, WARM, count)
+            lot = bench.options.lot(rate) // count
+            rate, cpu = _delivered(receivers, running, max(WARM // 10, lot), count)
+        bench.note(OURS, number, endpoints=count, events=rate / count, deliveries=rate, cpu_ms=cpu)
+
+
+def _delivered(receivers: StubClient, running: Running, events: int, count: int) -> tuple[float, float]:
+    """Write events; return deliveries a second from the first to the last, and a worker's CPU of each, ms."""
+    receivers.reset(0.0)
+    before = running.cpu
+    _write(running.ledger, events)
+    _wait(receivers, events * count)
+    seen = receivers.stats()
+    seconds = (seen["last_at"] - seen["first_at"]) / 1e9
+    return seen["count"] / seconds, (running.cpu - before) * 1000 / seen["count"]
+
+
+def _write(ledger: Ledger, events: int) -> None:
+    values = {"connections": CONNECTIONS, "lot": f"{uuid.uuid4().hex[:12]}-", "count": events}
+    with ledger.engine.begin() as db:
+        db.execute(text(_EVENTS), values)
+
+
+def _wait(receivers: StubClient, count: int) -> None:
+    moved_at, last = time.monotonic(), 0
+    while (seen := receivers.stats()["count"]) < count:
+        if seen != last:
+            moved_at, last = time.monotonic(), seen
+        if time.monotonic() - moved_at > PATIENCE_SECONDS:
+            raise StalledError(f"{seen} of {count} events were received, then nothing.")
+        time.sleep(POLL_SECONDS)
+
+
+# -- beside cancels
+
+
+def _beside(bench: Bench, receivers: StubClient, number: int) -> None:
+    lot = 0
+    for count in (0, 1, MANY):
+        with _working(bench, *[f"{receivers.url}/hook"] * count) as running:
+            running.warm_up(WARM)
+            rate = running.warm_up(2 * WARM)
+            lot = lot or bench.options.lot(rate)  # the same for all
+            receivers.reset(0.0)
+            measured = running.measure(lot, delay=0.0)
+            told = receivers.stats()["count"]
+        bench.note(OURS, number, beside=count, rate=measured.rate, deliveries=told / measured.seconds)
+
+
+def _hanging(bench: Bench, receivers: StubClient, number: int) -> None:
+    """Measure single cancels without endpoints and with those of which one answers, another one first each round."""
+    answers, hangs = f"{receivers.url}/hook", f"{receivers.url}/hang"
+    ways = {0: (), MANY: (answers, *[hangs] * (MANY - 1))}
+    for count in sorted(ways, reverse=bool(number % 2)):
+        receivers.reset(0.0)
+        with _working(bench, *ways[count], processes=1) as running:
+            running.warm_up(WARM)
+            bench.parts.postgres.settle()
+            took = milliseconds(bench, running, round(4 * RATE * bench.options.seconds))
+        told, p50, p99 = receivers.stats()["count"], percentile(took, 0.5), percentile(took, 0.99)
+        bench.note(OURS, number, hang=max(0, count - 1), p50_ms=p50, p99_ms=p99, told=told)
+
+
+def _soon(bench: Bench, receivers: StubClient, number: int) -> None:
+    """Measure how long after its record an event is received, on workers that have nothing else to do."""
+    jobs = make_jobs(max(50, round(4 * LIGHT * bench.options.seconds)))
+    with _working(bench, f"{receivers.url}/hook") as running:
+        running.warm_up(WARM)
+        _wait(receivers, 2 * WARM)
+        receivers.reset(0.0)
+        with running.ledger.engine.connect() as db:
+            since = db.execute(text("SELECT clock_timestamp()")).scalar_one()
+        running.put(jobs, rate=LIGHT)
+        _wait(receivers, 2 * len(jobs))  # its end, and its refund
+        with running.ledger.engine.connect() as db:
+            made = db.execute(text(_MADE), {"since": since}).all()
+    arrived = {int(id_.split("_")[1]): at for id_, at in receivers.arrivals().items()}
+    # The database runs on this machine: its clock is ours.
+    ahead = time.time_ns() - time.monotonic_ns()
+    took = [(arrived[row.id] + ahead) / 1e6 - row.created_at.timestamp() * 1e3 for row in made]
+    bench.note(OURS, number, receipt_p50_ms=percentile(took, 0.5), receipt_p99_ms=percentile(took, 0.99))
+
+
+# -- the feed
+
+
+def _feed(bench: Bench, number: int) -> None:
+    count = min(FEED, bench.options.jobs or FEED)
+    ledger = bench.ledgers.fresh(is_ours=True)
+    _write(ledger, count)
+    bench.parts.postgres.settle()
+    began = time.monotonic()
+    while given := _give_places(ledger):
+        assert feed.MAX_PLACED >= given
+    placed = time.monotonic()
+    client = CancelClient(bench.parts.redis_url, ledger.url)
+    read = sum(1 for _ in client.events(after="0", timeout=0))
+    seconds = time.monotonic() - placed
+    client.close()
+    bench.ledgers.drop(ledger)
+    assert count == read
+    bench.note(OURS, number, place_seconds=placed - began, feed_rate=read / seconds)
+
+
+def _give_places(ledger: Ledger) -> int:
+    with ledger.engine.begin() as db:
+        return feed.give_places(db)
+
+
+# -- what is shown
+
+
+def _show(bench: Bench) -> None:
+    def spread(name: str, **where: object) -> Spread:
+        return Spread.of(bench.values(OURS.name, name, **where))
+
+    print_table(
+        "Webhooks alone, two worker processes",
+        ("endpoints", "events/s", "deliveries/s", "worker CPU ms of a delivery"),
+        [
+            [str(each), *(spread(name, endpoints=each) for name in ("events", "deliveries", "cpu_ms"))]
+            for each in (1, MANY)
+        ],
+    )
+    none = bench.values(OURS.name, "rate", beside=0)
+    print_table(
+        "Webhooks beside cancels as fast as they go, two worker processes",
+        ("endpoints", "cancels/s", "÷ without", "deliveries/s meanwhile"),
+        [
+            [
+                str(each),
+                spread("rate", beside=each),
+                ratios(bench.values(OURS.name, "rate", beside=each), none),
+                spread("deliveries", beside=each),
+            ]
+            for each in (0, 1, MANY)
+        ],
+    )
+    print_table(
+        f"A cancel from enqueueing to its end, {RATE:g}/s, one worker process",
+        ("endpoints that hang", "p50, ms", "p99, ms"),
+        [[str(each), *(spread(name, hang=each) for name in ("p50_ms", "p99_ms"))] for each in (0, MANY - 1)],
+    )
+    print_table(
+        "The feed",
+        ("", "measured"),
+        [
+            [f"from record to receipt, {LIGHT:g} cancels/s, p50 ms", spread("receipt_p50_ms")],
+            ["the same, p99 ms", spread("receipt_p99_ms")],
+            [f"places for {FEED:,} events, s", spread("place_seconds")],
+            ["events/s that a client reads", spread("feed_rate")],
+        ],
+    )
+
+
+def _verdicts(bench: Bench) -> list[Verdict]:
+    hang = [bench.values(OURS.name, "p99_ms", hang=each) for each in (MANY - 1, 0)]
+    return [
+        Verdict(
+            what=f"p99 of a cancel, {MANY - 1} of {MANY} endpoints hang ÷ without any",
+            value=ratios(*hang),
+            target=MAX_RATIO,
+            at_least=False,
+        ),
+        Verdict(
+            what="from record to receipt, p50 ms",
+            value=Spread.of(bench.values(OURS.name, "receipt_p50_ms")),
+            target=P50_MS,
+            at_least=False,
+        ),
+    ]
