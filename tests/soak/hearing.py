@@ -31,6 +31,7 @@ SETTINGS = ALLOWED
 MISHAPS = ("500", "500", "503", "429", "reset", "reset", "hang")
 MISHAP_SECONDS = (1.0, 5.0)  # between two of them
 HANG_SECONDS = 20.0  # longer than a try lasts
+CUT_SECONDS = 5.0  # in which the client of this process has a new connection, where a fault has cut the one it had
 QUIET_SECONDS = 120.0  # nothing comes for so long: above the lease of a worker that was killed, and a try
 
 
@@ -98,7 +99,7 @@ class Hearing(Receiver):
         self._well.set()
         with deployment.ledger.begin() as db:  # as a person does whose receiver is well again
             endpoints.resume(db, self._endpoint)
-        told = [each.event for each in deployment.client.events(timeout=0.0)]
+        told = [each.event for each in deployment.client.events(timeout=CUT_SECONDS)]
         wanted = {_number(each.id): each for each in told if each.type not in OF_ENDPOINTS}
         self._came_at = time.monotonic()
         while not wanted.keys() <= self._numbers and time.monotonic() < self._came_at + QUIET_SECONDS:
