@@ -1,4 +1,5 @@
-"""SIGKILL at every named point: whatever died where, each cancellation ends once, truthfully, and is told of.
+"""SIGKILL at every named point: whatever died where, each cancellation ends once, truthfully, and is told of: to the
+feed, to the stream, and to each endpoint in order.
 
 A row of the matrix is a point in the way of a job, and what Trackstar is told to answer so that the point is reached.
 A process dies there; a healthy one goes on; then the ledger is compared with what really happened to the orders.
@@ -17,17 +18,23 @@ import msgspec
 import pytest
 from harness import killable
 from harness.deployment import through
+from harness.hooks import ALLOWED, Hooks
 from harness.ledgers import SLOW_LEDGERS
+from harness.receiver import Receiver
 from harness.settings import SHORT
 from harness.truth import leftovers, record_id, untruths, wait_for_ends
 
 from worker.streams import INBOX
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from harness.deployment import Deployment, Worker
 
+    from worker.ledger.vault import TokenVault
+
 # Trackstar renews its copy often, so that what was in doubt is proven within the test.
-pytestmark = pytest.mark.deployment(ledgers=SLOW_LEDGERS, settings=SHORT, sync_seconds=0.5)
+pytestmark = pytest.mark.deployment(ledgers=SLOW_LEDGERS, settings=SHORT | ALLOWED, sync_seconds=0.5)
 
 ORDERS = ("o-1", "o-2", "o-3")
 RECOVERED_SECONDS = 60.0
@@ -68,6 +75,12 @@ WORKER_CELLS = [
     Cell("event published, not noted"),
     Cell("retry due, not committed", script=("applied_then:reset",)),
     Cell("read-back answered, not recorded", script=("open:0.1",), reads=("fresh",) * 3),
+    Cell("deliveries written, not committed"),
+    Cell("deliveries committed, not sent"),
+    Cell("webhook sent, not answered"),
+    Cell("webhook answered, not noted"),
+    Cell("webhook noted, not committed"),
+    Cell("webhook noted, the next not sent"),
 ]
 # The point, and the priority of the messages.
 CELERY_CELLS = [
@@ -114,14 +127,22 @@ def enqueue(deployment: Deployment, shop: str) -> None:
     deployment.client.enqueue_many([{"connection_id": shop, "order_id": order_id} for order_id in ORDERS])
 
 
-def all_is_well(deployment: Deployment, shop: str) -> None:
-    """Wait for a healthy end, and compare it with the truth."""
+@pytest.fixture
+def hooks(deployment: Deployment, vault: TokenVault) -> Iterator[Hooks]:
+    """Two endpoints at a receiver that takes what comes."""
+    with Receiver() as receiver:
+        yield Hooks(deployment, vault, receiver)
+
+
+def all_is_well(deployment: Deployment, shop: str, hooks: Hooks, deaths: int = 1) -> None:
+    """Wait for a healthy end, and compare it with the truth; an endpoint may hear one event once more for a death."""
     ids = [record_id(order_id) for order_id in ORDERS]
     wait_for_ends(deployment, ids, RECOVERED_SECONDS)
     deployment.wait_until(lambda: {"yes"} == {deployment.client.safe_to_refund(each) for each in ids}, "proof of all")
     deployment.wait_until(lambda: not leftovers(deployment), "Redis to be empty")
 
     assert [] == untruths(deployment, ORDERS, shop)
+    assert [] == hooks.untruths(most=1 + deaths)
 
 
 def dying_worker(deployment: Deployment, point: str) -> Worker:
@@ -130,7 +151,7 @@ def dying_worker(deployment: Deployment, point: str) -> Worker:
 
 @pytest.mark.parametrize("cell", WORKER_CELLS, ids=the_id)
 def test_a_worker_killed_at_this_point_loses_and_doubles_nothing(
-    deployment: Deployment, shop: str, cell: Cell
+    deployment: Deployment, shop: str, hooks: Hooks, cell: Cell
 ) -> None:
     arrange(deployment, shop, cell.script, cell.reads)
     victim = dying_worker(deployment, cell.point)
@@ -139,7 +160,7 @@ def test_a_worker_killed_at_this_point_loses_and_doubles_nothing(
     assert -signal.SIGKILL == victim.wait_until_dead(), victim.output
 
     deployment.start_worker()
-    all_is_well(deployment, shop)
+    all_is_well(deployment, shop, hooks)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +172,7 @@ def test_a_worker_killed_at_this_point_loses_and_doubles_nothing(
     ],
 )
 def test_a_worker_killed_during_a_request_leaves_no_second_one_beside_it(
-    deployment: Deployment, shop: str, script: tuple[str, ...], reads: tuple[str, ...]
+    deployment: Deployment, shop: str, hooks: Hooks, script: tuple[str, ...], reads: tuple[str, ...]
 ) -> None:
     arrange(deployment, shop, script, reads)
     victim = deployment.start_worker()
@@ -161,10 +182,10 @@ def test_a_worker_killed_during_a_request_leaves_no_second_one_beside_it(
     deployment.trackstar.release(shop, "o-1")  # Trackstar does not notice, and goes on with the request
     deployment.start_worker()
 
-    all_is_well(deployment, shop)
+    all_is_well(deployment, shop, hooks)
 
 
-def test_a_rescuer_killed_during_the_rescue_is_rescued_itself(deployment: Deployment, shop: str) -> None:
+def test_a_rescuer_killed_during_the_rescue_is_rescued_itself(deployment: Deployment, shop: str, hooks: Hooks) -> None:
     arrange(deployment, shop)
     victim = dying_worker(deployment, RESCUED_AT)
     enqueue(deployment, shop)
@@ -174,12 +195,12 @@ def test_a_rescuer_killed_during_the_rescue_is_rescued_itself(deployment: Deploy
     assert -signal.SIGKILL == rescuer.wait_until_dead(), rescuer.output
 
     deployment.start_worker()
-    all_is_well(deployment, shop)
+    all_is_well(deployment, shop, hooks, deaths=2)
 
 
 @pytest.mark.parametrize(("point", "priority"), CELERY_CELLS)
 def test_a_job_of_a_celery_producer_outlives_a_worker_killed_at_this_point(
-    deployment: Deployment, shop: str, point: str, priority: int
+    deployment: Deployment, shop: str, hooks: Hooks, point: str, priority: int
 ) -> None:
     arrange(deployment, shop)
     victim = dying_worker(deployment, point)
@@ -189,12 +210,12 @@ def test_a_job_of_a_celery_producer_outlives_a_worker_killed_at_this_point(
     assert -signal.SIGKILL == victim.wait_until_dead(), victim.output
 
     deployment.start_worker()
-    all_is_well(deployment, shop)
+    all_is_well(deployment, shop, hooks)
 
 
 @pytest.mark.parametrize(("point", "arrived"), PRODUCER_CELLS)
 def test_a_producer_killed_at_this_point_may_simply_ask_again(
-    deployment: Deployment, shop: str, tmp_path: Path, point: str, arrived: set[int]
+    deployment: Deployment, shop: str, hooks: Hooks, tmp_path: Path, point: str, arrived: set[int]
 ) -> None:
     arrange(deployment, shop)
     program = tmp_path / "producer.py"
@@ -207,4 +228,4 @@ def test_a_producer_killed_at_this_point_may_simply_ask_again(
 
     subprocess.run([sys.executable, str(program)], env=env, check=True)
     deployment.start_worker()
-    all_is_well(deployment, shop)
+    all_is_well(deployment, shop, hooks)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from typing import IO
 
 import pytest
@@ -39,13 +40,18 @@ def test_the_demo_ends_by_itself_with_every_order_as_told() -> None:
         assert demo.stdout
         flower = read_to(demo.stdout, r"^Flower: (http://127\.0\.0\.1:\d+)/tasks ")
         metrics = read_to(demo.stdout, r"^Metrics: (http://127\.0\.0\.1:\d+/metrics) ")
+        receiver = read_to(demo.stdout, r"^Webhooks: to (http://127\.0\.0\.1:\d+/\w+) ")
+        forged = requests.post(receiver, data=b'{"data": {}}', timeout=5)
         asked = requests.get(f"{flower}/healthcheck", timeout=5), answer(metrics, demo)
         said, _ = demo.communicate(timeout=90)
 
+    assert 400 == forged.status_code
     assert [200, 200] == [each.status_code for each in asked]
     assert "cancel_worker_build_info" in asked[1].text
     assert 0 == demo.returncode, said
     assert "All 14 orders ended as told." in said
+    money = Counter(re.findall(r"^Webhook: (\S+) of A-\d\d, signature verified$", said, re.MULTILINE))
+    assert {"refund.released": 10, "refund.refused": 3} == money
     assert re.search(r"A-13 +cancelled by somebody else.* rejected +cancelled +read_back .* yes, as of ", said)
     assert re.search(r"A-04 +already shipped +rejected +not_cancelled +read_back .* no, as of ", said)
     assert re.search(r"A-14 +refused by the warehouse.* rejected +unknown .* not yet, known by ", said)

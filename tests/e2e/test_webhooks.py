@@ -41,6 +41,8 @@ def test_an_outcome_and_its_refund_reach_a_receiver_also_where_redis_was_emptied
             lambda: {"cancellation.ended", "refund.released"} <= set(receiver.types()), "both events"
         )
 
+        in_feed = {each.event.type for each in deployment.client.events(timeout=0.0)}
+        assert {"cancellation.ended", "refund.released"} <= in_feed
         first, *others = receiver.received
         assert "cancellation.ended" == first.event["type"]
         assert first.id in {each.id for each in others}

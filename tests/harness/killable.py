@@ -55,7 +55,14 @@ POINTS = {
     "retry due, not committed": Point("after", "worker.ledger.transitions:promote_due"),
     "claim of a dead worker taken over": Point("before", "worker.runtime.executor:Executor.rescue"),
     "read-back answered, not recorded": Point("after", "worker.runtime.executor:confirm"),
+    "deliveries written, not committed": Point("after", "worker.ledger.deliveries:_write_deliveries"),
+    "deliveries committed, not sent": Point("before", "worker.runtime.webhooks:Webhooks._begin"),
+    "webhook sent, not answered": Point("before", "worker.webhooks.sender:_head"),
+    "webhook answered, not noted": Point("before", "worker.runtime.webhooks:Webhooks._finished"),
+    "webhook noted, not committed": Point("after", "worker.ledger.delivery_notes:drop"),
+    "webhook noted, the next not sent": Point("before", "worker.telemetry.metrics:Metrics.webhook"),
 }
+ENDPOINT_LEASE_SECONDS = 2.0  # instead of 45: so long after a death its endpoints wait for another worker
 
 
 def resolve(point: Point) -> tuple[Any, str]:
@@ -123,6 +130,8 @@ if __name__ == "__main__":
     arm(POINTS[named], signal.Signals[sent])
     sys.argv = [program, *arguments]
     if program == "celery":
+        turn: Any = import_module("worker.runtime.webhook_turn")
+        turn.LEASE_SECONDS = ENDPOINT_LEASE_SECONDS
         sys.path.insert(0, str(Path.cwd()))
         runpy.run_module("celery", run_name="__main__", alter_sys=True)
     else:

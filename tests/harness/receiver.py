@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 Answer = tuple[int, dict[str, str]]  # status, headers
+RESET: Answer = (0, {})  # the connection is cut, without an answer
 
 
 class Received:
@@ -45,6 +48,13 @@ def ok(_: Received) -> Answer:
     return 200, {}
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+
+    def handle_error(self, *_: object) -> None:
+        """A sender that has hung up, or was killed, is no news."""
+
+
 class Receiver:
     """Takes whatever comes; `answer` says what each request is answered with, and may wait."""
 
@@ -62,7 +72,7 @@ class Receiver:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
@@ -78,14 +88,21 @@ class Receiver:
         self._server.server_close()
 
     def _take(self, handler: BaseHTTPRequestHandler, received: Received) -> None:
-        with self._came:
-            self.received.append(received)
-            self._came.notify_all()
+        self.keep(received)
         status, headers = self.answer(received)
+        if (status, headers) == RESET:
+            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return
         handler.send_response(status)
         for name, value in {"Content-Length": "0", **headers}.items():
             handler.send_header(name, value)
         handler.end_headers()
+
+    def keep(self, received: Received) -> None:
+        """Keep what has come, before it is answered."""
+        with self._came:
+            self.received.append(received)
+            self._came.notify_all()
 
     def wait_for(self, count: int, seconds: float = 60.0) -> list[Received]:
         """Wait until so many requests have come; return all of them."""

@@ -611,8 +611,13 @@ LIST = [
     ),
     Sabotage(
         "no token is in the audit (people)",
-        (("ledger/audit.py", '_NEVER_KEPT = {"id", "access_token", "secret", "url"}', '_NEVER_KEPT = {"id"}'),),
+        (("ledger/audit.py", '{"id", "access_token", "secret", "url"}', '{"id", "secret", "url"}'),),
         ("tests/integration/test_audit.py -k no_row_holds",),
+    ),
+    Sabotage(
+        "no secret of an endpoint is in the audit (people)",
+        (("ledger/audit.py", '{"id", "access_token", "secret", "url"}', '{"id", "access_token", "url"}'),),
+        ("tests/integration/test_endpoints_commands.py -k never_again",),
     ),
     Sabotage(
         "a secret in a reason is not kept (people)",
@@ -946,6 +951,247 @@ LIST = [
         "an event is four kilobytes at most (the contract)",
         (("cancellation/event.py", "while len(text) > MAX_BYTES and", "while len(text) > 2 * MAX_BYTES and"),),
         ("tests/unit/test_event.py", "tests/integration/test_told.py"),
+    ),
+    Sabotage(
+        "a signature is compared, and not only there (signed)",
+        (
+            (
+                "cancellation/signature.py",
+                "return any(hmac.compare_digest(mine.encode(), each) for mine in expected for each in given)",
+                "return bool(expected and given)",
+            ),
+        ),
+        ("tests/unit/test_signature.py",),
+    ),
+    Sabotage(
+        "an entry of the stream is believed only where it is signed (signed)",
+        (
+            (
+                "cancellation/stream_entry.py",
+                "            _check(signer, entry, body)\n",
+                "            pass\n",
+            ),
+        ),
+        ("tests/unit/test_stream_entry.py",),
+    ),
+    Sabotage(
+        "a worker with a secret signs what it publishes (signed)",
+        (
+            (
+                "runtime/relay.py",
+                "write_entry(number, event, self._signer, now)",
+                "write_entry(number, event, None, now)",
+            ),
+        ),
+        ("tests/e2e/test_signed_stream.py",),
+    ),
+    Sabotage(
+        "events of one order come one after another (webhooks)",
+        (
+            (
+                "ledger/deliveries.py",
+                "return (d.due_at <= db_now()) & ~before",
+                "return d.due_at <= db_now()",
+            ),
+        ),
+        ("tests/integration/test_webhooks.py -k one_subject",),
+    ),
+    Sabotage(
+        "an event that waits holds up those after it, and no other (webhooks)",
+        (
+            (
+                "ledger/deliveries.py",
+                "return (d.due_at <= db_now()) & ~before",
+                "return (d.due_at <= db_now()) & before",
+            ),
+        ),
+        ("tests/integration/test_webhooks.py -k standard_webhooks",),
+    ),
+    Sabotage(
+        "an endpoint is sent to by one worker at a time (webhooks)",
+        (
+            (
+                "ledger/deliveries.py",
+                "    sa.or_(p.lease_expires_at.is_(None), p.lease_expires_at <= db_now()),\n",
+                "",
+            ),
+        ),
+        ("tests/integration/test_webhooks.py -k two_workers",),
+    ),
+    Sabotage(
+        "what is sent stays a row until its answer is noted (webhooks)",
+        (
+            (
+                "runtime/webhook_turn.py",
+                "        return self._chosen\n\n    def _is_open",
+                "        delivery_notes.drop(self._db, due)\n        return self._chosen\n\n    def _is_open",
+            ),
+        ),
+        ("tests/integration/test_webhooks.py -k killed_between",),
+    ),
+    Sabotage(
+        "what was answered is noted, and not sent again (webhooks)",
+        (
+            (
+                "runtime/webhook_turn.py",
+                "        delivery_notes.note(self._db, notes)\n",
+                "        pass\n",
+            ),
+        ),
+        ("tests/integration/test_webhooks.py -k standard_webhooks",),
+    ),
+    Sabotage(
+        "receivers that hang have half of the tries at most (webhooks)",
+        (
+            (
+                "runtime/webhook_shares.py",
+                "max(1, limits.concurrency // 2)",
+                "limits.concurrency",
+            ),
+        ),
+        ("tests/integration/test_webhooks.py -k hundred",),
+    ),
+    Sabotage(
+        "a receiver that fails has one try at a time (webhooks)",
+        (
+            (
+                "runtime/webhook_shares.py",
+                "allowed = (MAX_AT_ONCE if quick else 1) - len(began)",
+                "allowed = MAX_AT_ONCE - len(began)",
+            ),
+        ),
+        (
+            "tests/integration/test_webhooks.py -k hundred",
+            "tests/unit/test_delivery.py",
+        ),
+    ),
+    Sabotage(
+        "a paused endpoint goes on from where it was (webhooks)",
+        (
+            (
+                "ledger/endpoints.py",
+                'values(state="active", **fresh)',
+                'values(state="active", place=feed.end_of_feed(db), **fresh)',
+            ),
+        ),
+        ("tests/integration/test_webhooks.py -k refuses_for_ever",),
+    ),
+    Sabotage(
+        "a receiver that is gone is asked no more (webhooks)",
+        (
+            (
+                "runtime/webhook_turn.py",
+                "elif tried.status == GONE:",
+                "elif tried.status == -GONE:",
+            ),
+        ),
+        ("tests/integration/test_webhooks.py -k 410",),
+    ),
+    Sabotage(
+        "a receiver is left alone as long as it asks (webhooks)",
+        (
+            (
+                "cancellation/delivery.py",
+                "if self.status in OVERLOADED else 0.0",
+                "if self.status is None else 0.0",
+            ),
+        ),
+        (
+            "tests/unit/test_delivery.py",
+            "tests/integration/test_webhooks.py -k retry_after",
+        ),
+    ),
+    Sabotage(
+        "for a day both secrets sign (webhooks)",
+        (
+            (
+                "runtime/webhook_turn.py",
+                "                keys.append(self._means.decrypt(lane.old_secret))\n",
+                "                pass\n",
+            ),
+        ),
+        ("tests/integration/test_webhooks.py -k new_secret",),
+    ),
+    Sabotage(
+        "this machine's own network is not asked (webhooks)",
+        (
+            (
+                "inputs/receivers.py",
+                "    return (allow_private and not public) or",
+                "    return True or (allow_private and not public) or",
+            ),
+        ),
+        (
+            "tests/unit/test_delivery.py",
+            "tests/integration/test_webhook_sender.py -k second_look",
+        ),
+    ),
+    Sabotage(
+        "the address that was checked is the one that is connected to (webhooks)",
+        (
+            (
+                "webhooks/sender.py",
+                "asyncio.open_connection(address, receiver.port",
+                "asyncio.open_connection(receiver.host, receiver.port",
+            ),
+        ),
+        ("tests/integration/test_webhook_sender.py -k second_look",),
+    ),
+    Sabotage(
+        "a receiver has its time, and no more (webhooks)",
+        (
+            (
+                "webhooks/sender.py",
+                "asyncio.timeout(network.seconds)",
+                "asyncio.timeout(10.0)",
+            ),
+        ),
+        ("tests/integration/test_webhook_sender.py -k cut_off",),
+    ),
+    Sabotage(
+        "a receiver has fifteen seconds (webhooks)",
+        (
+            (
+                "webhooks/sender.py",
+                "TRY_SECONDS = 15.0",
+                "TRY_SECONDS = 60.0",
+            ),
+        ),
+        ("tests/integration/test_webhook_sender.py -k limits",),
+    ),
+    Sabotage(
+        "a redirect is not followed, and not a yes (webhooks)",
+        (
+            (
+                "cancellation/delivery.py",
+                "200 <= self.status < 300",
+                "200 <= self.status < 400",
+            ),
+        ),
+        ("tests/integration/test_webhook_sender.py -k redirect",),
+    ),
+    Sabotage(
+        "of an endless answer a little is read (webhooks)",
+        (
+            (
+                "webhooks/sender.py",
+                'wanted = min(wanted, int(answer.headers.get(b"content-length", b"")))',
+                'wanted = int(answer.headers.get(b"content-length", b""))',
+            ),
+        ),
+        ("tests/integration/test_webhook_sender.py -k 64",),
+    ),
+    Sabotage(
+        "a certificate is verified (webhooks)",
+        (
+            (
+                "webhooks/sender.py",
+                "    if ca_bundle:\n        context.load",
+                "    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE\n"
+                "    if ca_bundle:\n        context.load",
+            ),
+        ),
+        ("tests/integration/test_webhook_sender.py -k certificate",),
     ),
 ]
 

@@ -2,7 +2,8 @@
 
 Random faults from a printed seed, on real processes: for some minutes under a steady load (`minutes`), or until a
 number of jobs has ended in a fast world (`jobs`). At the end: nothing lost, untrue, overlapping or
-done twice, and a worker that lived through it all has not grown.
+done twice, everything told to the feed, to the stream and to an endpoint whose receiver stumbles (`hearing`), and a
+worker that lived through it all has not grown.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from cryptography.fernet import Fernet
 from harness.deployment import API_KEY, Deployment
 from harness.parts import PostgresServer, RedisServer, open_folder
-from soak import jobs, minutes
+from soak import hearing, jobs, minutes
 from soak.faults import Scene
 from soak.report import console, report
 
@@ -58,14 +59,17 @@ def main() -> int:
         sandbox = stack.enter_context(Sandbox(API_KEY, **minutes.sandbox(dice)))
         fast = stack.enter_context(jobs.fast_trackstar(wish.seed)) if wish.jobs else None
         address = fast.url if fast else sandbox.url
-        settings = jobs.SETTINGS if fast else {}
+        settings = (jobs.SETTINGS if fast else {}) | hearing.SETTINGS
         deployment = Deployment(redis.url, url, sandbox.world, address, folder, key)
         stack.callback(deployment.close)
-        deployment.connect(TokenVault([key]), jobs.SHOPS if fast else (minutes.SHOP,))
+        vault, heard = TokenVault([key]), stack.enter_context(hearing.Hearing(wish.seed))
+        deployment.connect(vault, jobs.SHOPS if fast else (minutes.SHOP,))
+        heard.add(deployment, vault)
         scene = Scene(deployment, redis, postgres, dice, settings)
-        if fast:
-            return 0 if report(jobs.soak_jobs(scene, fast, dice, wish.jobs)) else 1
-        return 0 if report(minutes.soak(scene, dice, wish.minutes)) else 1
+        found = jobs.soak_jobs(scene, fast, dice, wish.jobs) if fast else minutes.soak(scene, dice, wish.minutes)
+        found["untruths"] += heard.untruths(deployment)
+        found["faults"] += heard.struck
+        return 0 if report(found | {"reached": heard.count, "again": heard.again}) else 1
 
 
 if __name__ == "__main__":

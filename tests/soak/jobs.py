@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from harness.truth import leftovers, money_fits
 from redis import RedisError
 from soak.faults import FAULTS, Scene
+from soak.hearing import CUT_SECONDS
 from soak.report import console
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -178,6 +179,7 @@ def soak_jobs(scene: Scene, trackstar: FastTrackstar, dice: Random, jobs: int) -
     faults = [each for each in FAULTS if scene.postgres or not each.name.startswith("PostgreSQL")]
     producer, listener = Producer(deployment, jobs, dice), Listener(deployment)
     survivor, early = psutil.Process(scene.survivor.process.pid), 0
+    scene.survivor.wait_until_ready()  # what it has loaded by then is no growth
     producer.start()
     listener.start()
     with progress("jobs enqueued", jobs, console=console) as shown:
@@ -258,7 +260,7 @@ def _untruths(rows: list[Any], ids: list[str], truths: dict[str, Truth], told: s
 def _told_wrongly(deployment: Deployment, rows: list[Any], listener: Listener) -> Iterator[str]:
     """Compare what the feed and the stream tell of ends and money with what is on record."""
     ends, money = Counter[str](), dict[str, list[CancellationEvent]]()
-    for each in deployment.client.events(timeout=0.0):
+    for each in deployment.client.events(timeout=CUT_SECONDS):
         if isinstance(each.event, CancellationEvent):
             if each.event.type == "cancellation.ended":
                 ends[each.event.cancellation_id] += 1

@@ -22,6 +22,8 @@ def report(found: dict[str, Any]) -> bool:
         table.add_row("jobs a second, faults included", rate)
     for status, count in sorted(found["statuses"].items()):
         table.add_row(f"  {status}", str(count))
+    table.add_row("events that reached the endpoint", str(found["reached"]))
+    table.add_row("  and came once more", str(found["again"]))
     kinds = Counter(sentence.split(": ", 1)[-1].split(" (")[0] for sentence in found["untruths"])
     table.add_row("lost, untrue, overlapping or done twice", str(len(found["untruths"])))
     table.add_row("memory of the worker that lived, end / middle", f"{found['growth']:.2f}")

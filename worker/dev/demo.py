@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,12 +25,15 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
+from worker.cancellation.order_proof import RefundNews
 from worker.client import CancelClient
 from worker.dev.embedded import embedded_redis, free_port
+from worker.dev.receiver import LittleReceiver
 from worker.dev.sandbox import Sandbox
-from worker.ledger import connections, migrations
+from worker.ledger import connections, endpoints, migrations
 from worker.ledger.database import open_ledger
 from worker.ledger.vault import TokenVault
+from worker.webhooks.request import new_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +48,10 @@ REQUEST_SECONDS = 2.0
 PATIENCE_SECONDS = 45.0
 FLOWER_SECONDS = 15.0
 METRICS_SECONDS = 5.0
+WEBHOOK_SECONDS = 15.0
 BY_SOMEBODY = "A-13"
+# What a proof tells an OMS, over HTTP.
+MONEY = {"cancelled": ["refund.released"], "not_cancelled": ["refund.refused"]}
 
 
 class Scene(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,11 +130,13 @@ def play(console: Console, refund: Callable[[Cancellation], Text]) -> bool:
         # Before the story: both answer for as long as it runs.
         console.print(f"Flower: {stage.flower_link}   (user demo, password {stage.password})")
         console.print(f"Metrics: {stage.metrics_link}   (for Prometheus)")
+        console.print(f"Webhooks: to {stage.receiver.url}   (a little receiver; it verifies each signature)")
         console.print()
         ids = stage.enqueue()
         with Live(console=console, refresh_per_second=8) as live:
             ended = stage.watch(ids, live, refund)
-        wrong = [sentence for scene in STORY for sentence in _differences(scene, ended[scene.order], stage.sandbox)]
+            wrong = stage.webhook_gaps(live.console)
+        wrong += [sentence for scene in STORY for sentence in _differences(scene, ended[scene.order], stage.sandbox)]
         wrong += stage.flower_gaps(list(ids.values()))
         wrong += stage.metrics_gaps()
         console.print()
@@ -151,9 +160,12 @@ class Stage:
         database_url = f"sqlite:///{folder / 'ledger.sqlite3'}"
         redis = stack.enter_context(embedded_redis())
         self.sandbox = stack.enter_context(Sandbox(api_key=api_key))
+        secret = new_secret()
+        self.receiver = stack.enter_context(LittleReceiver(secret))
+        self._money: dict[str, list[str]] = defaultdict(list)  # types of events, by order
         self._crawled = False
         self._write_story(token)
-        self._prepare_ledger(database_url, TokenVault([key]).encrypt(token))
+        self._prepare_ledger(database_url, TokenVault([key]), token, secret)
         self.password = secrets.token_urlsafe(9)
         self._flower_port, self._health_port = free_port(), free_port()
         environment = {
@@ -171,6 +183,7 @@ class Stage:
             "FLOWER_BASIC_AUTH": f"demo:{self.password}",
             "HEALTH_ADDRESS": "127.0.0.1",
             "HEALTH_PORT": str(self._health_port),
+            "WEBHOOK_ALLOW_PRIVATE": "true",
         }
         for name in ("TRACKSTAR_ACCESS_TOKEN", "SENTRY_DSN"):  # the demo calls nobody outside
             environment.pop(name, None)
@@ -204,6 +217,7 @@ class Stage:
         while True:
             found = {order: self.client.get(record_id) for order, record_id in ids.items()}
             live.update(_table(found, refund))
+            self._show_webhooks(live.console)
             self._crawl_once(found[BY_SOMEBODY])
             if time.monotonic() > deadline or all(_as_told(scene, found[scene.order]) for scene in STORY):
                 return found
@@ -214,6 +228,24 @@ class Stage:
         if not self._crawled and found is not None and found.ended:
             self._crawled = True
             self.sandbox.world.sync(CONNECTION)
+
+    def _show_webhooks(self, console: Console) -> None:
+        """Show what has reached the receiver since it was asked last."""
+        while not self.receiver.verified.empty():
+            event = self.receiver.verified.get()
+            self._money[event["order_id"]].append(event["type"])
+            console.print(f"Webhook: {event['type']} of {event['order_id']}, signature verified", highlight=False)
+
+    def webhook_gaps(self, console: Console) -> list[str]:
+        """Wait for what proofs tell; return a sentence for each order of which the receiver heard otherwise."""
+        deadline = time.monotonic() + WEBHOOK_SECONDS
+        while True:
+            self._show_webhooks(console)
+            wrong = [scene for scene in STORY if self._money[scene.order] != MONEY.get(scene.verdict, [])]
+            if not wrong or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        return [f"Webhooks told {self._money[each.order]} of {each.order}." for each in wrong]
 
     def flower_gaps(self, ids: Sequence[str]) -> list[str]:
         """Ask Flower for every cancellation; return a sentence for each that it does not show as ended."""
@@ -258,11 +290,13 @@ class Stage:
         # The copy does not show it before the next crawl.
         self.sandbox.world.cancel_by_somebody(CONNECTION, BY_SOMEBODY)
 
-    def _prepare_ledger(self, database_url: str, encrypted_token: str) -> None:
+    def _prepare_ledger(self, database_url: str, vault: TokenVault, token: str, secret: str) -> None:
         engine = open_ledger(database_url)
         migrations.migrate(engine)
         with engine.begin() as db:
-            connections.add(db, CONNECTION, encrypted_token, name="Demo shop", integration_name="sandbox")
+            connections.add(db, CONNECTION, vault.encrypt(token), name="Demo shop", integration_name="sandbox")
+            money = [f"refund.{word}" for word in RefundNews]
+            endpoints.add(db, self.receiver.url, vault.encrypt(secret), types=money, connections=[CONNECTION])
         engine.dispose()
 
     def _wait_for_flower(self, output: Path) -> None:
