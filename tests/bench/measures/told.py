@@ -17,6 +17,7 @@ from bench.contenders import OURS
 from bench.ledgers import CONNECTIONS, KEY, make_jobs
 from bench.measures.forget import RATE, milliseconds
 from bench.parts import running_stub
+from bench.processes import cpu_seconds
 from bench.report import Spread, Verdict, percentile, print_table, ratios
 from bench.running import PATIENCE_SECONDS, POLL_SECONDS, StalledError
 from worker.client import CancelClient
@@ -38,7 +39,6 @@ FEED = 100_000  # events without a place
 MAX_RATIO = 1.2
 P50_MS = 50.0
 LIGHT = 10.0  # cancels a second
-BESIDE = "cancels beside"  # so many endpoints
 
 _EVENTS = """
 WITH ended AS (
@@ -144,9 +144,17 @@ def _hanging(bench: Bench, receivers: StubClient, number: int) -> None:
         with _working(bench, *ways[count], processes=1) as running:
             running.warm_up(WARM)
             bench.parts.postgres.settle()
+            before = _costs(bench, running)
             took = milliseconds(bench, running, round(4 * RATE * bench.options.seconds))
-        told, p50, p99 = receivers.stats()["count"], percentile(took, 0.5), percentile(took, 0.99)
-        bench.note(OURS, number, hang=max(0, count - 1), p50_ms=p50, p99_ms=p99, told=told)
+            after = _costs(bench, running)
+        worker, postgres = ((b - a) * 1000 / len(took) for a, b in zip(before, after, strict=True))
+        shares = {"p50_ms": percentile(took, 0.5), "p99_ms": percentile(took, 0.99)}
+        told = receivers.stats()["count"]
+        bench.note(OURS, number, hang=max(0, count - 1), worker_ms=worker, postgres_ms=postgres, told=told, **shares)
+
+
+def _costs(bench: Bench, running: Running) -> tuple[float, float]:
+    return running.cpu, cpu_seconds([bench.parts.postgres.process])
 
 
 def _soon(bench: Bench, receivers: StubClient, number: int) -> None:
@@ -226,8 +234,11 @@ def _show(bench: Bench) -> None:
     )
     print_table(
         f"A cancel from enqueueing to its end, {RATE:g}/s, one worker process",
-        ("endpoints that hang", "p50, ms", "p99, ms"),
-        [[str(each), *(spread(name, hang=each) for name in ("p50_ms", "p99_ms"))] for each in (0, MANY - 1)],
+        ("endpoints that hang", "p50, ms", "p99, ms", "CPU ms of a cancel: worker", "PostgreSQL"),
+        [
+            [str(each), *(spread(name, hang=each) for name in ("p50_ms", "p99_ms", "worker_ms", "postgres_ms"))]
+            for each in (0, MANY - 1)
+        ],
     )
     print_table(
         "The feed",
