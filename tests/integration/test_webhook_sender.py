@@ -113,7 +113,7 @@ def test_after_an_answer_without_a_body_nothing_is_waited_for(monkeypatch: pytes
         sock.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
         hangs(sock)
 
-    assert tried(no_content_and_no_end).seconds < AMPLE / 2
+    assert AMPLE / 2 > tried(no_content_and_no_end).seconds
 
 
 def test_of_64_megabytes_no_more_than_a_little_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,4 +286,6 @@ def test_a_proxy_that_refuses_is_no_answer() -> None:
 
 
 def test_the_limits_are_those_of_standard_webhooks() -> None:
-    assert (15.0, 64 * 1024) == (sender.TRY_SECONDS, sender.MAX_BYTES)
+    limits = (sender.TRY_SECONDS, sender.MAX_BYTES)
+
+    assert (15.0, 64 * 1024) == limits

@@ -420,7 +420,7 @@ def test_a_worker_that_is_killed_between_the_answer_and_its_note_tells_it_once_m
     told = Counter(each.event["reason"] for each in receiver.received)
     assert {"reason_1", "reason_2", "reason_3"} == set(told)
     assert max(told.values()) <= 2
-    assert len({each.id for each in receiver.received}) == 3
+    assert 3 == len({each.id for each in receiver.received})
     assert 0 == sending.of(id_).failures
 
 
