@@ -113,7 +113,7 @@ def test_after_an_answer_without_a_body_nothing_is_waited_for(monkeypatch: pytes
         sock.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
         hangs(sock)
 
-    assert tried(no_content_and_no_end).seconds < AMPLE / 2
+    assert AMPLE / 2 > tried(no_content_and_no_end).seconds
 
 
 def test_of_64_megabytes_no_more_than_a_little_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ class WebhookTurn:
 
     @property
     def kept(self) -> set[str]:
-        """Endpoints whose leases go on."""
+        """Endpoints of this turn whose leases go on."""
         sent_to = {each.due.endpoint_id for each in self._busy} | {each.due.endpoint_id for each in self._chosen}
         return sent_to & self._lanes.keys()
 
@@ -203,7 +203,7 @@ class WebhookTurn:
         delivery_notes.leave(self._db, owner, turns, LEASE_SECONDS)
         if idle := self._lanes.keys() - kept - changed:
             delivery_notes.release(self._db, owner, idle)
-        if renew and kept:
+        if renew:
             delivery_notes.renew(self._db, owner, LEASE_SECONDS)
 
 

@@ -124,11 +124,14 @@ class Webhooks:
         done = list(self._done)
         finished = {running.key for running, _ in done}
         busy = [each for key, each in self._running.items() if key not in finished]
+        # Who is unknown or fails has one try, which runs: nothing can change before it is over.
+        waiting = self._held - self._means.took.keys() - {running.due.endpoint_id for running, _ in done}
         with self._ledger.begin() as db:
-            turn = WebhookTurn(db, self._means, self._held, busy)
+            turn = WebhookTurn(db, self._means, self._held - waiting, busy)
             turn.keep(done)
             chosen = turn.choose(looks=looks)
             turn.leave(renew=time.monotonic() >= self._renew_at)
+        self._held = waiting | turn.kept
         self._over(turn, done)
         for each in chosen:
             self._begin(each)
@@ -139,7 +142,7 @@ class Webhooks:
         self._not_before = now + SPACING_SECONDS
         if now >= self._renew_at:
             self._renew_at = now + RENEW_SECONDS
-        self._held, self._look = turn.kept, self._look or turn.has_more
+        self._look = self._look or turn.has_more
         for running, tried in done:
             self._done.popleft()
             del self._running[running.key]
