@@ -179,7 +179,7 @@ def soak_jobs(scene: Scene, trackstar: FastTrackstar, dice: Random, jobs: int) -
     faults = [each for each in FAULTS if scene.postgres or not each.name.startswith("PostgreSQL")]
     producer, listener = Producer(deployment, jobs, dice), Listener(deployment)
     survivor, early = psutil.Process(scene.survivor.process.pid), 0
-    scene.survivor.wait_until_ready()  # what it has loaded by then is no growth
+    scene.survivor.wait_for_line("worker.started", END_SECONDS)  # what it has loaded by then is no growth
     producer.start()
     listener.start()
     with progress("jobs enqueued", jobs, console=console) as shown:
