@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("shop")
 
 NOW = datetime.now(UTC)
 ENDED, LONG_AGO = NOW - timedelta(hours=2), NOW - timedelta(days=15)
-SOON, LATER = NOW + timedelta(hours=1), NOW + timedelta(hours=2)
+SOON, LATER = NOW + timedelta(hours=6), NOW + timedelta(hours=7)  # however long the tests before take
 WATCH_SECONDS = Policy().watch
 ALL_KNOWN = Crawls(
     began_at=NOW - timedelta(minutes=30),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BEFORE_TABLES_CHANGE = "a83d51c7e2f6"
 BEFORE_INDEXES = "a4e7b9d02c15"
-ADDED = 6  # indexes of `cancellations`
+WITH_INDEXES, ADDED = "a5d8c03e71f2", 6  # indexes of `cancellations`
 A_ROW = (
     "INSERT INTO connections (id, hold_reason, held_at, created_at, updated_at)"
     " VALUES ('shop-1', 'operator', CURRENT_TIMESTAMP, CURRENT_TIMESTAMP, CURRENT_TIMESTAMP)",
@@ -173,10 +173,11 @@ def test_between_two_indexes_it_is_the_turn_of_those_who_write(
             write(other)
         said.append(sentence)
 
-    migrations.migrate(engine, waiting=hear)
+    migrations.migrate(engine, WITH_INDEXES, waiting=hear)
 
     assert [f"{left} are left." for left in range(ADDED - 1, 0, -1)] == [each.partition(": ")[2] for each in said]
     assert 1 == ask(other, "SELECT count(*) FROM cancellations")
+    migrations.migrate(engine)
     migrations.check(engine)
     engine.dispose()
     other.dispose()
