@@ -109,7 +109,8 @@ def test_an_emptied_redis_goes_on_at_the_pace(redis: Any, pacing: Pacing) -> Non
 
     first, second = (pacing.reserve({"shop-1": (50.0, 100)})["shop-1"].count for _ in range(2))
     assert 5 == first
-    assert second <= 50.0 * (time.monotonic() - began), "no more than the time between them lets go"
+    # Redis reads its clock once for a round of its event loop, so the first may be counted a moment too early.
+    assert second <= 1 + 50.0 * (time.monotonic() - began), "no more than the time between them lets go"
 
 
 def test_whose_permit_came_too_late_waits_for_another_and_is_never_sent_without(redis: Redis) -> None:
