@@ -23,7 +23,6 @@ from worker.cancellation.request import CancelRequest
 from worker.ledger import feed, holds, migrations, retention, transitions
 from worker.ledger.changes import Change, change
 from worker.ledger.database import open_ledger
-from worker.ledger.dialects import is_sqlite
 from worker.ledger.outbox import add_events, mark_published
 from worker.ledger.schema import cursors, events
 from worker.runtime.relay import Relay
@@ -83,11 +82,10 @@ def test_each_event_is_told_once_in_order_and_its_cursor_leads_to_the_next(
     assert 4 == len({each.event.id for each in client.events(timeout=0.0)})
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite lets one transaction write at a time
 def test_an_event_that_is_committed_late_under_a_smaller_number_is_not_missed(
     ledger: Engine, client: CancelClient
 ) -> None:
-    if is_sqlite(ledger.dialect.name):
-        pytest.skip("it lets one transaction write at a time")
     with ledger.connect() as slow, slow.begin():
         add_events(slow, [(None, HELD, {"connections": 1})])
         write(ledger, 2)
@@ -148,11 +146,10 @@ def test_many_readers_at_once_give_each_event_one_place_without_a_gap(
     assert list(range(1, count + 1)) == places(ledger)
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite has no locks of rows
 def test_a_row_that_another_transaction_holds_is_not_waited_for_nor_passed_over(
     ledger: Engine, client: CancelClient
 ) -> None:
-    if is_sqlite(ledger.dialect.name):
-        pytest.skip("it has no locks of rows")
     write(ledger, 1, 2, 3)
     with ledger.connect() as marking, marking.begin():
         mark_published(marking, [2])
