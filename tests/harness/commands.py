@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,18 +27,35 @@ def run(deployment: Deployment, *words: str, typed: bytes = b"") -> tuple[int, s
 Run = Callable[..., tuple[int, str]]
 
 
+def with_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str = "") -> Run:
+    """Return what runs the command line in this process, without a terminal, and returns what it said."""
+
+    def run(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        return _ran(monkeypatch, capsys, words)
+
+    return run
+
+
 def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Return what runs the command line in this process, and returns its exit code and what it said, in one line."""
 
     def run(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["cancel-worker", *words])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        written = capsys.readouterr()
-        return code, " ".join((written.out + written.err).replace("│", " ").split())
+        code, said = _ran(monkeypatch, capsys, words)
+        return code, " ".join(said.replace("│", " ").split())
 
     return run
+
+
+def _ran(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["cancel-worker", *words])
+    capsys.readouterr()
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    written = capsys.readouterr()
+    return code, written.out + written.err

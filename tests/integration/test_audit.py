@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography.fernet import Fernet
+from harness.commands import with_lines
 from sqlalchemy import event, select, text, update
 
 from worker import CancelClient
 from worker.cancellation.request import CancelRequest
-from worker.cli import main, parts
+from worker.cli import parts
 from worker.ledger import audit, connections, dead_letters, holds, transitions
 from worker.ledger.audit import Action, By, Kind
 from worker.ledger.database import read_only
@@ -56,15 +55,7 @@ def run(
     monkeypatch.delenv("CANCEL_ACTOR", raising=False)
     load_settings.cache_clear()
 
-    def run(*words: str) -> Run:
-        monkeypatch.setattr(sys, "argv", ["cancel-worker", *words])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{NEW_TOKEN}\n"))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        written = capsys.readouterr()
-        return int(str(ended.value.code or 0)), written.out + written.err
-
-    yield run
+    yield with_lines(monkeypatch, capsys, f"{NEW_TOKEN}\n")
     load_settings.cache_clear()
 
 

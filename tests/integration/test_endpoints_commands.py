@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.fernet import Fernet
+from harness.commands import with_lines
 from harness.receiver import Receiver
 
-from worker.cli import main, parts
+from worker.cli import parts
 from worker.cli.doctor import look_at_connections
 from worker.ledger import audit, connections, deliveries, delivery_notes, endpoints, feed
 from worker.ledger.database import read_only
@@ -58,15 +57,7 @@ def run(
         monkeypatch.setenv(name, value)
     load_settings.cache_clear()
 
-    def run(*words: str) -> Run:
-        monkeypatch.setattr(sys, "argv", ["cancel-worker", *words])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        written = capsys.readouterr()
-        return int(str(ended.value.code or 0)), written.out + written.err
-
-    yield run
+    yield with_lines(monkeypatch, capsys)
     load_settings.cache_clear()
 
 
