@@ -16,6 +16,7 @@ import msgspec
 from redis import Redis
 
 from worker.cancellation.pace import interval
+from worker.trackstar.pacing import Pacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,6 +45,7 @@ class SlotLog:
         self._next = 0.0  # the first moment that is free
         self._reserving = False
         self._redis: Any = Redis.from_url(redis_url)
+        self._reserve = Pacing(self._redis, "w")._reserve.sha
         self._listening = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="slot-log")
 
@@ -67,10 +69,10 @@ class SlotLog:
                 self._note(line["command"].split(), line["time"])
 
     def _note(self, command: list[str], now: float) -> None:
-        # Three scripts move `next`: to reserve, which alone reads `limit` too; to return what is unused; to pause.
+        # Three scripts move `next`: to reserve, to return what is unused, and to pause.
         match command:
-            case ["HMGET" | "HGET" as read, self._key, *_]:
-                self._reserving = read == "HMGET"
+            case ["EVALSHA", script, *_]:
+                self._reserving = script == self._reserve
             case ["HSET", self._key, "next", microseconds]:
                 self._move(int(microseconds) / 1e6, now)
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from harness.slots import SlotLog
 from redis import Redis
 
 from worker.cancellation.pace import LOOKAHEAD_SECONDS, interval
@@ -127,3 +128,13 @@ def test_whose_permit_came_too_late_waits_for_another_and_is_never_sent_without(
 
     # All of them at once would take no time; at the pace it is twenty times its interval, behind the five before.
     assert sent[-1] - sent[0] >= 19 * interval(50) * 0.9
+
+
+def test_the_log_of_slots_that_tests_measure_by_counts_what_was_reserved_and_no_pause(
+    pacing: Pacing, redis_url: str
+) -> None:
+    with SlotLog(redis_url, "shop-1", 50.0) as log:
+        kept = pacing.reserve({"shop-1": (50.0, 3)})["shop-1"]
+        pacing.pause("shop-1", 1.0)
+
+    assert [pytest.approx(moment, abs=1e-4) for moment in moments(kept)] == [slot.send_at for slot in log.slots]
