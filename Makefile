@@ -24,7 +24,7 @@ $(VENV)/.installed: requirements/dev.lock requirements/axe.lock pyproject.toml
 	@touch $@
 
 # Programs that no wheel brings. Tests without theirs are left out, and the run says so at its end.
-DEBIAN_PARTS := chromium chromium-driver nginx pgbouncer prometheus $(if $(shell command -v npm),,nodejs npm)
+DEBIAN_PARTS := chromium chromium-driver nginx pgbouncer prometheus redis-sentinel $(if $(shell command -v npm),,nodejs npm)
 DEBIAN := $(if $(shell command -v apt-get),debian-parts)
 # What the tests in Node use, exactly as the lock files say; no package runs a script of its own.
 NODE_PARTS := $(foreach each,docs/examples/node tests/node,$(each)/node_modules/.package-lock.json)
@@ -94,7 +94,7 @@ check: install ## lint, types, import contracts, and models = migrations
 	$(BIN)/python -m pytest -q tests/integration/test_migrations.py
 
 LOCKED := run dev bench build axe
-COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header $(UPGRADE)
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --system-certs $(UPGRADE)
 PINS := grep -hoE '^[a-z0-9.-]+==[^ ;]+'
 lock: ## renew requirements/*.lock from pyproject.toml and say what changed (needs uv); UPGRADE=--upgrade takes the newest
 	@rm -rf .locks-before && cp -r requirements .locks-before
