@@ -70,6 +70,10 @@ def _create_deliveries() -> None:
         sa.PrimaryKeyConstraint("endpoint_id", "event_number", name=op.f("pk_deliveries")),
     )
     op.create_index("ix_deliveries_subject", "deliveries", ["endpoint_id", "subject", "event_number"])
+    tried = sa.text("due_at IS NOT NULL")
+    op.create_index(
+        "ix_deliveries_due", "deliveries", ["endpoint_id", "due_at"], postgresql_where=tried, sqlite_where=tried
+    )
 
 
 def downgrade() -> None:

@@ -815,13 +815,13 @@ READY, FAILING, TO_EACH = 50, 50, 1000
 MANY_ENDPOINTS = """
     INSERT INTO endpoints (id, url, secret, state, place, failures, retry_at, created_at)
     SELECT 'ep-' || n, 'https://oms.example/', 'sealed', 'active', :events - 1000,
-           CASE WHEN n > :ready THEN 3 ELSE 0 END, CASE WHEN n > :ready THEN now() + interval '1 h' END, now()
+           CASE WHEN n > :ready THEN 3 ELSE 0 END, now() - interval '1 s', now()
     FROM generate_series(1, :ready + :failing) AS n
 """
 # In pairs of one order, of which the second waits for the first; of those that fail, all waits for a later try.
 MANY_DELIVERIES = """
     INSERT INTO deliveries (endpoint_id, event_number, subject, due_at, tries)
-    SELECT e.id, n, 'order-' || n / 2, now() + CASE WHEN e.retry_at IS NULL THEN '-1 s' ELSE '1 h' END::interval, 0
+    SELECT e.id, n, 'order-' || n / 2, now() + CASE WHEN e.failures = 0 THEN '-1 s' ELSE '1 h' END::interval, 0
     FROM endpoints AS e, generate_series(1, :each) AS n ORDER BY n, e.id
 """
 MANY_TRIES = """
@@ -910,11 +910,9 @@ LANES = READY + FAILING
     ("most_read", "at", "work"),  # which of its statements
     [
         (LANES + 10, -1, ask_whether_an_endpoint_waits),
-        (
-            4 * LANES,
-            -1,
-            take_endpoints,
-        ),  # each, its first delivery and what is before it of its order, and itself written
+        # Each, its first delivery and what is before it of its order, and itself written; of those that fail, whether
+        # one is full.
+        (4 * LANES + FAILING * TO_EACH, -1, take_endpoints),
         (LANES, -1, look_at_mine),
         (READY * (1 + TO_EACH), -1, fan_out_to_all_that_are_full),
         (3 * deliveries.MAX_READ, -2, fan_out_to_one),

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography.fernet import Fernet
 from harness.receiver import Received, Receiver
-from sqlalchemy import Engine, delete, func, select, update
+from sqlalchemy import Engine, delete, func, insert, select, update
 from standardwebhooks import WebhookVerificationError
 
 from worker.cancellation.delivery import Rules
 from worker.ledger import audit, delivery_notes, endpoints, feed, retention
 from worker.ledger import deliveries as deliveries_of_workers
 from worker.ledger.database import open_ledger, read_only
+from worker.ledger.deliveries import MAX_WAITING
 from worker.ledger.outbox import add_events
 from worker.ledger.schema import deliveries, delivery_tries, events
 from worker.ledger.schema import endpoints as table
@@ -294,6 +295,19 @@ def test_one_event_that_is_always_refused_is_set_aside_with_an_alert_and_no_othe
     assert "active" == sending.of(id_).state
     bad = [each.event["reason"] for each in receiver.received if each.event["connection_id"] == "bad"]
     assert bad == ["reason_0"] * FAST.limit + ["reason_1"] * FAST.limit  # the second goes on once the first is aside
+
+
+def test_what_is_set_aside_takes_no_room_of_what_comes(sending: Sending, receiver: Receiver) -> None:
+    id_ = sending.add(receiver.url)
+    aside = [{"endpoint_id": id_, "event_number": -n, "subject": f"order-{n}"} for n in range(1, MAX_WAITING + 1)]
+    with sending.ledger.begin() as db:
+        db.execute(insert(deliveries), aside)
+    sending.start()
+    sending.tell(held(0))
+    sending.wait_until(lambda: receiver.received)
+
+    assert ["reason_0"] == [each.event["reason"] for each in receiver.received]
+    assert MAX_WAITING == sending.of(id_).set_aside
 
 
 def test_410_removes_an_endpoint_and_says_so(sending: Sending, receiver: Receiver, logged: Logged) -> None:

@@ -990,8 +990,8 @@ LIST = [
         (
             (
                 "ledger/deliveries.py",
-                "return (d.due_at <= db_now()) & ~before",
-                "return d.due_at <= db_now()",
+                "return (d.due_at <= now) & ~before",
+                "return d.due_at <= now",
             ),
         ),
         ("tests/integration/test_webhooks.py -k one_subject",),
@@ -1001,11 +1001,22 @@ LIST = [
         (
             (
                 "ledger/deliveries.py",
-                "return (d.due_at <= db_now()) & ~before",
-                "return (d.due_at <= db_now()) & before",
+                "return (d.due_at <= now) & ~before",
+                "return (d.due_at <= now) & before",
             ),
         ),
         ("tests/integration/test_webhooks.py -k standard_webhooks",),
+    ),
+    Sabotage(
+        "what is set aside takes no room of what comes (webhooks)",
+        (
+            (
+                "ledger/deliveries.py",
+                ".where(d.endpoint_id == p.id, d.due_at.is_not(None))",
+                ".where(d.endpoint_id == p.id)",
+            ),
+        ),
+        ("tests/integration/test_webhooks.py -k takes_no_room",),
     ),
     Sabotage(
         "an endpoint is sent to by one worker at a time (webhooks)",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 d, p = deliveries.c, endpoints.c
 
 MAX_TAKEN = 200  # endpoints at once
-MAX_WAITING = 1000  # deliveries of one endpoint; beyond that it waits in the feed
+MAX_WAITING = 1000  # deliveries of one endpoint that are still tried; beyond that it waits in the feed
 MAX_READ = 200  # events of the feed at once, for all endpoints at one place
 ACTIVE = p.state == sa.literal_column("'active'")
 
@@ -99,12 +99,14 @@ def _ready() -> sa.ColumnElement[bool]:
             earlier.c.due_at.is_not(None),
         )
     )
-    return (d.due_at <= db_now()) & ~before
+    now = sa.select(db_now()).scalar_subquery()  # asked once: PostgreSQL seeks in no index for a time that moves on
+    return (d.due_at <= now) & ~before
 
 
 _READY = _ready()
 _HAS_READY = sa.exists(sa.select(sa.literal(1)).where(d.endpoint_id == p.id, _READY))
-_FULL = sa.exists(sa.select(sa.literal(1)).where(d.endpoint_id == p.id).offset(MAX_WAITING - 1).limit(1))
+_TRIED = sa.select(sa.literal(1)).where(d.endpoint_id == p.id, d.due_at.is_not(None))
+_FULL = sa.exists(_TRIED.offset(MAX_WAITING - 1).limit(1))
 _END = sa.select(sa.func.coalesce(sa.func.max(cursors.c.place), 0)).where(cursors.c.consumer == "").scalar_subquery()
 _HAS_WORK = sa.and_(
     ACTIVE,

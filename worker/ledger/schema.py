@@ -300,6 +300,9 @@ deliveries = sa.Table(
     sa.Column("tries", sa.Integer, nullable=False, server_default=sa.text("0")),
 )
 sa.Index("ix_deliveries_subject", deliveries.c.endpoint_id, deliveries.c.subject, deliveries.c.event_number)
+partial_index(
+    "ix_deliveries_due", deliveries.c.endpoint_id, deliveries.c.due_at, where=deliveries.c.due_at.is_not(None)
+)
 
 # Each try, also of endpoints that are gone.
 delivery_tries = sa.Table(
