@@ -68,6 +68,11 @@ class Worker:
     def alive(self) -> bool:
         return self.process.poll() is None
 
+    def last_words(self) -> str:
+        """Say whether it runs, and the end of what it said: for the text of a test that fails."""
+        state = "runs" if self.alive else f"has ended with {self.process.returncode}"
+        return f"Worker {self.process.pid} {state}:\n{self.output[-2000:]}"
+
     @property
     def stopped(self) -> bool:
         """Whether SIGSTOP has stopped it."""
@@ -208,8 +213,9 @@ class Deployment:
         """Wait until this is so; it is looked at again and again, as neither the ledger nor Redis notifies a test."""
         deadline = time.monotonic() + timeout
         while not fact():
-            alive = [worker.alive for worker in self.workers]
-            assert time.monotonic() < deadline, f"Waited {timeout:g} s for {what}, in vain; workers alive: {alive}"
+            assert time.monotonic() < deadline, "\n".join(
+                [f"Waited {timeout:g} s for {what}, in vain.", *(worker.last_words() for worker in self.workers)]
+            )
             time.sleep(0.05)
 
     def close(self) -> None:
