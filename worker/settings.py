@@ -131,6 +131,7 @@ class Settings(BaseSettings):
     health_port: Whole | None = Field(default=None, ge=0, le=65_535)
     health_address: str = ""
     metrics_connections: bool = False
+    celery_remote_control: bool = False
     webhook_concurrency: Whole = Field(default=256, ge=2, le=2000)
     webhook_allow_private: bool = False
     webhook_proxy: Annotated[SecretStr, AfterValidator(_check_proxy)] = SecretStr("")

@@ -30,7 +30,8 @@ RETRY_SECONDS = 2.0
 OURS = Labels("cancel_order", "shelf-7", "cancellations")
 
 pytestmark = pytest.mark.deployment(
-    ledgers=("sqlite",), settings={"RETRY_BASE_SECONDS": f"{RETRY_SECONDS}", "CONCURRENCY": "7"}
+    ledgers=("sqlite",),
+    settings={"RETRY_BASE_SECONDS": f"{RETRY_SECONDS}", "CONCURRENCY": "7", "CELERY_REMOTE_CONTROL": "true"},
 )
 
 

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import requests
-from celery import Celery
+from harness.deployment import through
 from harness.truth import record_id
 from sqlalchemy import make_url
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from harness.deployment import Deployment, Worker
 
 # What a worker says of itself does not depend on the kind of its ledger.
@@ -47,27 +49,24 @@ def test_a_worker_without_redis_is_alive_and_unready_until_it_is_back(deployment
 
 
 def test_a_worker_that_is_connected_but_consumes_nothing_turns_unready_and_says_so(
-    deployment: Deployment, shop: str
+    deployment: Deployment, shop: str, tmp_path: Path
 ) -> None:
-    worker = deployment.start_worker()
-    worker.wait_until_ready()
-    with Celery("operator", broker=deployment.redis_url, set_as_current=False) as app:
-        # What a wedged consumer looks like from outside: connected, answering, taking nothing.
-        deployment.wait_until(lambda: app.control.ping(timeout=0.5), "the worker to answer")
-        owner = worker.told("worker.started")["owner"]
-        app.control.cancel_consumer(f"cancellations.{owner}", reply=True)
-        deployment.trackstar.add_order(shop, "o-1")
-        deployment.client.enqueue(shop, "o-1")
-        deployment.wait_until(lambda: ask(worker, "readyz")[0] == 503, "the worker to turn unready", 60)
+    # What a wedged consumer looks like from outside: connected, alive, taking nothing.
+    wedged = tmp_path / "wedged"
+    wedged.touch()
+    waiting = through("idle.py", "kombu.transport.redis:Channel._brpop_start", str(wedged))
+    worker = deployment.start_worker(command=waiting)
+    worker.wait_until_consuming()
+    deployment.trackstar.add_order(shop, "o-1")
+    deployment.client.enqueue(shop, "o-1")
+    deployment.wait_until(lambda: ask(worker, "readyz")[0] == 503, "the worker to turn unready", 60)
 
-        assert "has taken none of it" in ask(worker, "readyz")[1][0]
-        assert (200, []) == ask(worker, "livez")
+    assert "has taken none of it" in ask(worker, "readyz")[1][0]
+    assert (200, []) == ask(worker, "livez")
 
-        app.control.add_consumer(
-            f"cancellations.{owner}", exchange="", routing_key=f"cancellations.{owner}", reply=True
-        )
-        deployment.client.wait(record_id("o-1"), 30)
-        deployment.wait_until(lambda: ask(worker, "readyz")[0] == 200, "the worker to be ready again")
+    wedged.unlink()
+    deployment.client.wait(record_id("o-1"), 30)
+    deployment.wait_until(lambda: ask(worker, "readyz")[0] == 200, "the worker to be ready again")
 
 
 def test_a_port_that_is_taken_is_told_in_one_sentence(deployment: Deployment) -> None:

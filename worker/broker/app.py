@@ -38,6 +38,8 @@ OPTIONS = {
     "worker_consumer": "worker.broker.consumer:SelfRestartingConsumer",
     # A running request must not be killed because Redis blinked.
     "worker_cancel_long_running_tasks_on_connection_loss": False,
+    # Whoever may publish in Redis could command the workers: CELERY_REMOTE_CONTROL lets them answer questions.
+    "worker_enable_remote_control": False,
     # Logs are ours (structlog).
     "worker_hijack_root_logger": False,
     "worker_redirect_stdouts": False,

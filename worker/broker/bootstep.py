@@ -71,6 +71,8 @@ class CancelWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
         reporter = FlowerReporter(worker.app, worker.hostname)
         with _exit_with_a_sentence():
             self._supervisor = Supervisor(settings, owner, queue.put, reporter)
+        # Before Celery makes its consumer, which listens to commands or does not.
+        worker.app.conf.worker_enable_remote_control = settings.celery_remote_control
         answer_for(self._supervisor.executor, lambda: reporter.received)
         self._consume(worker.app, queue)
 

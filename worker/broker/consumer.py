@@ -1,4 +1,7 @@
-"""A Celery consumer that no error ends. Knows Celery's consumer; does not know what it consumes."""
+"""A Celery consumer that no error ends and that no other worker is heard by.
+
+Knows Celery's consumer; does not know what it consumes.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from celery.worker.consumer.consumer import STOP_CONDITIONS, Consumer
 log = structlog.get_logger()
 
 RESTART_SECONDS = 1.0
+# Celery's workers listen to each other's events, by which one can be told to run a task. Ours meet in the ledger.
+ALONE = {"without_gossip": True, "without_mingle": True}
 
 
 class SelfRestartingConsumer(Consumer):  # type: ignore[misc]
@@ -21,6 +26,9 @@ class SelfRestartingConsumer(Consumer):  # type: ignore[misc]
     """
 
     _restarted = -RESTART_SECONDS
+
+    def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, worker_options={**(worker_options or {}), **ALONE}, **kwargs)
 
     def start(self) -> None:
         while True:

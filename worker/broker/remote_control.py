@@ -1,7 +1,8 @@
 """What this worker answers Celery's own tools: `celery inspect`, Flower's page of a worker, celery-exporter's scrape.
 
-By itself Celery would speak of the messages by which a worker hands work out to itself. Here a task is a cancellation,
-in Celery's forms. What Celery can be told to do and cannot do here is refused, with what does it instead.
+Only where CELERY_REMOTE_CONTROL is on; without it nothing listens. By itself Celery would speak of the messages by
+which a worker hands work out to itself. Here a task is a cancellation, in Celery's forms. A command only asks: whoever
+may publish in Redis can send one, so what would change or end a worker is refused, with what does it instead.
 """
 
 from __future__ import annotations
@@ -31,6 +32,17 @@ INSTEAD = {
     **dict.fromkeys(("pool_grow", "pool_shrink", "pool_restart", "autoscale"), THREADS),
     "rate_limit": "The pace of a connection is set by `cancel-worker connections set`.",
     "time_limit": "The times of a request are set by CONNECT_TIMEOUT_SECONDS and REQUEST_TIMEOUT_SECONDS.",
+    "shutdown": "A worker is ended by a signal: SIGTERM.",
+    **dict.fromkeys(("add_consumer", "cancel_consumer"), "A worker consumes its own list, and no other."),
+}
+REFUSED = "A worker is asked by remote commands, and not told."
+# What changes nothing. A newer Celery may know other commands: those are refused until they are looked at.
+ASKING = {
+    *("active", "active_queues", "clock", "conf", "ping", "query_task", "registered", "report", "reserved", "revoked"),
+    *("scheduled", "stats"),
+    *("dump_active", "dump_conf", "dump_reserved", "dump_revoked", "dump_schedule", "dump_tasks"),
+    # Flower sends the first again and again. They say which events Celery sends, and it has none of tasks here.
+    *("enable_events", "disable_events", "heartbeat"),
 }
 OLD_NAMES = {"active": "dump_active", "reserved": "dump_reserved", "registered": "dump_tasks"}
 # How Redis is reached stands in `inspect conf`. Here it would be an object that no answer can hold: there were none.
@@ -45,7 +57,8 @@ def answer_for(executor: Executor, received: Callable[[], int]) -> None:
     answers = _Answers(executor, received)
     for name in ("active", "reserved", "query_task", "registered", "stats", "active_queues"):
         Panel.data[name] = Panel.data[OLD_NAMES.get(name, name)] = getattr(answers, name)
-    Panel.data |= {name: partial(_refuse, instead) for name, instead in INSTEAD.items()}
+    told = Panel.data.keys() - ASKING
+    Panel.data |= {name: partial(_refuse, INSTEAD.get(name, REFUSED)) for name in told}
     # Flower and celery-exporter read these two in each heartbeat.
     heartbeat.active_requests = _Count(lambda: len(executor.running()))
     heartbeat.all_total_count = _Count(received)
