@@ -66,7 +66,7 @@ def test_what_a_part_raises_reaches_the_command() -> None:
 
 
 @pytest.mark.parametrize(
-    ("used", "most", "colour"), [(5, 0, "green"), (80, 100, "green"), (81, 100, "yellow"), (96, 100, "red")]
+    ("used", "most", "colour"), [(5, 0, "yellow"), (80, 100, "green"), (81, 100, "yellow"), (96, 100, "red")]
 )
 def test_memory_that_runs_out_is_told_before_it_has(used: int, most: int, colour: str) -> None:
     assert colour == _memory({"used_memory": used * MILLION, "maxmemory": most * MILLION}).colour

@@ -71,14 +71,11 @@ class EmbeddedRedis:
     def start(self) -> None:
         """Start it and wait until it answers."""
         settings = {"port": self.port, "bind": "127.0.0.1", "dir": self._folder} | self._aof
-        command = [
-            find_redis_server(),
-            *(word for name, value in settings.items() for word in (f"--{name}", str(value))),
-        ]
+        command = [*self._command(), *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
         with (self._folder / "redis.log").open("ab") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)  # noqa: S603
         deadline = time.monotonic() + START_SECONDS
-        with Redis(port=self.port, socket_timeout=1) as client:
+        with self._connect() as client:
             while time.monotonic() < deadline and self.process.poll() is None:
                 with suppress(RedisError):
                     if self._is_ours(client):
@@ -86,6 +83,12 @@ class EmbeddedRedis:
                 time.sleep(0.02)
         self.process.terminate()
         raise NoRedisServerError(f"The embedded Redis did not start: see {self._folder / 'redis.log'}.")
+
+    def _command(self) -> list[str]:
+        return [find_redis_server()]
+
+    def _connect(self) -> Redis:
+        return Redis(port=self.port, socket_timeout=1)
 
     def _is_ours(self, client: Any) -> bool:
         # Between finding a free port and taking it another server may have come, and that one answers too.

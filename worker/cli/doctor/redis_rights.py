@@ -9,58 +9,117 @@ from redis import ResponseError
 from worker.streams import GROUP, INBOX
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from redis import Redis
 
 # What a worker does in Redis, ours and Celery's. Asked for inside MULTI, which is discarded: nothing is done.
 _PROBE = "cancellations:probe"
+_BINDING = "_kombu.binding.cancellations"
 _COMMANDS: tuple[tuple[str, ...], ...] = (
     ("EVAL", "return 1", "0"),
     ("EVALSHA", "0" * 40, "0"),
     ("SCRIPT", "LOAD", "return 1"),
+    ("SCRIPT", "EXISTS", "0" * 40),
     ("TIME",),
-    ("XADD", INBOX, "*", "job", ""),
-    ("XREADGROUP", "GROUP", GROUP, "doctor", "STREAMS", INBOX, ">"),
-    ("XAUTOCLAIM", INBOX, GROUP, "doctor", "1000", "0-0"),
-    ("XGROUP", "CREATE", INBOX, GROUP, "0"),
-    ("XINFO", "STREAM", INBOX),
-    ("XRANGE", INBOX, "-", "+"),
-    ("XACK", INBOX, GROUP, "0-1"),
-    ("XDEL", INBOX, "0-1"),
-    ("HSET", _PROBE, "a", "b"),
-    ("HGET", _PROBE, "a"),
-    ("HMGET", _PROBE, "a"),
-    ("HGETALL", _PROBE),
-    ("HDEL", _PROBE, "a"),
+    ("INFO", "server"),
+    ("SELECT", "0"),
+    ("TYPE", _PROBE),
+    ("EXISTS", _PROBE),
+    ("DEL", _PROBE),
+    ("UNLINK", _PROBE),
+    ("RENAME", _PROBE, f"{_PROBE}:2"),
     ("EXPIRE", _PROBE, "1"),
     ("PEXPIRE", _PROBE, "1"),
-    ("TYPE", _PROBE),
-    ("LINDEX", _PROBE, "0"),
+    ("PTTL", _PROBE),
+    ("SET", _PROBE, "a"),
+    ("GET", _PROBE),
+    ("HGET", _PROBE, "a"),
+    ("HMGET", _PROBE, "a"),
+    ("HSET", _PROBE, "a", "b"),
+    ("HGETALL", _PROBE),
+    ("HDEL", _PROBE, "a"),
+    ("HINCRBY", _PROBE, "a", "1"),
+    ("HLEN", _PROBE),
     ("LPUSH", _PROBE, "a"),
     ("RPOP", _PROBE),
     ("BRPOP", _PROBE, "1"),
     ("BLMOVE", _PROBE, _PROBE, "RIGHT", "LEFT", "1"),
-    ("ZRANGEBYSCORE", _PROBE, "0", "1"),
+    ("LINDEX", _PROBE, "0"),
+    ("LLEN", _PROBE),
+    ("SADD", _BINDING, "a"),
+    ("SREM", _BINDING, "a"),
+    ("SMEMBERS", _BINDING),
     ("ZADD", _PROBE, "1", "a"),
+    ("ZRANGEBYSCORE", _PROBE, "0", "1"),
+    ("ZRANGE", _PROBE, "0", "1"),
     ("ZREM", _PROBE, "a"),
-    ("SADD", "_kombu.binding.celery", "a"),
-    ("SMEMBERS", "_kombu.binding.celery"),
+    ("XADD", INBOX, "*", "job", ""),
+    ("XACK", INBOX, GROUP, "0-1"),
+    ("XDEL", INBOX, "0-1"),
+    ("XLEN", INBOX),
+    ("XRANGE", INBOX, "-", "+"),
+    ("XCLAIM", INBOX, GROUP, "doctor", "1000", "0-0"),
+    ("XPENDING", INBOX, GROUP),
+    ("XREADGROUP", "GROUP", GROUP, "doctor", "STREAMS", INBOX, ">"),
+    ("XGROUP", "CREATE", INBOX, GROUP, "0"),
+    ("XGROUP", "SETID", INBOX, GROUP, "0"),
+    ("XGROUP", "DELCONSUMER", INBOX, GROUP, "doctor"),
+    ("XGROUP", "DESTROY", INBOX, GROUP),
+    ("XINFO", "STREAM", INBOX),
+    ("XINFO", "GROUPS", INBOX),
+    ("XINFO", "CONSUMERS", INBOX, GROUP),
     ("PUBLISH", "/0.celeryev/worker.heartbeat", ""),
+)
+# Of these the second word is part of the right's name.
+_WITH_SUBCOMMANDS = frozenset(("SCRIPT", "XGROUP", "XINFO"))
+# Keys and channels that a user of its own may have been forgotten: each is written, in vain, as a worker does.
+_PLACES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("~cancellations*", ("HSET", _PROBE, "a", "b")),
+    ("~cancellations*", ("LPUSH", "cancellations.probe", "a")),
+    ("~unacked", ("HDEL", "unacked", "")),
+    ("~unacked_index", ("ZREM", "unacked_index", "")),
+    ("~unacked_mutex", ("SET", "unacked_mutex", "")),
+    ("~_kombu.binding.celeryev", ("SADD", "_kombu.binding.celeryev", "")),
+    ("~_kombu.binding.cancellations*", ("SADD", f"{_BINDING}.probe", "")),
+    ("~_kombu.binding_deadlines", ("ZADD", "_kombu.binding_deadlines", "0", "")),
+    ("&/0.celeryev/*", ("PUBLISH", "/0.celeryev/worker.heartbeat", "")),
 )
 
 
 def missing_rights(redis: Redis) -> str:
     """Return what the user of REDIS_URL may not do and a worker does, as a remedy."""
     connection: Any = redis.connection_pool.get_connection()
-    missing: dict[str, None] = {}
     try:
-        for words in (("MULTI",), *_COMMANDS, ("DISCARD",)):
-            connection.send_command(*words)
-            try:
-                connection.read_response()
-            except ResponseError as error:
-                if type(error).__name__ == "NoPermissionError":
-                    missing[words[0].lower()] = None
+        refused = _refused(connection, (("MULTI",), *_COMMANDS, *(words for _, words in _PLACES), ("DISCARD",)))
+        # Anew, so that it cannot be what was asked for before that is executed.
+        connection.disconnect()
+        refused |= _refused(connection, (("EXEC",), ("CLIENT", "REPLY", "ON")))
     finally:
+        connection.disconnect()
         redis.connection_pool.release(connection)
-    grants = " ".join(f"+{name}" for name in missing)
-    return f"Grant the user of REDIS_URL: {grants}, on keys and channels of every name." if missing else ""
+    wanted = [_right(words) for words, why in refused.items() if why == _COMMAND]
+    places = [place for place, words in _PLACES if refused.get(words, _COMMAND) != _COMMAND]
+    missing = " ".join(dict.fromkeys([*wanted, *places]))
+    return f"Grant the user of REDIS_URL: {missing} (ops/redis/users.acl has them all)." if missing else ""
+
+
+_COMMAND = "a command"
+
+
+def _refused(connection: Any, commands: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """Ask for each command; return which are refused, and whether it is the command or what it names."""
+    found = {}
+    for words in commands:
+        connection.send_command(*words)
+        try:
+            connection.read_response()
+        except ResponseError as error:
+            if "no permission" in str(error).lower():  # of EXEC it is told as a transaction that was aborted
+                found[words] = _COMMAND if "command" in str(error) else "a key or channel"
+    return found
+
+
+def _right(words: tuple[str, ...]) -> str:
+    name = words[0].lower()
+    return f"+{name}|{words[1].lower()}" if words[0] in _WITH_SUBCOMMANDS else f"+{name}"
