@@ -59,7 +59,7 @@ def test_a_job_comes_to_its_end_and_nobody_is_refused_anything_on_the_way(
     first = guarded.start_worker()
     first.wait_until_consuming()
     with flower(guarded, tmp_path, REDIS_URL=server.url_of("flower"), FLOWER_BASIC_AUTH=":".join(AUTH)) as page:
-        guarded.wait_until(page.listens, "Flower")
+        guarded.wait_until(lambda: page.listens() and page.hears("celery@"), "Flower to hear the worker")
         guarded.client.enqueue_many({"connection_id": SHOP, "order_id": name} for name in names)
         guarded.redis.xadd(INBOX, {"job": b"no job"})
         guarded.redis.lpush("cancellations", b"no message")

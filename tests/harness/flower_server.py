@@ -57,6 +57,10 @@ class Flower:
     def status(self, path: str = "/workers", auth: tuple[str, str] | None = None) -> int:
         return requests.get(self.url + path, auth=auth, timeout=10, allow_redirects=False).status_code
 
+    def hears(self, worker: str, auth: tuple[str, str] = AUTH) -> bool:
+        """Whether its list has this worker, whose events it follows from then on."""
+        return worker in requests.get(f"{self.url}/workers", auth=auth, timeout=10).text
+
     def stop(self) -> int:
         """Ask it to end as an orchestrator does; return its exit status."""
         self.process.terminate()

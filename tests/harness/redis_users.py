@@ -17,6 +17,8 @@ from worker.dev.embedded import EmbeddedRedis, find_redis_server
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from harness.certificates import Authority
+
 SHIPPED = Path(__file__).parents[2] / "ops" / "redis"
 USERS = ("admin", "producer", "events", "worker", "flower")
 
@@ -55,10 +57,39 @@ class RedisWithUsers(EmbeddedRedis):
         return Redis(port=self.port, socket_timeout=1, username="admin", password=password_of("admin"))
 
     def url_of(self, user: str) -> str:
-        return self.url.replace("redis://", f"redis://{user}:{password_of(user)}@")
+        return self.url.replace("://", f"://{user}:{password_of(user)}@")
 
     def as_user(self, user: str) -> Any:
         return Redis.from_url(self.url_of(user), socket_timeout=60)
+
+
+class RedisWithTls(RedisWithUsers):
+    """Speaks TLS only, and only with who has a certificate of the same authority."""
+
+    def __init__(self, folder: Path, authority: Authority, address: str = "127.0.0.1") -> None:
+        super().__init__(folder, debians_redis(folder))
+        self.url = f"rediss://127.0.0.1:{self.port}/0"
+        self._authority = authority
+        self._certificate = authority.sign(address)
+        self._client = authority.sign("127.0.0.2")
+
+    def _listening(self) -> dict[str, Any]:
+        pem, bundle = self._certificate, self._authority.certificate
+        files = {"tls-cert-file": pem, "tls-key-file": pem, "tls-ca-cert-file": bundle}
+        return {"port": 0, "tls-port": self.port, "tls-auth-clients": "yes", **files}
+
+    def _connect(self) -> Redis:
+        # Whose certificate it is, a test asks; here only whether it runs.
+        given = {"ssl": True, "ssl_ca_certs": self._authority.certificate, "ssl_check_hostname": False}
+        mine = {"ssl_certfile": self._client, "ssl_keyfile": self._client}
+        return Redis(
+            port=self.port, socket_timeout=5, username="admin", password=password_of("admin"), **given, **mine
+        )
+
+    def url_of(self, user: str, authority: Authority | None = None, *, anonymous: bool = False) -> str:
+        """Return the address for a user who trusts an authority; `anonymous`: without a certificate of its own."""
+        own = "" if anonymous else f"&ssl_certfile={self._client}&ssl_keyfile={self._client}"
+        return super().url_of(user) + f"?ssl_ca_certs={(authority or self._authority).certificate}{own}"
 
 
 def users_of(acl: str) -> list[str]:

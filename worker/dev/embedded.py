@@ -70,7 +70,7 @@ class EmbeddedRedis:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        settings = {"port": self.port, "bind": "127.0.0.1", "dir": self._folder} | self._aof
+        settings = {"bind": "127.0.0.1", "dir": self._folder} | self._aof | self._listening()
         command = [*self._command(), *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
         with (self._folder / "redis.log").open("ab") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)  # noqa: S603
@@ -86,6 +86,9 @@ class EmbeddedRedis:
 
     def _command(self) -> list[str]:
         return [find_redis_server()]
+
+    def _listening(self) -> dict[str, Any]:
+        return {"port": self.port}
 
     def _connect(self) -> Redis:
         return Redis(port=self.port, socket_timeout=1)
