@@ -1204,6 +1204,32 @@ LIST = [
         ),
         ("tests/integration/test_webhook_sender.py -k certificate",),
     ),
+    Sabotage(
+        "nobody ends a worker by a broadcast: what Celery would obey is refused",
+        (("broker/remote_control.py", "told = Panel.data.keys() - ASKING", "told: set[str] = set()"),),
+        ("tests/e2e/test_forged_messages.py -k true",),
+    ),
+    Sabotage(
+        "nobody ends a worker by a broadcast: it listens only where it is asked to",
+        (("broker/bootstep.py", "control = settings.celery_remote_control", "control = True"),),
+        ("tests/e2e/test_forged_messages.py -k false",),
+    ),
+    Sabotage(
+        "an odd id in a batch keeps no other from being attempted",
+        (
+            (
+                "runtime/executor.py",
+                "if isinstance(each, str) and each in self._reserved",
+                "if each in self._reserved",
+            ),
+        ),
+        ("tests/unit/test_executor.py -k odd_id",),
+    ),
+    Sabotage(
+        "doctor names a right that a worker lacks",
+        (("cli/doctor/redis_rights.py", '    ("XACK", INBOX, GROUP, "0-1"),\n', ""),),
+        ("tests/e2e/test_redis_users.py -k names_each",),
+    ),
 ]
 
 

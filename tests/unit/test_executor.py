@@ -201,6 +201,16 @@ def test_ids_that_are_not_reserved_are_dropped(process: Process) -> None:
     assert 1 == process.results.qsize()
 
 
+@pytest.mark.parametrize("odd", [None, 7, True, 1e308, {}, [UNKNOWN_ID], "", "\x00"])
+def test_an_odd_id_in_a_batch_keeps_no_other_from_being_attempted(process: Process, odd: Any) -> None:
+    first, second = process.reserve(send_claim(1), send_claim(2))
+    process.executor.run([first, odd, second])
+    process.drain()
+
+    assert [("cancel", "o-1"), ("cancel", "o-2")] == sorted(process.trackstar.asked)
+    assert 2 == process.results.qsize()
+
+
 def test_refusals_of_one_message_are_read_in_one_request_of_each_connection(process: Process) -> None:
     process.run(
         refusal_claim(1),

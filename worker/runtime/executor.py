@@ -136,11 +136,13 @@ class Executor:
     def run(self, ids: Iterable[str]) -> None:
         """Attempt what was reserved under these ids; returns as soon as all is handed to threads.
 
-        Ids that are not reserved are dropped: their message came too late, or was not ours.
+        Ids that are not reserved are dropped: their message came too late, or was not ours. So is what is no id:
+        whoever may write to the list of this worker could put anything between two ids that are reserved.
         """
         with self._changed:
             self._unconsumed_since = None
-            sends = [self._reserved.pop(record_id)[0] for record_id in ids if record_id in self._reserved]
+            known = [each for each in ids if isinstance(each, str) and each in self._reserved]
+            sends = [self._reserved.pop(record_id)[0] for record_id in dict.fromkeys(known)]
             self._running.update(send.claim.connection_id for send in sends)
             now = time.time()
             self._started.update((send.claim.id, (send.claim, now)) for send in sends)
