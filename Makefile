@@ -88,7 +88,7 @@ contract: ## write docs/contract from the code; RELEASE=0.2.0 keeps what later r
 
 # Not --quiet: with it, warnings are neither told nor counted, and a dead link is one.
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-docs: install ## build the documents as a site, into site/: `python -m http.server --directory site` shows it
+docs: install ## build the documents as a site, into site/: `python -m http.server -b 127.0.0.1 -d site` shows it
 	$(SITE)
 
 check: install ## lint, types, import contracts, models = migrations, and the documents' site
