@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("*.md", "docs/**/*.md", "ops/**/*.md")
+NOT_OURS = {"node_modules", "__pycache__"}
+SECRET = {"secrets", ".env"}  # what a deployment puts below ops/ is never a part of a site
 
 FENCED = re.compile(r"^( *)```.*?^\1```", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`[^`\n]*`")
@@ -31,7 +33,7 @@ ITEM = re.compile(r"(?:[*-]|\d+\.) +")
 def pages() -> list[Path]:
     """Return every document of the repository, none of them of another's package."""
     found = (path for pattern in PAGES for path in ROOT.glob(pattern))
-    return sorted(path for path in found if "node_modules" not in path.parts)
+    return sorted(path for path in found if _may_be_shown(path.relative_to(ROOT)))
 
 
 def linked(page: Path) -> set[Path]:
@@ -48,9 +50,13 @@ def folder_page(folder: Path) -> str:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Return what a folder holds, without what is hidden or was installed into it."""
+    """Return what a folder holds, without what was installed into it, and without secrets."""
     inside = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in inside if not {"node_modules", "__pycache__"} & {*path.parts})
+    return sorted(path for path in inside if _may_be_shown(path.relative_to(folder)))
+
+
+def _may_be_shown(path: Path) -> bool:
+    return not (NOT_OURS | SECRET) & {*path.parts}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from harness.built_site import ReadPage, dead_links, loads_of_others, read_site
-from harness.documents_site import dialect, pages
+from harness.documents_site import dialect, files_of, pages
 from markdown_it import MarkdownIt
 
 import worker
@@ -122,3 +122,11 @@ def test_what_belongs_to_an_item_is_indented_for_the_site() -> None:
     page = ["Text:", "* an item", "  goes on", "", "      code", "", "Text."]
 
     assert ["Text:", "", "* an item", "    goes on", "", "        code", "", "Text."] == list(dialect(page))
+
+
+def test_a_folder_that_is_linked_brings_no_secret_into_the_site(tmp_path: Path) -> None:
+    for name in ("shown.yaml", "secrets/key", ".env", "node_modules/other/index.js"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    assert [tmp_path / "shown.yaml"] == files_of(tmp_path)
