@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3.14 python3.13 python3.12 python3.11 python3,$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install parts debian-parts demo test check chaos soak sabotage bench pictures log-events contract lock clean
+.PHONY: help install parts debian-parts demo test check chaos soak sabotage bench pictures log-events contract docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -86,12 +86,18 @@ log-events: ## write docs/log-events.md from worker/telemetry/events.py
 contract: ## write docs/contract from the code; RELEASE=0.2.0 keeps what later releases must still read
 	PYTHONPATH=tests $(BIN)/python -m harness.contract $(RELEASE)
 
-check: install ## lint, types, import contracts, and models = migrations
+# Not --quiet: with it, warnings are neither told nor counted, and a dead link is one.
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+docs: install ## build the documents as a site, into site/: `python -m http.server -b 127.0.0.1 -d site` shows it
+	$(SITE)
+
+check: install ## lint, types, import contracts, models = migrations, and the documents' site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/integration/test_migrations.py
+	$(SITE)
 
 LOCKED := run dev bench build axe
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --system-certs $(UPGRADE)
@@ -111,4 +117,4 @@ lock: ## renew requirements/*.lock from pyproject.toml and say what changed (nee
 	@rm -rf .locks-before
 
 clean: ## remove what make made
-	rm -rf $(VENV) .venv-bench $(NODE_PARTS:%/.package-lock.json=%) bench-results .coverage-data .locks-before .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-bench $(NODE_PARTS:%/.package-lock.json=%) bench-results site .coverage-data .locks-before .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import requests
 from harness.deployment import CELERY
-from harness.flower_server import flower
+from harness.flower_server import AUTH, flower, open_flower
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +48,18 @@ def test_a_password_given_in_any_way_is_asked_for(deployment: Deployment, tmp_pa
         assert [401, 401, 200] == [started.status(auth=auth) for auth in (None, ("ann", "x"), ("ann", "of-flower"))]
         assert 200 == started.status("/broker", ("ann", "of-flower"))
     assert "of-flower" not in started.output
+
+
+def test_who_knows_the_password_sends_no_task_and_no_command(deployment: Deployment, tmp_path: Path) -> None:
+    commands = [f"worker/{each}/worker-1@cancel" for each in ("shutdown", "pool/restart", "queue/add-consumer")]
+    tasks = ["task/send-task/worker.attempt_batch", "task/apply/worker.attempt_batch", "task/revoke/some-id"]
+    with open_flower(deployment, tmp_path) as started:
+        answers = {
+            path: requests.post(f"{started.url}/api/{path}", json={"args": []}, auth=AUTH, timeout=10).status_code
+            for path in [*commands, *tasks]
+        }
+
+    assert dict.fromkeys([*commands, *tasks], 403) == answers
 
 
 def test_who_signs_in_at_a_provider_is_sent_there(deployment: Deployment, tmp_path: Path) -> None:

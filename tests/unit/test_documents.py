@@ -81,6 +81,7 @@ def test_every_link_leads_to_a_file_and_every_anchor_to_a_heading(path: Path) ->
 @pytest.mark.parametrize(
     "name",
     [
+        "docs/api.md",
         "docs/architecture.md",
         "docs/contract/README.md",
         "docs/data.md",
@@ -88,6 +89,8 @@ def test_every_link_leads_to_a_file_and_every_anchor_to_a_heading(path: Path) ->
         "docs/glossary.md",
         "docs/integrate.md",
         "docs/metrics.md",
+        "docs/one-machine.md",
+        "docs/threats.md",
         "docs/upgrade.md",
         "docs/webhooks.md",
         "CONTRIBUTING.md",
@@ -125,6 +128,7 @@ def test_the_readme_has_the_headings_that_people_look_for() -> None:
         "Outcomes",
         "Rate limits and holds",
         "Configuration",
+        "Deploy",
         "Operations",
         "Monitoring",
         "Performance",

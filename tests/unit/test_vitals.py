@@ -82,7 +82,7 @@ def test_a_thread_that_fails_for_long_is_named_until_it_succeeds(
     part.ticked.acquire()
     assert part.ticked.acquire(timeout=10)  # it has failed once more, and the beginning stays
 
-    assert [] == after(STALLED_SECONDS, loop, since=since)
+    assert [] == after(STALLED_SECONDS - 1, loop, since=since)
     (problem,) = after(STALLED_SECONDS + 1, loop, since=since)
     assert problem.startswith("The thread intake has failed for 31 s: ")
     assert said in problem
@@ -100,7 +100,7 @@ def test_a_thread_that_hangs_is_named_until_it_goes_on(loop: Loop, part: Part) -
     since = loop.ticking_since
     assert since is not None
 
-    assert [] == after(STUCK_SECONDS, loop, since=since)
+    assert [] == after(STUCK_SECONDS - 1, loop, since=since)
     assert ["The thread intake has been at one step for 61 s."] == after(STUCK_SECONDS + 1, loop, since=since)
 
     part.let_go.set()
