@@ -91,7 +91,7 @@ def test_nobody_ends_or_disturbs_a_worker_by_a_broadcast(
     assert {1} == {row.attempts for row in deployment.all()}
     assert worker.alive
     # Where it listens, what is no message makes it connect anew.
-    assert remote_control == "true" or "Traceback" not in worker.output
+    assert "true" == remote_control or "Traceback" not in worker.output
     assert 0 == worker.stop()
 
 

@@ -150,6 +150,7 @@ def test_a_producer_with_a_name_has_the_inbox_of_its_name_and_no_other(tmp_path:
 
 def test_who_reads_events_changes_nothing(server: RedisWithUsers) -> None:
     reader = server.as_user("events")
+    words: tuple[str, ...]
     for words in (
         ("XADD", EVENTS, "*", "a", "b"),
         ("XTRIM", EVENTS, "MAXLEN", "0"),
@@ -164,6 +165,7 @@ def test_who_reads_events_changes_nothing(server: RedisWithUsers) -> None:
 def test_a_worker_and_flower_empty_no_database_and_change_no_server(server: RedisWithUsers) -> None:
     for user in ("worker", "flower"):
         redis = server.as_user(user)
+        words: tuple[str, ...]
         for words in (
             ("FLUSHALL",),
             ("KEYS", "*"),

@@ -80,11 +80,7 @@ class RedisWithTls(RedisWithUsers):
 
     def _connect(self) -> Redis:
         # Whose certificate it is, a test asks; here only whether it runs.
-        given = {"ssl": True, "ssl_ca_certs": self._authority.certificate, "ssl_check_hostname": False}
-        mine = {"ssl_certfile": self._client, "ssl_keyfile": self._client}
-        return Redis(
-            port=self.port, socket_timeout=5, username="admin", password=password_of("admin"), **given, **mine
-        )
+        return Redis.from_url(self.url_of("admin"), socket_timeout=5, ssl_check_hostname=False)
 
     def url_of(self, user: str, authority: Authority | None = None, *, anonymous: bool = False) -> str:
         """Return the address for a user who trusts an authority; `anonymous`: without a certificate of its own."""
