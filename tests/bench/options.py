@@ -19,6 +19,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     output: Path
     rows: int  # ended rows of `flat` and `people`
     seed: int  # of `proof`
+    workers: tuple[int, ...]  # processes of `scale`
 
     def lot(self, rate: float) -> int:
         """How many jobs make one lot, at a rate seen while warming up."""
