@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from bench.bench import Bench, Notes
 from bench.contenders import CONTENDERS
 from bench.ledgers import Ledgers
-from bench.options import Options
+from bench.options import WORKERS, Options
 from bench.parts import all_parts
 from bench.report import Verdict, console, machine, print_verdicts, write_json
 from bench.running import Environment
@@ -63,7 +63,8 @@ def _arguments() -> Options:
     parser.add_argument(
         "--rows", type=int, default=2_000_000, help="ended rows of `flat` and `people` (default: 2,000,000)"
     )
-    parser.add_argument("--workers", default="1,2,4,10", help="how many processes `scale` tries (default: 1,2,4,10)")
+    usual = ",".join(map(str, WORKERS))
+    parser.add_argument("--workers", default=usual, help=f"how many processes `scale` tries (default: {usual})")
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-bench", help="the peers' environment")
     parser.add_argument("--output", type=Path, help="the JSON file (default: one below bench-results)")
     given = parser.parse_args()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 
+WORKERS = (1, 2, 4, 10)  # processes that `scale` tries
+
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """The command line, read."""
