@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 SHOP = "shop-1"
 SETTINGS = SHORT | {"FORCE_SYNC": "false", "HEALTH_PORT": "0", "CONCURRENCY": "8", "LEASE_SECONDS": "10"}
+# As docs/scale.md advises: a primary without replicas takes nothing.
+ADVISED = {"min_replicas_to_write": 1, "min_replicas_max_lag": 5}
 BEFORE, AFTER = 20, 20
 # What a worker waits for a silent Redis, its lease, and a busy machine.
 RECOVERY_SECONDS = 90.0
@@ -79,7 +81,7 @@ def site(
     make_database: Callable[[str], str], credential_key: str, vault: TokenVault, tmp_path: Path
 ) -> Iterator[Site]:
     with ExitStack() as stack:
-        sentinels = stack.enter_context(running_sentinels(tmp_path, replicas=2))
+        sentinels = stack.enter_context(running_sentinels(tmp_path, replicas=2, **ADVISED))
         sandbox = stack.enter_context(Sandbox(API_KEY, sync_schedules=False))
         url = make_database("postgresql")
         made = Site(sentinels.url, url, sandbox.world, sandbox.url, tmp_path, credential_key, SETTINGS)
@@ -131,6 +133,25 @@ def test_a_failover_under_load_loses_nothing_that_was_accepted(site: Site, falls
         assert "consumer.restarted" not in worker.output
 
 
-def is_ready(worker: Worker) -> bool:
+def test_a_worker_says_that_nobody_names_a_primary_and_is_ready_again_when_somebody_does(site: Site) -> None:
+    worker = site.workers[0]
+    for each in site.sentinels.sentinels:
+        each.send(signal.SIGSTOP)  # so that nobody replaces what falls
+    primary = site.sentinels.servers[0]
+    primary.close()
+    site.wait_until(lambda: any("No Sentinel" in each for each in problems(worker)), "the reason in /readyz")
+    assert "names a primary" in worker.told("redis.refuses")["remedy"]
+    primary.start()
+    for each in site.sentinels.sentinels:
+        each.send(signal.SIGCONT)
+    site.wait_until(partial(is_ready, worker), "a ready worker", RECOVERY_SECONDS)
+
+
+def problems(worker: Worker) -> list[str]:
     port = worker.told("health.listening")["port"]
-    return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=5).status_code == 200
+    found: list[str] = requests.get(f"http://127.0.0.1:{port}/readyz", timeout=5).json()["problems"]
+    return found
+
+
+def is_ready(worker: Worker) -> bool:
+    return not problems(worker)
