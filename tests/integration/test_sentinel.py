@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,20 @@ def test_nothing_is_accepted_that_no_replica_has(tmp_path: Path) -> None:
             oms.enqueue("shop-1", "o-2")
         with closing(CancelClient(alone.url, replicas=0)) as careless:
             careless.enqueue("shop-1", "o-3")
+
+
+def test_what_a_primary_takes_that_was_replaced_is_not_accepted(tmp_path: Path) -> None:
+    with running_sentinels(tmp_path, replicas=2) as fleet, closing(CancelClient(fleet.url)) as oms:
+        oms.enqueue("shop-1", "o-1")
+        old = fleet.primary()
+        old.send(signal.SIGSTOP)
+        new = fleet.wait_for_another_than(old)
+        old.send(signal.SIGCONT)  # a primary still, as it believes, for some ten seconds
+        with pytest.raises(InboxUnavailableError, match=r"0 of 1 replicas"):
+            oms.enqueue("shop-1", "o-2")
+        fleet.wait_until_replica(old)
+        oms.enqueue("shop-1", "o-2")
+        assert 2 == new.admin.xlen(INBOX)
 
 
 def of(operator: Operator, part: str) -> list[tuple[str, str]]:
