@@ -35,6 +35,7 @@ from worker.errors import (
     TooLateError,
     UnknownCancellationError,
 )
+from worker.inputs.addresses import SENTINEL_SCHEMES
 from worker.ledger import audit, hints, queries, transitions
 from worker.ledger.audit import Action, Kind
 from worker.ledger.changes import Change, change
@@ -65,14 +66,21 @@ class CancelClient:
 
     `redis_url` and `database_url` default to REDIS_URL and DATABASE_URL. Without a database it can only enqueue.
     `actor` is who acts by it, for the audit: a person where one is known, else the program. It defaults to
-    CANCEL_ACTOR, else user@host.
+    CANCEL_ACTOR, else user@host. What is enqueued is accepted when so many `replicas` of Redis have it: by default one
+    where there is one, and always one behind Sentinel, for a primary without any may be one that was replaced.
     """
 
     def __init__(
-        self, redis_url: str | None = None, database_url: str | None = None, *, actor: str | None = None
+        self,
+        redis_url: str | None = None,
+        database_url: str | None = None,
+        *,
+        actor: str | None = None,
+        replicas: int | None = None,
     ) -> None:
         self._redis_url = redis_url or from_environment("REDIS_URL") or "redis://localhost:6379/0"
         self._database_url = database_url or from_environment("DATABASE_URL")
+        self._replicas_wanted = replicas
         self._replicas, self._replicas_asked_at = 0, -REPLICAS_ASKED_EVERY_SECONDS
         self._writes_per_second = shared_settings.writes_per_second()
         self._policy = shared_settings.policy()
@@ -319,6 +327,10 @@ class CancelClient:
 
     def _replicas_to_wait_for(self) -> int:
         """Return 1 where Redis has a replica: what that has too survives a failover."""
+        if self._replicas_wanted is not None:
+            return self._replicas_wanted
+        if self._redis_url.startswith(SENTINEL_SCHEMES):
+            return 1
         if time.monotonic() - self._replicas_asked_at > REPLICAS_ASKED_EVERY_SECONDS:
             try:
                 role = self._redis.execute_command("ROLE")

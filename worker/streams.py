@@ -16,6 +16,7 @@ from redis.credentials import CredentialProvider
 from worker.environment import from_environment
 from worker.inputs.addresses import RedisAddress, parse_redis_url
 from worker.inputs.faults import remedy_of, word_of
+from worker.sentinel import Primary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,8 +48,12 @@ def connect_redis(url: str, *, socket_timeout: float = 10.0) -> Redis:
     Raises ValueError, with a sentence, for a URL that cannot be followed.
     """
     options = redis_options(url, "cancel-worker", socket_timeout=socket_timeout)
-    connection: Any = CONNECTIONS[parse_redis_url(url).scheme]
+    connection: Any = options["primary"].connection_class if "primary" in options else _connection_class(url)
     return Redis.from_pool(ConnectionPool(connection_class=connection, **options))
+
+
+def _connection_class(url: str) -> Any:
+    return CONNECTIONS[parse_redis_url(url).scheme]
 
 
 def redis_options(url: str, client_name: str, *, socket_timeout: float = 10.0) -> dict[str, Any]:
@@ -65,7 +70,8 @@ def redis_options(url: str, client_name: str, *, socket_timeout: float = 10.0) -
     }
     if address.scheme != "unix":
         usual["socket_keepalive"] = True
-    return {**usual, **address.place, **address.options, "credential_provider": RedisCredentials(url, address)}
+    place = {"primary": Primary(address)} if address.sentinels else address.place
+    return {**usual, **place, **address.options, "credential_provider": RedisCredentials(url, address)}
 
 
 class RedisCredentials(CredentialProvider):

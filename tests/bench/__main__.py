@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from bench.bench import Bench, Notes
 from bench.contenders import CONTENDERS
 from bench.ledgers import Ledgers
-from bench.options import Options
+from bench.options import WORKERS, Options
 from bench.parts import all_parts
 from bench.report import Verdict, console, machine, print_verdicts, write_json
 from bench.running import Environment
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PARTS = (
     *("throughput", "latency", "slow", "enqueue", "intake", "flat", "idle", "sqlite", "tune"),
-    *("pace", "flood", "urgent", "outage", "ticks", "people", "metrics", "told"),
+    *("pace", "flood", "urgent", "outage", "ticks", "people", "metrics", "told", "scale"),
 )
 RULES = ("proof",)
 _VERSIONS = """
@@ -63,6 +63,8 @@ def _arguments() -> Options:
     parser.add_argument(
         "--rows", type=int, default=2_000_000, help="ended rows of `flat` and `people` (default: 2,000,000)"
     )
+    usual = ",".join(map(str, WORKERS))
+    parser.add_argument("--workers", default=usual, help=f"how many processes `scale` tries (default: {usual})")
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-bench", help="the peers' environment")
     parser.add_argument("--output", type=Path, help="the JSON file (default: one below bench-results)")
     given = parser.parse_args()
@@ -78,6 +80,7 @@ def _arguments() -> Options:
         peers_scripts=given.peers / "bin",
         output=given.output or ROOT / "bench-results" / f"{given.part}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json",
         rows=given.rows,
+        workers=tuple(int(count) for count in given.workers.split(",")),
         seed=given.seed,
     )
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 
+WORKERS = (1, 2, 4, 10)  # processes that `scale` tries
+
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """The command line, read."""
@@ -19,6 +21,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     output: Path
     rows: int  # ended rows of `flat` and `people`
     seed: int  # of `proof`
+    workers: tuple[int, ...]  # processes of `scale`
 
     def lot(self, rate: float) -> int:
         """How many jobs make one lot, at a rate seen while warming up."""

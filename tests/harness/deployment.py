@@ -18,6 +18,7 @@ from redis import Redis
 from worker.client import CancelClient
 from worker.ledger import connections, filters, queries
 from worker.ledger.database import open_ledger
+from worker.streams import connect_redis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -137,7 +138,7 @@ class Deployment:
         settings: Mapping[str, str] = {},
     ) -> None:
         self.redis_url = redis_url
-        self.redis: Any = Redis.from_url(redis_url, socket_timeout=60)  # above the longest wait for an event
+        self.redis: Any = _client(redis_url)
         self.database_url = database_url
         self.trackstar = trackstar
         self.api_key = API_KEY
@@ -224,6 +225,13 @@ class Deployment:
         self.client.close()
         self.ledger.dispose()
         self.redis.close()
+
+
+def _client(url: str) -> Any:
+    seconds = 60  # above the longest wait for an event
+    if url.startswith("sentinel"):
+        return connect_redis(url, socket_timeout=seconds)
+    return Redis.from_url(url, socket_timeout=seconds)
 
 
 class MakeDeployment(Protocol):

@@ -506,6 +506,26 @@ LIST = [
         ("tests/integration/test_odd_entries.py",),
     ),
     Sabotage(
+        "behind Sentinel nothing is accepted that no replica has (P1)",
+        (("client.py", "            return 1\n", "            return 0\n"),),
+        ("tests/integration/test_sentinel.py",),
+    ),
+    Sabotage(
+        "a connection ends when its server was made a replica (P8)",
+        (("sentinel.py", "if not isinstance(error, ReadOnlyError) and", "if"),),
+        ("tests/integration/test_sentinel.py",),
+    ),
+    Sabotage(
+        "a server that is no primary is not used as one, whoever names it (P1)",
+        (("sentinel.py", 'if _text(role[0]) != "master":', "if not role:"),),
+        ("tests/integration/test_sentinel.py",),
+    ),
+    Sabotage(
+        "a cluster is refused in a sentence (P8)",
+        (("inputs/faults.py", '    "ClusterCrossSlotError": "CROSSSLOT",\n', ""),),
+        ("tests/integration/test_sentinel.py",),
+    ),
+    Sabotage(
         "a flood of bad messages pushes no outcome off the stream (P8)",
         (("runtime/relay.py", 'DEAD_LETTERS if event.type.startswith("dead_letter.") else EVENTS', "EVENTS"),),
         ("tests/integration/test_odd_entries.py",),

@@ -70,7 +70,15 @@ def test_the_certificate_of_a_server_is_always_verified(words: str) -> None:
         pytest.param("redis://cache:70000", "check its port", id="a port too high"),
         pytest.param("redis://a;redis://secret", "can exist", id="several servers"),
         pytest.param("http://secret", "must begin with redis://", id="another scheme"),
-        pytest.param("sentinel://secret", "must begin with redis://", id="a scheme of kombu's"),
+        pytest.param("sentinel://secret", "what they watch", id="sentinels that watch nothing"),
+        pytest.param("sentinel:///mymaster/0", "must name sentinels", id="no sentinel"),
+        pytest.param("sentinel://a,,b/mymaster", "must name sentinels", id="a sentinel without a name"),
+        pytest.param("sentinel://a/my%20secret/0", "what they watch", id="a service that Sentinel does not take"),
+        pytest.param("sentinel://a/mymaster/secret", "names no database", id="a service and no number"),
+        pytest.param("sentinel://a:0/mymaster", "can exist", id="a sentinel without a port"),
+        pytest.param("sentinel://:pa/secret@a/mymaster", "percent-encode", id="a slash before sentinels"),
+        pytest.param("sentinel://a/m?ssl_ca_certs=/c", "only sentinels:// speaks TLS", id="sentinels without TLS"),
+        pytest.param("redis://cache?sentinel_password=secret", "only sentinel://", id="a word of sentinels"),
         pytest.param("redis+socket:///secret", "must begin with redis://", id="a socket as kombu writes it"),
         pytest.param("cache:6379", "must begin with redis://", id="no scheme"),
         pytest.param("unix://run/secret", "absolute path", id="a socket without a path"),
@@ -104,6 +112,29 @@ def test_what_cannot_mean_one_thing_to_all_is_refused_in_a_sentence(url: str, sa
     assert "\n" not in str(refused.value)
 
 
+def test_an_address_of_sentinels_names_them_what_they_watch_and_who_asks() -> None:
+    read = parse_redis_url("sentinel://ann:p%2Fw@a:1,b,[::1]:3/my.master/2?sentinel_password=s%23w&protocol=2")
+
+    assert (("a", 1), ("b", 26379), ("::1", 3)) == read.sentinels
+    assert {"service": "my.master"} == read.place
+    assert ("ann", "p/w") == read.credentials
+    assert {"password": "s#w"} == read.sentinel_credentials
+    assert {"db": 2, "protocol": 2} == read.options
+    assert "s#w" not in f"{read} {read.where}"
+
+
+def test_servers_and_sentinels_are_verified_alike() -> None:
+    read = parse_redis_url("sentinels://a,b/mymaster?ssl_ca_certs=/ca.pem")
+
+    assert read.tls
+    assert {
+        "db": 0,
+        "ssl_ca_certs": "/ca.pem",
+        "ssl_cert_reqs": "required",
+        "ssl_check_hostname": True,
+    } == read.options
+
+
 SECRET = "Zq9Zq9"
 
 
@@ -113,6 +144,10 @@ def test_no_part_of_a_password_is_in_a_refusal(before: str, after: str) -> None:
         parse_redis_url(f"redis://:{before}{SECRET}{after}@cache:6379/0")
     except ValueError as error:
         assert SECRET not in str(error)  # noqa: PT017 - where it is none, there is nothing to see
+
+
+def test_the_password_of_sentinels_is_known_as_a_secret() -> None:
+    assert SECRET in passwords_in(f"sentinel://a,b/mymaster/0?sentinel_password={SECRET}")
 
 
 def test_no_password_shows_when_an_address_is_printed() -> None:

@@ -106,13 +106,16 @@ def show_queues_of(app: Celery) -> None:
     from flower.views import BaseHandler  # noqa: PLC0415
     from redis import asyncio  # noqa: PLC0415
 
+    from worker.broker.flower_sentinel import async_class  # noqa: PLC0415
+
     scheme = app.conf.broker_url.partition("://")[0]
     kinds = {"rediss": asyncio.SSLConnection, "redis+socket": asyncio.UnixDomainSocketConnection}
     options = app.conf.broker_transport_options["redis_options"]
+    kind = async_class(options["primary"]) if "primary" in options else kinds.get(scheme, asyncio.Connection)
 
     def get_broker(_: Any) -> Any:
         broker = RedisBase("redis://")
-        pool = asyncio.ConnectionPool(connection_class=kinds.get(scheme, asyncio.Connection), **options)
+        pool = asyncio.ConnectionPool(connection_class=kind, **options)
         broker.redis = asyncio.Redis.from_pool(pool)
         return broker
 

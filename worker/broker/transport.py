@@ -25,6 +25,8 @@ class RedisChannel(Channel):
     redis_options: dict[str, Any] = {}  # noqa: RUF012 - kombu sets it on each channel
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        if primary := self.redis_options.get("primary"):
+            self.connection_class = self.connection_class_ssl = primary.connection_class
         # Of kombu's own only the class remains, which it prepares for its event loop.
         connection = super()._connparams(asynchronous)["connection_class"]  # type: ignore[no-untyped-call]
         return {**self.redis_options, "connection_class": connection}
@@ -65,12 +67,15 @@ def celery_address(address: RedisAddress, options: dict[str, Any]) -> dict[str, 
     """Return Celery's settings for this Redis. Its URL names the place only, and no password."""
     if address.scheme == "unix":
         url = f"redis+socket://{address.place['path']}"
+    elif address.sentinels:
+        # The name stands for the place, in logs: the connections ask the sentinels.
+        url = f"{'rediss' if address.tls else 'redis'}://{address.place['service']}/{options['db']}"
     else:
         host = address.place["host"]
         url = f"{address.scheme}://{f'[{host}]' if ':' in host else host}:{address.place['port']}/{options['db']}"
     return {
         "broker_url": url,
-        "broker_use_ssl": {"ssl_cert_reqs": "required"} if address.scheme == "rediss" else None,
+        "broker_use_ssl": {"ssl_cert_reqs": "required"} if address.tls else None,
         "broker_transport_options": {
             "redis_options": {"max_connections": MAX_CONNECTIONS, **options},
             "health_check_interval": options["health_check_interval"] or HUB_SECONDS,

@@ -17,7 +17,12 @@ from worker.inputs.redis_words import REDIS_WORDS, UNSUPPORTED_WORDS
 
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|[0-9A-Fa-f:.]+(%[A-Za-z0-9._-]+)?")
 USERINFO = re.compile(r"://[^:/?#@]*:(.*)@", re.DOTALL)
-PASSWORD_WORDS = frozenset({"password", "ssl_password", "sslpassword"})
+PASSWORD_WORDS = frozenset({"password", "ssl_password", "sslpassword", "sentinel_password"})
+SERVICE = re.compile(r"[A-Za-z0-9._-]+")
+SENTINEL_SCHEMES = ("sentinel", "sentinels")
+SENTINEL_PORT = 26379
+SENTINEL_WORDS = {"sentinel_username": "username", "sentinel_password": "password"}  # who asks the sentinels
+TLS_SCHEMES = ("rediss", "sentinels")
 
 PERCENT_ENCODE = "percent-encode the characters of its password (/ is %2F, @ is %40, # is %23, ? is %3F, % is %25)"
 
@@ -26,11 +31,24 @@ PERCENT_ENCODE = "percent-encode the characters of its password (/ is %2F, @ is 
 class RedisAddress:
     """Where a Redis is, who asks, and how: `options` are arguments of a redis-py connection."""
 
-    scheme: str  # redis, rediss or unix
-    place: Mapping[str, Any]  # host and port, or path
+    scheme: str  # redis, rediss, unix, sentinel or sentinels
+    place: Mapping[str, Any]  # host and port, or path, or the service that the sentinels watch
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    sentinels: tuple[tuple[str, int], ...] = ()  # host and port of each
+    sentinel_credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def tls(self) -> bool:
+        """Whether its servers, and its sentinels, speak TLS."""
+        return self.scheme in TLS_SCHEMES
+
+    @property
+    def where(self) -> str:
+        """Say where it is, for people."""
+        sentinels = ",".join(f"{host}:{port}" for host, port in self.sentinels)
+        return " ".join(filter(None, (*map(str, self.place.values()), sentinels)))
 
     @property
     def credentials(self) -> tuple[str, ...]:
@@ -42,22 +60,56 @@ class RedisAddress:
 
 def parse_redis_url(url: str) -> RedisAddress:
     """Read a REDIS_URL as redis-py does. Raises ValueError for what cannot mean the same to every part."""
+    if url.partition("://")[0] in SENTINEL_SCHEMES:
+        return _parse_sentinel_url(url)
     parts = _split("REDIS_URL", url)
     if parts.scheme not in {"redis", "rediss", "unix"}:
-        raise ValueError("REDIS_URL must begin with redis://, rediss:// or unix:///.")
+        raise ValueError("REDIS_URL must begin with redis://, rediss://, unix:/// or sentinel://.")
+    place = _socket_path(parts) if parts.scheme == "unix" else _host_and_port("REDIS_URL", parts)
     words = _query(parts)
+    if watched := words.keys() & SENTINEL_WORDS.keys():
+        raise ValueError(f"REDIS_URL says {min(watched)}, but only sentinel:// asks one: leave it out.")
+    return _address(parts, words, place=place)
+
+
+def _parse_sentinel_url(url: str) -> RedisAddress:
+    """Read sentinel://user:password@host:port,host:port/service/database; the user is the servers'."""
+    scheme, _, rest = url.partition("://")
+    netloc, _, path = rest.partition("/")
+    who, at, hosts = netloc.rpartition("@")
+    each = [_split("REDIS_URL", f"{scheme}://{who}{at}{host}/{path}") for host in hosts.split(",")]
+    service, _, database = each[0].path.strip("/").partition("/")
+    if not SERVICE.fullmatch(service) or not all(parts.hostname for parts in each):
+        raise ValueError(
+            "REDIS_URL must name sentinels and what they watch, as in sentinel://host:26379,host:26379/mymaster/0; "
+            f"or {PERCENT_ENCODE}."
+        )
+    words = _query(each[0])
+    credentials = {SENTINEL_WORDS[name]: words.pop(name) for name in SENTINEL_WORDS if name in words}
+    places = [_host_and_port("REDIS_URL", parts, SENTINEL_PORT) for parts in each]
+    return _address(
+        each[0]._replace(path=f"/{database}"),
+        words,
+        place={"service": service},
+        sentinels=tuple((place["host"], place["port"]) for place in places),
+        sentinel_credentials=credentials,
+    )
+
+
+def _address(parts: SplitResult, words: dict[str, Any], **where: Any) -> RedisAddress:
     tls = [name for name in words if name.startswith("ssl_")]
-    if tls and parts.scheme != "rediss":
-        raise ValueError(f"REDIS_URL says {tls[0]}, but only rediss:// speaks TLS: write rediss://, or leave it out.")
+    if tls and parts.scheme not in TLS_SCHEMES:
+        speaks = f"only {'sentinels' if parts.scheme == 'sentinel' else 'rediss'}:// speaks TLS"
+        raise ValueError(f"REDIS_URL says {tls[0]}, but {speaks}: write that, or leave it out.")
     if parts.scheme == "unix" and "socket_keepalive" in words:
         raise ValueError("REDIS_URL says socket_keepalive, which a unix:// socket has not: leave it out.")
     who = {name: words.pop(name, None) for name in ("username", "password")}
     return RedisAddress(
         scheme=parts.scheme,
-        place=_socket_path(parts) if parts.scheme == "unix" else _host_and_port("REDIS_URL", parts),
         username=unquote(parts.username or "") or who["username"],
         password=unquote(parts.password or "") or who["password"],
         options={"db": _database(parts), **words, **_verified(parts.scheme, words)},
+        **where,
     )
 
 
@@ -75,11 +127,11 @@ def _split(setting: str, url: str) -> SplitResult:
     return parts
 
 
-def _host_and_port(setting: str, parts: SplitResult) -> dict[str, Any]:
+def _host_and_port(setting: str, parts: SplitResult, usual: int = 6379) -> dict[str, Any]:
     host = unquote(parts.hostname or "")
     if parts.port == 0 or (host and not HOST.fullmatch(host)):
         raise ValueError(f"{setting} names no host and port that can exist: {PERCENT_ENCODE}, or correct it.")
-    return {"host": host or "localhost", "port": parts.port or 6379}
+    return {"host": host or "localhost", "port": parts.port or usual}
 
 
 def _socket_path(parts: SplitResult) -> dict[str, Any]:
@@ -116,7 +168,7 @@ def _query(parts: SplitResult) -> dict[str, Any]:
 
 def _verified(scheme: str, words: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options by which the server's certificate is verified, said outright: not every part's default."""
-    if scheme != "rediss":
+    if scheme not in TLS_SCHEMES:
         return {}
     if words.get("ssl_check_hostname") is False and not words.keys() & {"ssl_ca_certs", "ssl_ca_path"}:
         raise ValueError(

@@ -13,14 +13,16 @@ _REMEDIES = {
     "READONLY": "This Redis is a replica and cannot be written to (READONLY): let REDIS_URL name the primary",
     "NOREPLICAS": "Redis wants more replicas than it has (min-replicas-to-write): bring its replicas back",
     "MASTERDOWN": "This Redis is a replica that has lost its primary: let REDIS_URL name the primary",
+    "NoPrimaryError": "No Sentinel of REDIS_URL names a primary: look at the sentinels, or correct their addresses",
     "LOADING": "Redis is still loading its data: it goes on by itself",
     "BUSY": "Redis is busy with somebody's script: it goes on when that has ended",
     "NOAUTH": "Redis wants a password: put it into REDIS_URL",
     "WRONGPASS": "Redis refuses the user or the password of REDIS_URL: correct it",
     "NOSCRIPT": "Redis does not keep the script that it was just given: try again",
     "WRONGTYPE": "A key of ours holds something of another type: rename or delete it",
-    "MOVED": "This Redis is a part of a cluster, which is not supported: use one server",
-    "CLUSTERDOWN": "This Redis is a part of a cluster that is down: use one server",
+    "MOVED": "This Redis is a part of a cluster, which is not supported: use one server, or Sentinel",
+    "CLUSTERDOWN": "This Redis is a part of a cluster, which is not supported, and is down: use one server",
+    "CROSSSLOT": "This Redis is a part of a cluster, which is not supported: use one server, or Sentinel",
     "EXHAUSTED": "A stranger's id has used up the ids of a stream: a worker repairs that within seconds",
     "NOPERM": "The user of REDIS_URL lacks a right (NOPERM): allow it scripts and all commands on cancellations:*",
 }
@@ -40,6 +42,7 @@ _CLASSES = {
     "MovedError": "MOVED",
     "ClusterDownError": "CLUSTERDOWN",
     "MasterDownError": "MASTERDOWN",
+    "ClusterCrossSlotError": "CROSSSLOT",
 }
 # A script's error carries the word of the command that failed, in front or after "ERR Error running script ...:".
 _WORD = re.compile(rf"(?:^|[\s:-])({'|'.join(_REMEDIES)})\b")

@@ -60,6 +60,8 @@ REDIS_WORDS: dict[str, Callable[[str], Any]] = {
     "db": _number(0, 99_999, int),
     "username": _text,
     "password": _secret,
+    "sentinel_username": _text,
+    "sentinel_password": _secret,
     "protocol": _number(2, 3, int),
     "client_name": _text,
     # Above the two seconds for which an idle worker waits for an entry; below what would hold a thread.

@@ -16,6 +16,7 @@ from worker.cli.doctor.outside import look_at_flower, look_at_sentry, send_test
 from worker.cli.doctor.program import look_at_program, settings_in_force
 from worker.cli.doctor.proof import proof_findings
 from worker.cli.doctor.redis import look_at_redis
+from worker.cli.doctor.redis_sentinel import look_at_sentinels
 from worker.cli.doctor.workers import look_at_workers
 from worker.cli.parts import console, print_json
 from worker.settings import load_settings
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 PARTS = (
     Part("Program", look_at_program),
     Part("Redis", look_at_redis, "Check REDIS_URL, and the network between here and there."),
+    Part("Sentinel", look_at_sentinels, "Check REDIS_URL, and the network between here and the sentinels."),
     Part("Ledger", look_at_ledger, "Check DATABASE_URL, and the network between here and there."),
     Part("Workers", look_at_workers),
     Part("Connections", look_at_connections),

@@ -75,7 +75,7 @@ def _shown(name: str, value: object) -> str:
         return f"{len(value)} set" if isinstance(value, list) and value else "not set"
     if name == "redis_url":
         address = parse_redis_url(str(value))
-        return f"{address.scheme} {' '.join(map(str, address.place.values()))} database {address.options['db']}"
+        return f"{address.scheme} {address.where} database {address.options['db']}"
     if name == "database_url":
         return _place(str(value))
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
