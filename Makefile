@@ -63,7 +63,7 @@ sabotage: install ## break each promise on purpose and see that a test turns red
 # CHART=1 measures what the chart shows, and draws it.
 PARTS ?= $(if $(CHART),throughput latency,pace flood urgent outage ticks throughput latency slow enqueue intake flat people idle sqlite metrics proof)
 # These need no peer: `proof` measures rules, `people` what people ask and do, `metrics` what counting costs.
-ALONE := proof people metrics told
+ALONE := proof people metrics told scale
 bench: install $(if $(filter-out $(ALONE),$(PARTS)),.venv-bench/.installed) ## measure, in ratios of one run: PARTS="pace flood", BENCH="--rounds 1", CHART=1
 	@for part in $(PARTS); do PYTHONPATH=tests $(BIN)/python -m bench $$part $(BENCH) || exit 1; done
 	@$(if $(CHART),PYTHONPATH=tests $(BIN)/python -m bench.summary && $(MAKE) --no-print-directory chart)

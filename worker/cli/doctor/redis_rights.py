@@ -23,6 +23,7 @@ _COMMANDS: tuple[tuple[str, ...], ...] = (
     ("SCRIPT", "EXISTS", "0" * 40),
     ("TIME",),
     ("INFO", "server"),
+    ("ROLE",),
     ("SELECT", "0"),
     ("TYPE", _PROBE),
     ("EXISTS", _PROBE),
