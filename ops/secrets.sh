@@ -4,7 +4,11 @@
 #   sh ops/secrets.sh [FOLDER]
 #
 # Reads Trackstar's API key, which nobody can make up, from standard input: a line that is typed, or `< FILE`. Overwrites
-# nothing: the volumes of a running service know these words. To renew one, write its file anew, and tell the server.
+# nothing: the volumes of a running service know these words.
+#
+# To renew one, write its file anew, and the address that holds it, and let Compose make the containers anew that have it:
+# `up --detach --force-recreate`. Where it is a role's of PostgreSQL, `postgres` comes first, and is told:
+# `exec postgres /docker-entrypoint-initdb.d/init.sh`.
 #
 # The folder is for its owner alone (700), so that no other user of this machine reaches a file in it. The files themselves can
 # be read (444): a container gets its own ones, as they are, and each container runs as another user.

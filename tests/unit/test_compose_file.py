@@ -154,14 +154,6 @@ def test_each_service_is_on_the_networks_of_what_it_talks_to_and_on_no_other() -
     } == {name: set(service["networks"]) for name, service in SERVICES.items()}
 
 
-def test_only_the_pages_for_people_are_reachable_and_from_this_machine_alone() -> None:
-    ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-
-    assert {"flower", "grafana", "prometheus"} == set(ports)
-    assert all(port.startswith("127.0.0.1:") for each in ports.values() for port in each)
-    assert {"ingress"} == set.intersection(*(set(SERVICES[name]["networks"]) for name in ports)) - {"monitoring"}
-
-
 # ---- the order of a start, and of an end
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
@@ -32,6 +33,7 @@ def read_dockerfile() -> list[Instruction]:
 
 
 DOCKERFILE = read_dockerfile()
+SERVICES = yaml.safe_load((ROOT / "ops" / "compose.yaml").read_text())["services"]
 LAST_STAGE = DOCKERFILE[-1].stage
 
 
@@ -187,3 +189,26 @@ def labels() -> dict[str, str]:
     found = [pair for rest in in_final_image("LABEL") for pair in re.findall(r'([\w.]+)="([^"]*)"', rest)]
     assert {"org.opencontainers.image"} == {name.rpartition(".")[0] for name, _ in found}
     return {name.rpartition(".")[2]: value for name, value in found}
+
+
+# What the compose file lets others reach and see; the rest of it is in test_compose_file.py.
+
+
+def test_only_the_pages_for_people_are_reachable_and_from_this_machine_alone() -> None:
+    ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+
+    assert {"flower", "grafana", "prometheus"} == set(ports)
+    assert all(port.startswith("127.0.0.1:") for each in ports.values() for port in each)
+    assert all("ingress" in SERVICES[name]["networks"] for name in ports)
+
+
+def test_only_the_worker_sees_the_secrets_of_trackstar() -> None:
+    key = {name for name, service in SERVICES.items() if "trackstar_api_key" in service.get("secrets", ())}
+    tokens = {name for name, service in SERVICES.items() if "credential_keys" in service.get("secrets", ())}
+    passed_on = {
+        name for name, service in SERVICES.items() if "TRACKSTAR_ACCESS_TOKEN" in service.get("environment", ())
+    }
+
+    assert {"worker"} == key == passed_on
+    # Whoever adds a connection encrypts its token.
+    assert {"worker", "operator"} == tokens
