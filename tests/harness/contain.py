@@ -42,7 +42,8 @@ def main(path: str) -> None:
     os.chroot(root)
     os.chdir(spec["workdir"])
     rights = NO_RIGHTS if spec["no_rights"] else NO_RIGHTS[:1]
-    command = [SETPRIV, *_user(spec["user"]), *rights, "--", *spec["words"]]
+    # Who becomes another user forgets that it was to end with its parent.
+    command = [SETPRIV, *_user(spec["user"]), *rights, "--pdeathsig=KILL", "--", *spec["words"]]
     os.execve(SETPRIV, command, spec["environment"])  # noqa: S606
 
 

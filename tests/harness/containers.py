@@ -222,6 +222,8 @@ class Running(Worker):
         return code
 
     def kill(self) -> None:
+        for first in self._inside():  # with it all its processes end
+            first.kill()
         if self.alive:
             self.process.kill()
         self.process.wait()
