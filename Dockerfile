@@ -29,9 +29,18 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HEALTH_PORT=8080
-# docker build --build-arg REVISION=$(git rev-parse --short HEAD)
+# docker build --build-arg REVISION=$(git rev-parse --short HEAD) --build-arg CREATED=$(date -u +%Y-%m-%dT%H:%M:%SZ) \
+#   --build-arg VERSION=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' worker/version.py)
 ARG REVISION=""
+ARG VERSION=""
+ARG CREATED=""
 ENV REVISION=$REVISION
+LABEL org.opencontainers.image.title="trackstar-cancel-worker" \
+      org.opencontainers.image.description="Stops an order before the warehouse ships it: cancel jobs from Redis to Trackstar, the proven outcome in SQL." \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.created="$CREATED"
 # Names for these ids, for people who look at processes; the image runs as any other user too, also with group 0
 # and with a root file system that cannot be written.
 RUN groupadd --gid 10001 cancel-worker \

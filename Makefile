@@ -24,7 +24,7 @@ $(VENV)/.installed: requirements/dev.lock requirements/axe.lock pyproject.toml
 	@touch $@
 
 # Programs that no wheel brings. Tests without theirs are left out, and the run says so at its end.
-DEBIAN_PARTS := chromium chromium-driver nginx pgbouncer prometheus redis-sentinel $(if $(shell command -v npm),,nodejs npm)
+DEBIAN_PARTS := chromium chromium-driver iproute2 nginx pgbouncer prometheus redis-sentinel wget $(if $(shell command -v npm),,nodejs npm)
 DEBIAN := $(if $(shell command -v apt-get),debian-parts)
 # What the tests in Node use, exactly as the lock files say; no package runs a script of its own.
 NODE_PARTS := $(foreach each,docs/examples/node tests/node,$(each)/node_modules/.package-lock.json)
@@ -79,6 +79,18 @@ chart: .venv-bench/.installed ## draw docs/pictures/bench.svg again, from the be
 
 pictures: install ## take the pictures of Flower in docs/pictures again (needs `make parts`)
 	PICTURES=1 $(BIN)/python -m pytest -q tests/e2e/test_flower_browser.py
+
+.PHONY: sbom release
+sbom: install ## write dist/sbom.cdx.json (CycloneDX) and dist/licenses.json of what the image installs, and refuse a licence
+	@PYTHONPATH=tests $(BIN)/python -m harness.supply_chain dist
+
+release: install ## check all that must hold before a release, and build it into dist/; DATE=2026-12-01 where that is not today
+	@PYTHONPATH=tests $(BIN)/python -m harness.release $(if $(DATE),--date $(DATE))
+
+clean: clean-dist
+.PHONY: clean-dist
+clean-dist:
+	@rm -rf dist
 
 log-events: ## write docs/log-events.md from worker/telemetry/events.py
 	$(BIN)/python -m worker.telemetry.event_list > docs/log-events.md

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography.fernet import Fernet
 
+from worker.version import __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -77,3 +79,9 @@ def test_what_is_not_known_is_said_with_what_to_check(tmp_path: Path) -> None:
 
         assert 2 == done.returncode
         assert "inbox" in done.stderr
+
+
+def test_the_program_says_its_version_and_needs_no_setting_for_it(tmp_path: Path) -> None:
+    said = _run(["--version"], tmp_path, DATABASE_URL="nonsense")
+
+    assert (0, f"cancel-worker {__version__}\n") == (said.returncode, said.stdout)

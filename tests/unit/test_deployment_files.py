@@ -1,4 +1,4 @@
-"""The promises of the image and of the compose file, read from the files: there need be no Docker here."""
+"""The promises of the image, read from its files: there need be no Docker here."""
 
 import json
 import re
@@ -9,12 +9,9 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from worker.settings import LEASE_MARGIN_SECONDS, Settings
-
 ROOT = Path(__file__).parents[2]
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 SECRET = re.compile(r"KEY|TOKEN|PASSWORD|AUTH|DATABASE_URL")
-REQUIRED = re.compile(r"\$\{(\w+):\?(?P<message>[^}]+)\}")
 
 
 class Instruction(NamedTuple):
@@ -36,9 +33,8 @@ def read_dockerfile() -> list[Instruction]:
 
 
 DOCKERFILE = read_dockerfile()
+SERVICES = yaml.safe_load((ROOT / "ops" / "compose.yaml").read_text())["services"]
 LAST_STAGE = DOCKERFILE[-1].stage
-COMPOSE = yaml.safe_load((ROOT / "ops" / "compose.yaml").read_text())
-SERVICES = COMPOSE["services"]
 
 
 def in_final_image(word: str) -> list[str]:
@@ -53,17 +49,6 @@ def pip_commands() -> list[str]:
 def locked_requirements(lock: Path) -> list[str]:
     joined = lock.read_text().replace("\\\n", " ")
     return [line for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-
-
-def secrets_of(service: str) -> dict[str, str | None]:
-    environment = SERVICES[service].get("environment", {})
-    return {name: value for name, value in environment.items() if SECRET.search(name)}
-
-
-def seconds(duration: str) -> int:
-    match = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", duration)
-    assert match, duration
-    return int(match[1] or 0) * 60 + int(match[2] or 0)
 
 
 # The image
@@ -177,78 +162,36 @@ def test_only_what_is_named_reaches_the_build() -> None:
     assert allowed == {re.sub(r"^requirements/.*", "requirements/*.lock", source) for source in copied}
 
 
-# The compose file
+def test_no_part_of_the_image_is_taken_from_latest() -> None:
+    assert {"python:3.12-slim"} == {found.rest.split()[0] for found in DOCKERFILE if found.word == "FROM"}
 
 
-def test_redis_writes_to_disk_and_never_drops_a_job() -> None:
-    command = SERVICES["redis"]["command"]
-    options = dict(zip(command[1::2], command[2::2], strict=True))
-
-    assert "redis-server" == command[0]
-    assert {"--appendonly": "yes", "--appendfsync": "everysec", "--maxmemory-policy": "noeviction"} == options
-
-
-@pytest.mark.parametrize(("service", "directory"), [("redis", "/data"), ("postgres", "/var/lib/postgresql/data")])
-def test_what_is_stored_outlives_its_container(service: str, directory: str) -> None:
-    (volume,) = SERVICES[service]["volumes"]
-    name, _, mounted_at = volume.partition(":")
-
-    assert name in COMPOSE["volumes"]
-    assert mounted_at == directory
-
-
-def test_the_worker_waits_for_the_migration_and_for_healthy_stores() -> None:
-    waits = {name: how["condition"] for name, how in SERVICES["worker"]["depends_on"].items()}
+def test_the_labels_of_the_image_are_those_of_oci_and_say_what_the_package_says() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
     assert {
-        "migrate": "service_completed_successfully",
-        "postgres": "service_healthy",
-        "redis": "service_healthy",
-    } == waits
+        "title": project["name"],
+        "description": project["description"],
+        "licenses": project["license"],
+        "version": "$VERSION",
+        "revision": "$REVISION",
+        "created": "$CREATED",
+    } == labels()
 
 
-def test_the_migration_waits_for_the_database_and_runs_once() -> None:
-    migrate = SERVICES["migrate"]
+def test_what_a_label_says_of_one_build_is_an_argument_of_the_last_stage() -> None:
+    stated = [rest.split("=")[0] for rest in in_final_image("ARG")]
 
-    assert ["migrate"] == migrate["command"]
-    assert "service_healthy" == migrate["depends_on"]["postgres"]["condition"]
-    assert "no" == migrate["restart"]
+    assert {name.removeprefix("$") for name in labels().values() if name.startswith("$")} <= set(stated)
 
 
-def test_whatever_others_wait_for_says_when_it_is_healthy() -> None:
-    awaited = {
-        name
-        for service in SERVICES.values()
-        for name, how in service.get("depends_on", {}).items()
-        if how["condition"] == "service_healthy"
-    }
-
-    assert {"redis", "postgres"} == awaited
-    for name in awaited:
-        assert SERVICES[name]["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
+def labels() -> dict[str, str]:
+    found = [pair for rest in in_final_image("LABEL") for pair in re.findall(r'([\w.]+)="([^"]*)"', rest)]
+    assert {"org.opencontainers.image"} == {name.rpartition(".")[0] for name, _ in found}
+    return {name.rpartition(".")[2]: value for name, value in found}
 
 
-def test_a_worker_that_is_told_to_stop_has_time_to_finish_its_requests_and_to_record_them() -> None:
-    grace = seconds(SERVICES["worker"]["stop_grace_period"])
-    limits = [Settings.model_fields[f"{part}_timeout_seconds"].default for part in ("connect", "request")]
-    cancel_and_read_back = 2 * sum(limits)
-
-    assert grace > cancel_and_read_back + LEASE_MARGIN_SECONDS
-
-
-def test_no_time_limit_of_the_worker_is_set_behind_the_back_of_its_grace() -> None:
-    environment = SERVICES["worker"]["environment"]
-
-    assert not {name: value for name, value in environment.items() if name.endswith("_SECONDS") and value is not None}
-
-
-def test_flower_asks_for_a_password_and_listens_on_this_machine_only() -> None:
-    flower = SERVICES["flower"]
-
-    assert ["celery", "-A", "worker", "flower"] == flower["entrypoint"]
-    assert REQUIRED.fullmatch(flower["environment"]["FLOWER_BASIC_AUTH"])
-    assert "FLOWER_UNAUTHENTICATED_API" not in flower["environment"]
-    assert all(port.startswith("127.0.0.1:") for port in flower["ports"])
+# What the compose file lets others reach and see; the rest of it is in test_compose_file.py.
 
 
 def test_only_the_pages_for_people_are_reachable_and_from_this_machine_alone() -> None:
@@ -256,49 +199,16 @@ def test_only_the_pages_for_people_are_reachable_and_from_this_machine_alone() -
 
     assert {"flower", "grafana", "prometheus"} == set(ports)
     assert all(port.startswith("127.0.0.1:") for each in ports.values() for port in each)
-
-
-@pytest.mark.parametrize("service", ["migrate", "worker", "flower"])
-def test_our_own_services_run_the_image_of_this_project(service: str) -> None:
-    assert "trackstar-cancel-worker" == SERVICES[service]["image"]
-    assert ROOT == (ROOT / "ops" / SERVICES[service]["build"]["context"]).resolve()
-
-
-@pytest.mark.parametrize("service", sorted(SERVICES))
-def test_no_secret_has_a_default_value(service: str) -> None:
-    for name, value in secrets_of(service).items():
-        # Without a value the name is passed on where it is set: no default either.
-        assert value is None or REQUIRED.search(value), name
-
-
-@pytest.mark.parametrize(
-    ("service", "name"),
-    [
-        ("postgres", "POSTGRES_PASSWORD"),
-        ("migrate", "DATABASE_URL"),
-        ("worker", "DATABASE_URL"),
-        ("worker", "TRACKSTAR_API_KEY"),
-        ("worker", "CREDENTIAL_KEYS"),
-        ("flower", "FLOWER_BASIC_AUTH"),
-        ("grafana", "GF_SECURITY_ADMIN_PASSWORD"),
-        ("grafana", "LEDGER_PASSWORD"),
-    ],
-)
-def test_a_missing_secret_stops_the_start_and_says_what_to_set(service: str, name: str) -> None:
-    required = REQUIRED.search(secrets_of(service)[name] or "")
-
-    assert required
-    assert f"set {required[1]} to " in required["message"]
+    assert all("ingress" in SERVICES[name]["networks"] for name in ports)
 
 
 def test_only_the_worker_sees_the_secrets_of_trackstar() -> None:
-    trackstar = {"TRACKSTAR_API_KEY", "TRACKSTAR_ACCESS_TOKEN", "CREDENTIAL_KEYS"}
-
-    assert {"worker"} == {name for name in SERVICES if trackstar & set(SERVICES[name].get("environment", {}))}
-
-
-def test_no_part_of_the_image_is_taken_from_latest() -> None:
-    assert {"redis:7", "postgres:16", "prom/prometheus:v3.5.0", "grafana/grafana:12.1.0"} == {
-        service["image"] for service in SERVICES.values() if "build" not in service
+    key = {name for name, service in SERVICES.items() if "trackstar_api_key" in service.get("secrets", ())}
+    tokens = {name for name, service in SERVICES.items() if "credential_keys" in service.get("secrets", ())}
+    passed_on = {
+        name for name, service in SERVICES.items() if "TRACKSTAR_ACCESS_TOKEN" in service.get("environment", ())
     }
-    assert {"python:3.12-slim"} == {found.rest.split()[0] for found in DOCKERFILE if found.word == "FROM"}
+
+    assert {"worker"} == key == passed_on
+    # Whoever adds a connection encrypts its token.
+    assert {"worker", "operator"} == tokens

@@ -59,6 +59,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.callback()(service.cancel_worker)
 connections.app.command()(one_connection.show)
 connections.app.command()(one_connection.mend_link)
 app.add_typer(connections.app, name="connections")

@@ -15,6 +15,22 @@ from worker.ledger.database import read_only
 from worker.ledger.problems import ledger_problem, passes
 from worker.settings import load_worker_settings
 from worker.telemetry.logs import print_without_blocking
+from worker.version import __version__
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"cancel-worker {__version__}")
+        raise typer.Exit
+
+
+def cancel_worker(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    # The help of the program is the app's.
+    pass
 
 
 def run(
