@@ -741,7 +741,7 @@ LIST = [
     ),
     Sabotage(
         "a migration stands in nobody's way (people)",
-        (("ledger/migrations.py", 'LOCK_TIMEOUT = "2s"', 'LOCK_TIMEOUT = "60s"'),),
+        (("ledger/index_builds.py", '"lock_timeout": "2s"', '"lock_timeout": "60s"'),),
         ("tests/integration/test_migrations_beside_work.py -k long_trans",),
     ),
     Sabotage(
