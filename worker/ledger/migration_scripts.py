@@ -27,8 +27,8 @@ _VERSIONS = "CREATE TABLE alembic_version", "CREATE TABLE IF NOT EXISTS alembic_
 _ANEW = "After an error, have it written anew: what is done is left out."
 
 _POSTGRESQL = f"""\
--- The ledger's schema from {{since}} to {{upto}}, for PostgreSQL. Run it as the owner of the tables, not
--- in one transaction: psql --file=THIS DATABASE_URL. It is an error where a table is in use for {LIMITS["lock_timeout"]}.
+-- The ledger's schema from {{since}} to {{upto}}, for PostgreSQL. Run it as the owner of the tables, not in one
+-- transaction: psql --file=THIS DATABASE_URL. Where a table is in use for {LIMITS["lock_timeout"]}, that is an error.
 -- {_ANEW}
 \\set ON_ERROR_STOP on
 {"".join(f"SET {name} = '{value}';{chr(10)}" for name, value in LIMITS.items())}
