@@ -107,6 +107,15 @@ class PostgresServer:
         subprocess.run([_found("cp"), "--archive", self.data, data], check=True)
         return PostgresServer(data)
 
+    def replicate(self, data: Path) -> PostgresServer:
+        """Copy this server, which is running, into another that repeats what is written here, and takes no writes."""
+        words = ["--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream", f"--dbname={self.url}"]
+        data.parent.mkdir(exist_ok=True)
+        if user := postgres_user():
+            os.chown(data.parent, user.pw_uid, user.pw_gid)
+        subprocess.run([postgres_binary("pg_basebackup"), *words, "-D", data], check=True, **_as_user())
+        return PostgresServer(data)
+
     @property
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
