@@ -19,28 +19,34 @@ import pytest
 from harness.commands import run
 from harness.deployment import API_KEY, CELERY, Deployment, Worker, token_of
 from harness.parts import needs
+from harness.receiver import Receiver
 from harness.truth import leftovers, record_id, untruths, wait_for_ends
 from sqlalchemy import make_url, text
 
 from worker.dev.embedded import embedded_redis
 from worker.dev.sandbox import Sandbox
+from worker.ledger import endpoints
 from worker.ledger.database import read_only
+from worker.ledger.vault import TokenVault
 from worker.streams import INBOX
+from worker.webhooks.request import new_secret
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "upgrade.md").read_text()
 ROLE = "cancel_worker"  # the page's name of it
 SHOP = "shop-1"
-SETTINGS = {"FORCE_SYNC": "false"}
+SETTINGS = {"FORCE_SYNC": "false", "WEBHOOK_ALLOW_PRIVATE": "true"}
+TOLD = "cancellation.ended"
 # Celery, after the process has said which code it runs.
 SAYING = (
     "import runpy, sys, worker; print('The code is', worker.__file__, flush=True);"
     " sys.argv = ['celery', *sys.argv[1:]]; runpy.run_module('celery', run_name='__main__')"
 )
 ENDED = "SELECT count(*) FROM cancellations WHERE ended_at IS NOT NULL"
+ORDERS_ENDED = "SELECT order_id FROM cancellations WHERE ended_at IS NOT NULL"
 FAULTS = ("Traceback", '"level":"error"', '"level":"critical"', ".unavailable", ".crashed")
 
 
@@ -153,6 +159,15 @@ class Load:
         with read_only(self.deployment.ledger) as db:
             return int(db.execute(text(query)).scalar_one())
 
+    def orders_ended(self) -> set[str]:
+        with read_only(self.deployment.ledger) as db:
+            return set(db.execute(text(ORDERS_ENDED)).scalars())
+
+    def in_the_feed(self) -> set[str]:
+        """Return the orders of whose end the feed tells."""
+        found = self.deployment.client.events(types=[TOLD], timeout=0.0)
+        return {str(getattr(each.event, "order_id", None)) for each in found}
+
     def wait_for(self, more: int) -> None:
         """Wait until so many more have ended."""
         wanted = self.ended + more
@@ -232,20 +247,46 @@ def letters(load: Load) -> int:
     return load.count("SELECT count(*) FROM dead_letters WHERE requeued_at IS NULL")
 
 
-@pytest.mark.timeout(600)  # eight processes start one after the other
+class Endpoint:
+    """A receiver of webhooks that is added while both releases work, and of which orders it must hear."""
+
+    def __init__(self, load: Load, receiver: Receiver, key: str) -> None:
+        self._load, self._receiver = load, receiver
+        with load.deployment.ledger.begin() as db:
+            secret = TokenVault([key]).encrypt(new_secret())
+            endpoints.add(db, receiver.url, secret, types=[TOLD], connections=[SHOP])
+        self._not_for_it = load.orders_ended()  # perhaps before it was there
+
+    def wait_for_all(self) -> None:
+        def missing() -> set[str]:
+            heard = {each.event["order_id"] for each in list(self._receiver.received)}
+            return set(self._load.orders) - self._not_for_it - heard
+
+        self._load.deployment.wait_until(lambda: not missing(), "every webhook")
+
+
+@pytest.mark.timeout(600)  # nine processes start one after the other
 def test_two_releases_work_on_one_ledger_that_is_migrated_under_load_and_back(
-    deployment: Deployment, release: Release
+    deployment: Deployment, release: Release, credential_key: str
 ) -> None:
     load = Load(deployment)
     assert (0, "The ledger is at revision f19c2ab7d804.\n") == release.run(deployment, "migrate")
     deployment.trackstar.connect(SHOP, token_of(SHOP))
     assert 0 == release.run(deployment, "connections", "add", SHOP, typed=token_of(SHOP))[0]
     role = f"role_of_{make_url(deployment.database_url).database}"
-    with role_of_the_workers(deployment, role):
-        _there_and_back(deployment, release, load, role)
+    with role_of_the_workers(deployment, role), Receiver() as receiver:
+        old, new, endpoint = _there(deployment, release, load, role, lambda: Endpoint(load, receiver, credential_key))
+        back = _back(deployment, release, load, new)
+        again = start_todays(deployment)
+        endpoint.wait_for_all()
+        assert set(load.orders) == load.in_the_feed()
+        assert 0 == again.stop()
+        assert [] == [line for worker in (old, new, back, again) for line in faults(worker)]
 
 
-def _there_and_back(deployment: Deployment, release: Release, load: Load, role: str) -> None:
+def _there(
+    deployment: Deployment, release: Release, load: Load, role: str, add_endpoint: Callable[[], Endpoint]
+) -> tuple[Worker, Worker, Endpoint]:
     old = release.start(deployment)
     with load.flowing():
         load.wait_for(30)
@@ -256,13 +297,18 @@ def _there_and_back(deployment: Deployment, release: Release, load: Load, role: 
         load.add(1, batch="of tomorrow")  # which the old release cannot read
         deployment.wait_until(lambda: letters(load) == 1, "the dead letter")
         new = start_todays(deployment)
+        endpoint = add_endpoint()
         load.wait_for(90)
         assert 0 == old.stop()
         assert 0 == run(deployment, "dead-letters", "requeue", "1")[0]
     load.wait_for_all()
     assert ([], []) == (load.lost_or_wrong(), leftovers(deployment))
     assert load.count("SELECT count(*) FROM documents")
+    endpoint.wait_for_all()
+    return old, new, endpoint
 
+
+def _back(deployment: Deployment, release: Release, load: Load, new: Worker) -> Worker:
     with load.flowing():
         load.wait_for(10)
         assert 0 == new.stop()
@@ -274,4 +320,4 @@ def _there_and_back(deployment: Deployment, release: Release, load: Load, role: 
     refused, said = release.run(deployment, "run")
     assert (2, True) == (refused, "schema is" in said)  # as the page says
     assert 0 == back.stop()
-    assert [] == [line for worker in (old, new, back) for line in faults(worker)]
+    return back
