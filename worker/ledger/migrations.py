@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LOCK_TRIES = 30  # to get its lock of a table
 LOCK_PAUSE_SECONDS = 1.0  # in which those who waited behind it have their turn
-LOCK_TAKEN = "55P03"
+LOCK_TAKEN = {"55P03", "40P01"}  # not in time, or it and a worker waited for each other
 MIGRATION_LOCK = 7_263_915_402  # any number that nobody else uses: one migration at a time
 # How often is looked whether another migration has ended. Short waits: a signal is heard between them.
 LOOK_SECONDS = 0.2
@@ -195,7 +195,7 @@ def migrate(engine: Engine, revision: str = "head", waiting: Callable[[str], obj
                 time.sleep(LOOK_SECONDS)
             except OperationalError as error:
                 tries += 1
-                if getattr(error.orig, "sqlstate", None) != LOCK_TAKEN or tries == LOCK_TRIES:
+                if getattr(error.orig, "sqlstate", None) not in LOCK_TAKEN or tries == LOCK_TRIES:
                     raise
                 if tries == 1:
                     waiting("A long transaction keeps a table from being changed: trying again.")
