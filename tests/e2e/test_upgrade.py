@@ -1,4 +1,4 @@
-"""The previous release and this one on one ledger, migrated under load, and the way back (docs/upgrade.md)."""
+"""A release of before and this one on one ledger, migrated under load, and the way back (docs/upgrade.md)."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "upgrade.md").read_text()
+PREVIOUS = re.findall(r"previous release: commit ([0-9a-f]{40}), revision (\w+)$", PAGE, re.MULTILINE)
+assert PREVIOUS, "docs/upgrade.md names no commit."
 ROLE = "cancel_worker"  # the page's name of it
 SHOP = "shop-1"
 SETTINGS = {"FORCE_SYNC": "false", "WEBHOOK_ALLOW_PRIVATE": "true"}
@@ -65,11 +67,10 @@ def is_in_history(commit: str) -> bool:
 class Release:
     """The code of another commit, run by this environment's Python."""
 
-    def __init__(self, folder: Path) -> None:
-        found = re.search(r"previous release: commit ([0-9a-f]{40})$", PAGE, re.MULTILINE)
-        assert found, "docs/upgrade.md names no commit."
-        needs(is_in_history(found[1]), "read the commit of the previous release, as in a whole clone")
-        archive = git("archive", found[1], "worker", "migrations")
+    def __init__(self, folder: Path, commit: str, revision: str) -> None:
+        needs(is_in_history(commit), "read the commit of the previous release, as in a whole clone")
+        self.revision = revision
+        archive = git("archive", commit, "worker", "migrations")
         with tarfile.open(fileobj=io.BytesIO(archive)) as tree:
             tree.extractall(folder, filter="data")
         self.code = folder / "worker" / "__init__.py"
@@ -77,8 +78,8 @@ class Release:
         self._through = ("env", "-u", "COVERAGE_PROCESS_CONFIG", f"PYTHONPATH={folder}", sys.executable)
 
     def run(self, deployment: Deployment, *words: str, typed: str = "") -> tuple[int, str]:
-        """Run its command line, in its own folder: Python looks for `-m worker` there first."""
-        command = [*self._through, "-m", "worker", *words]
+        """Run its command line, in its own folder, where Python looks first."""
+        command = [*self._through, "-c", "from worker.cli import main; main()", *words]
         done = subprocess.run(
             command,
             cwd=self.code.parents[1],
@@ -98,10 +99,10 @@ class Release:
         return started
 
 
-@pytest.fixture
-def release(tmp_path: Path) -> Release:
+@pytest.fixture(params=PREVIOUS, ids=[commit[:7] for commit, _ in PREVIOUS])
+def release(request: pytest.FixtureRequest, tmp_path: Path) -> Release:
     (folder := tmp_path / "previous").mkdir()
-    return Release(folder)
+    return Release(folder, *request.param)
 
 
 @pytest.fixture
@@ -270,7 +271,7 @@ def test_two_releases_work_on_one_ledger_that_is_migrated_under_load_and_back(
     deployment: Deployment, release: Release, credential_key: str
 ) -> None:
     load = Load(deployment)
-    assert (0, "The ledger is at revision f19c2ab7d804.\n") == release.run(deployment, "migrate")
+    assert (0, f"The ledger is at revision {release.revision}.\n") == release.run(deployment, "migrate")
     deployment.trackstar.connect(SHOP, token_of(SHOP))
     assert 0 == release.run(deployment, "connections", "add", SHOP, typed=token_of(SHOP))[0]
     role = f"role_of_{make_url(deployment.database_url).database}"
