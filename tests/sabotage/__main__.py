@@ -1245,6 +1245,11 @@ LIST = [
         (("ledger/feed_reader.py", "            self._refuse_consumer_of_replica()\n", ""),),
         ("tests/integration/test_replica.py -k consumer",),
     ),
+    Sabotage(
+        "what Celery puts back as a worker ends is on no list for ever",
+        (("broker/transport.py", "            pipe.expire(queue, QUEUE_KEPT_SECONDS)", "            pass"),),
+        ("tests/integration/test_worker_queue.py -k put_back",),
+    ),
 ]
 
 
