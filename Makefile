@@ -24,7 +24,7 @@ $(VENV)/.installed: requirements/dev.lock requirements/axe.lock pyproject.toml
 	@touch $@
 
 # Programs that no wheel brings. Tests without theirs are left out, and the run says so at its end.
-DEBIAN_PARTS := chromium chromium-driver iproute2 nginx pgbouncer prometheus redis-sentinel wget $(if $(shell command -v npm),,nodejs npm)
+DEBIAN_PARTS := chromium chromium-driver iproute2 nginx pgbouncer prometheus redis-sentinel sqlite3 wget $(if $(shell command -v npm),,nodejs npm)
 DEBIAN := $(if $(shell command -v apt-get),debian-parts)
 # What the tests in Node use, exactly as the lock files say; no package runs a script of its own.
 NODE_PARTS := $(foreach each,docs/examples/node tests/node,$(each)/node_modules/.package-lock.json)

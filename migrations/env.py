@@ -1,4 +1,7 @@
-"""How Alembic reaches the ledger: on the connection, and in the transaction, that `worker.ledger.migrations` opens."""
+"""How Alembic reaches the ledger: on the connection, and in the transaction, that `worker.ledger.migrations` opens.
+
+Or not at all: then it writes what it would do, as SQL (`worker.ledger.migration_scripts`).
+"""
 
 from __future__ import annotations
 
@@ -49,4 +52,19 @@ def run(connection: Connection) -> None:
         raise RuntimeError(f"The migration left {len(orphans)} rows that refer to nothing: restore the backup.")
 
 
-run(context.config.attributes["connection"])
+def write(dialect: str) -> None:
+    context.configure(
+        dialect_name=dialect,
+        target_metadata=metadata,
+        literal_binds=True,
+        dialect_opts={"paramstyle": "named"},  # no % is doubled
+        transaction_per_migration=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+if context.is_offline_mode():
+    write(context.config.attributes["dialect"])
+else:
+    run(context.config.attributes["connection"])

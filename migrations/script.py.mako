@@ -8,11 +8,14 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 ${imports if imports else ""}
-
+<%! from worker.version import __version__ %>
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = None
 depends_on = None
+
+step = "expand"  # or "contract", with `unused_since = "X.Y.Z"`: the first release that does without what goes
+release = ${repr(__version__.partition(".dev")[0])}
 
 
 def upgrade() -> None:

@@ -15,6 +15,9 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+step = "expand"
+release = "0.1.0"
+
 
 def upgrade() -> None:
     op.create_table(

@@ -15,6 +15,9 @@ down_revision = "0f5266a5aa61"
 branch_labels = None
 depends_on = None
 
+step = "expand"
+release = "0.1.0"
+
 
 def upgrade() -> None:
     op.add_column("dead_letters", sa.Column("requeued_at", UtcTimestamp(), nullable=True))

@@ -15,6 +15,9 @@ down_revision = "5b1d9c3e7a20"
 branch_labels = None
 depends_on = None
 
+step = "expand"
+release = "0.1.0"
+
 SENT_BEFORE = "status = 'pending' AND first_sent_at IS NOT NULL"
 CHECK = "hold_reason_known"
 OLD = "hold_reason IN ('credentials', 'operator', 'outage', 'unknown_connection')"

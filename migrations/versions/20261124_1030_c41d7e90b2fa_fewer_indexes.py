@@ -14,6 +14,10 @@ down_revision = "9c2f4d7b1e58"
 branch_labels = None
 depends_on = None
 
+step = "contract"
+release = "0.1.0"
+unused_since = "0.1.0"
+
 UNIQUE = "uq_cancellations_connection_id_idempotency_key"
 ORDER = "ix_cancellations_order"
 PENDING = "ix_cancellations_pending"
@@ -38,7 +42,7 @@ def downgrade() -> None:
 
 def _restore_pending() -> None:
     # SQLite has copied the table, and its copy of this index no longer runs backwards.
-    if op.get_bind().dialect.name == "sqlite":
+    if op.get_context().dialect.name == "sqlite":
         op.drop_index(PENDING, table_name=TABLE)
         columns = ["connection_id", sa.text("priority DESC"), "send_by", "requested_at"]
         op.create_index(PENDING, TABLE, columns, sqlite_where=sa.text("status = 'pending'"))

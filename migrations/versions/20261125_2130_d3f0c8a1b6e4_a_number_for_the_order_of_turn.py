@@ -14,6 +14,10 @@ down_revision = "c41d7e90b2fa"
 branch_labels = None
 depends_on = None
 
+step = "contract"
+release = "0.2.0"
+unused_since = "0.2.0"
+
 BEFORE, AFTER = "ix_cancellations_pending", "ix_cancellations_turn"
 TABLE = "cancellations"
 PENDING = sa.text("status = 'pending'")

@@ -14,6 +14,9 @@ down_revision = "d3f0c8a1b6e4"
 branch_labels = None
 depends_on = None
 
+step = "expand"
+release = "0.2.0"
+
 INDEX = "ix_connections_probe_at"
 TIMED = sa.text("probe_at IS NOT NULL")
 CHECK = "hold_reason_known"

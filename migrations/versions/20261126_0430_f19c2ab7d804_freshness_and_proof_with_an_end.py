@@ -16,6 +16,9 @@ down_revision = "e7a4b19d5c63"
 branch_labels = None
 depends_on = None
 
+step = "expand"
+release = "0.2.0"
+
 TABLE = "cancellations"
 TURN, UNSETTLED, WATCHED = "ix_cancellations_turn", "ix_cancellations_unsettled", "ix_cancellations_watched"
 RANK = sa.text("(CASE priority WHEN 'urgent' THEN 0 WHEN 'normal' THEN 1 WHEN 'bulk' THEN 2 END)")
@@ -89,7 +92,7 @@ def _index(name: str, columns: list[str], where: sa.TextClause) -> None:
 def _change_check(text: str) -> None:
     # PostgreSQL reads each row once, a second for two million. SQLite copies the table, without the index of an
     # expression.
-    sqlite = op.get_bind().dialect.name == "sqlite"
+    sqlite = op.get_context().dialect.name == "sqlite"
     if sqlite:
         op.drop_index(TURN, table_name=TABLE)
     with op.batch_alter_table(TABLE) as table:

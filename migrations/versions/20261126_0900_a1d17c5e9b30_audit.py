@@ -15,6 +15,9 @@ down_revision = "f19c2ab7d804"
 branch_labels = None
 depends_on = None
 
+step = "expand"
+release = "0.2.0"
+
 TABLE = "audit"
 INDEXES = {
     "ix_audit_at": ["at", "id"],

@@ -13,6 +13,9 @@ down_revision = "a1d17c5e9b30"
 branch_labels = None
 depends_on = None
 
+step = "expand"
+release = "0.2.0"
+
 
 def upgrade() -> None:
     op.add_column("connections", sa.Column("owner", sa.String(255)))

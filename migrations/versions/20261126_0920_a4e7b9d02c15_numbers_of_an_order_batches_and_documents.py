@@ -16,6 +16,9 @@ down_revision = "a83d51c7e2f6"
 branch_labels = None
 depends_on = None
 
+step = "expand"
+release = "0.2.0"
+
 TABLE = "cancellations"
 TEXTS = ("reference_id", "order_number", "batch")
 AGE = "order_created_at"

@@ -15,6 +15,9 @@ down_revision = "a4e7b9d02c15"
 branch_labels = None
 depends_on = None
 
+step = "expand"
+release = "0.2.0"
+
 TABLE = "cancellations"
 # name → columns, condition
 INDEXES: dict[str, tuple[list[str | sa.TextClause], str | None]] = {

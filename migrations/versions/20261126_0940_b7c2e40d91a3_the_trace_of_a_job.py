@@ -13,6 +13,9 @@ down_revision = "a5d8c03e71f2"
 branch_labels = None
 depends_on = None
 
+step = "expand"
+release = "0.2.0"
+
 
 def upgrade() -> None:
     op.add_column("cancellations", sa.Column("traceparent", sa.String(55)))

@@ -16,6 +16,9 @@ down_revision = "b7c2e40d91a3"
 branch_labels = None
 depends_on = None
 
+step = "expand"
+release = "0.2.0"
+
 SECONDS = "CAST(extract(epoch FROM {later} - {earlier}) AS double precision)"
 SECONDS_ON_SQLITE = "(julianday({later}) - julianday({earlier})) * 86400.0"
 
@@ -98,7 +101,7 @@ NAMES = ("cancellation_outcomes_v1", "attempts_v1", "connections_v1")
 
 
 def upgrade() -> None:
-    seconds = SECONDS_ON_SQLITE if is_sqlite(op.get_bind().dialect.name) else SECONDS
+    seconds = SECONDS_ON_SQLITE if is_sqlite(op.get_context().dialect.name) else SECONDS
     to_end = seconds.format(earlier="c.requested_at", later="c.ended_at")
     to_proof = seconds.format(earlier="c.requested_at", later="coalesce(c.as_of, c.ended_at)")
     for view in (OUTCOMES.format(to_end=to_end, to_proof=to_proof), ATTEMPTS, CONNECTIONS):

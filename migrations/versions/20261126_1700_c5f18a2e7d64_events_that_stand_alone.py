@@ -15,6 +15,9 @@ down_revision = "c8e15f7a3d42"
 branch_labels = None
 depends_on = None
 
+step = "expand"
+release = "0.2.0"
+
 
 def upgrade() -> None:
     op.add_column("events", sa.Column("place", sa.BigInteger()))

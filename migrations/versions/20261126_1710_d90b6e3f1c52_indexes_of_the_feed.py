@@ -19,6 +19,9 @@ down_revision = "c5f18a2e7d64"
 branch_labels = None
 depends_on = None
 
+step = "expand"
+release = "0.2.0"
+
 TABLE = "events"
 # name → columns, condition
 INDEXES: dict[str, tuple[list[str | sa.TextClause], str | None]] = {

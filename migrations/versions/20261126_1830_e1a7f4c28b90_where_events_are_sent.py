@@ -15,6 +15,9 @@ down_revision = "d90b6e3f1c52"
 branch_labels = None
 depends_on = None
 
+step = "expand"
+release = "0.2.0"
+
 
 def upgrade() -> None:
     op.create_table(

@@ -1,4 +1,4 @@
-"""The previous release and this one on one ledger, migrated under load, and the way back (docs/upgrade.md)."""
+"""A release of before and this one on one ledger, migrated under load, and the way back (docs/upgrade.md)."""
 
 from __future__ import annotations
 
@@ -19,28 +19,38 @@ import pytest
 from harness.commands import run
 from harness.deployment import API_KEY, CELERY, Deployment, Worker, token_of
 from harness.parts import needs
+from harness.receiver import Receiver
 from harness.truth import leftovers, record_id, untruths, wait_for_ends
 from sqlalchemy import make_url, text
 
 from worker.dev.embedded import embedded_redis
 from worker.dev.sandbox import Sandbox
+from worker.ledger import endpoints
 from worker.ledger.database import read_only
+from worker.ledger.vault import TokenVault
 from worker.streams import INBOX
+from worker.webhooks.request import new_secret
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "upgrade.md").read_text()
+PREVIOUS = re.findall(r"previous release: commit ([0-9a-f]{40}), revision (\w+)$", PAGE, re.MULTILINE)
+assert PREVIOUS, "docs/upgrade.md names no commit."
 ROLE = "cancel_worker"  # the page's name of it
 SHOP = "shop-1"
-SETTINGS = {"FORCE_SYNC": "false"}
+SETTINGS = {"FORCE_SYNC": "false", "WEBHOOK_ALLOW_PRIVATE": "true"}
+TOLD = "cancellation.ended"
+BACKLOG = 150  # orders
+LONG = 240.0  # a busy machine; or a lease, where a worker ended with a row in hand
 # Celery, after the process has said which code it runs.
 SAYING = (
     "import runpy, sys, worker; print('The code is', worker.__file__, flush=True);"
     " sys.argv = ['celery', *sys.argv[1:]]; runpy.run_module('celery', run_name='__main__')"
 )
 ENDED = "SELECT count(*) FROM cancellations WHERE ended_at IS NOT NULL"
+ORDERS_ENDED = "SELECT order_id FROM cancellations WHERE ended_at IS NOT NULL"
 FAULTS = ("Traceback", '"level":"error"', '"level":"critical"', ".unavailable", ".crashed")
 
 
@@ -59,11 +69,10 @@ def is_in_history(commit: str) -> bool:
 class Release:
     """The code of another commit, run by this environment's Python."""
 
-    def __init__(self, folder: Path) -> None:
-        found = re.search(r"previous release: commit ([0-9a-f]{40})$", PAGE, re.MULTILINE)
-        assert found, "docs/upgrade.md names no commit."
-        needs(is_in_history(found[1]), "read the commit of the previous release, as in a whole clone")
-        archive = git("archive", found[1], "worker", "migrations")
+    def __init__(self, folder: Path, commit: str, revision: str) -> None:
+        needs(is_in_history(commit), "read the commit of the previous release, as in a whole clone")
+        self.revision = revision
+        archive = git("archive", commit, "worker", "migrations")
         with tarfile.open(fileobj=io.BytesIO(archive)) as tree:
             tree.extractall(folder, filter="data")
         self.code = folder / "worker" / "__init__.py"
@@ -71,8 +80,8 @@ class Release:
         self._through = ("env", "-u", "COVERAGE_PROCESS_CONFIG", f"PYTHONPATH={folder}", sys.executable)
 
     def run(self, deployment: Deployment, *words: str, typed: str = "") -> tuple[int, str]:
-        """Run its command line, in its own folder: Python looks for `-m worker` there first."""
-        command = [*self._through, "-m", "worker", *words]
+        """Run its command line, in its own folder, where Python looks first."""
+        command = [*self._through, "-c", "from worker.cli import main; main()", *words]
         done = subprocess.run(
             command,
             cwd=self.code.parents[1],
@@ -92,10 +101,10 @@ class Release:
         return started
 
 
-@pytest.fixture
-def release(tmp_path: Path) -> Release:
+@pytest.fixture(params=PREVIOUS, ids=[commit[:7] for commit, _ in PREVIOUS])
+def release(request: pytest.FixtureRequest, tmp_path: Path) -> Release:
     (folder := tmp_path / "previous").mkdir()
-    return Release(folder)
+    return Release(folder, *request.param)
 
 
 @pytest.fixture
@@ -129,12 +138,13 @@ class Load:
 
     @contextmanager
     def flowing(self) -> Iterator[None]:
-        """Let three orders come every tenth of a second."""
+        """Let three orders come every tenth of a second, unless too many wait on a busy machine."""
         stopped = Event()
 
         def flow() -> None:
             while not stopped.wait(0.1):
-                self.add(3)
+                if len(self.orders) - self.ended < BACKLOG:
+                    self.add(3)
 
         thread = Thread(target=flow)
         thread.start()
@@ -153,13 +163,22 @@ class Load:
         with read_only(self.deployment.ledger) as db:
             return int(db.execute(text(query)).scalar_one())
 
+    def orders_ended(self) -> set[str]:
+        with read_only(self.deployment.ledger) as db:
+            return set(db.execute(text(ORDERS_ENDED)).scalars())
+
+    def in_the_feed(self) -> set[str]:
+        """Return the orders of whose end the feed tells."""
+        found = self.deployment.client.events(types=[TOLD], timeout=0.0)
+        return {str(getattr(each.event, "order_id", None)) for each in found}
+
     def wait_for(self, more: int) -> None:
         """Wait until so many more have ended."""
         wanted = self.ended + more
-        self.deployment.wait_until(lambda: self.ended >= wanted, f"{more} more ends")
+        self.deployment.wait_until(lambda: self.ended >= wanted, f"{more} more ends", LONG)
 
     def wait_for_all(self) -> None:
-        self.deployment.wait_until(lambda: self.ended == len(self.orders), "every end")
+        self.deployment.wait_until(lambda: self.ended == len(self.orders), "every end", LONG)
 
     def lost_or_wrong(self) -> list[str]:
         """Return what is wrong with any of them, its document included."""
@@ -228,24 +247,56 @@ def start_todays(deployment: Deployment) -> Worker:
     return started
 
 
+def left_by_others(deployment: Deployment, *old: Worker) -> list[str]:
+    """Return what is left in Redis, but for the list of its own that an old worker may leave as it ends."""
+    owners = {owner for each in old for owner in re.findall(r'"owner": ?"([^"]+)"', each.output)}
+    return [each for each in leftovers(deployment) if not any(owner in each for owner in owners)]
+
+
 def letters(load: Load) -> int:
     return load.count("SELECT count(*) FROM dead_letters WHERE requeued_at IS NULL")
 
 
-@pytest.mark.timeout(600)  # eight processes start one after the other
+class Endpoint:
+    """A receiver of webhooks that is added while both releases work, and of which orders it must hear."""
+
+    def __init__(self, load: Load, receiver: Receiver, key: str) -> None:
+        self._load, self._receiver = load, receiver
+        with load.deployment.ledger.begin() as db:
+            secret = TokenVault([key]).encrypt(new_secret())
+            endpoints.add(db, receiver.url, secret, types=[TOLD], connections=[SHOP])
+        self._not_for_it = load.orders_ended()  # perhaps before it was there
+
+    def wait_for_all(self) -> None:
+        def missing() -> set[str]:
+            heard = {each.event["order_id"] for each in list(self._receiver.received)}
+            return set(self._load.orders) - self._not_for_it - heard
+
+        self._load.deployment.wait_until(lambda: not missing(), "every webhook", LONG)
+
+
+@pytest.mark.timeout(1200)  # nine processes start one after the other
 def test_two_releases_work_on_one_ledger_that_is_migrated_under_load_and_back(
-    deployment: Deployment, release: Release
+    deployment: Deployment, release: Release, credential_key: str
 ) -> None:
     load = Load(deployment)
-    assert (0, "The ledger is at revision f19c2ab7d804.\n") == release.run(deployment, "migrate")
+    assert (0, f"The ledger is at revision {release.revision}.\n") == release.run(deployment, "migrate")
     deployment.trackstar.connect(SHOP, token_of(SHOP))
     assert 0 == release.run(deployment, "connections", "add", SHOP, typed=token_of(SHOP))[0]
     role = f"role_of_{make_url(deployment.database_url).database}"
-    with role_of_the_workers(deployment, role):
-        _there_and_back(deployment, release, load, role)
+    with role_of_the_workers(deployment, role), Receiver() as receiver:
+        old, new, endpoint = _there(deployment, release, load, role, lambda: Endpoint(load, receiver, credential_key))
+        back = _back(deployment, release, load, old, new)
+        again = start_todays(deployment)
+        endpoint.wait_for_all()
+        assert set(load.orders) == load.in_the_feed()
+        assert 0 == again.stop()
+        assert [] == [line for worker in (old, new, back, again) for line in faults(worker)]
 
 
-def _there_and_back(deployment: Deployment, release: Release, load: Load, role: str) -> None:
+def _there(
+    deployment: Deployment, release: Release, load: Load, role: str, add_endpoint: Callable[[], Endpoint]
+) -> tuple[Worker, Worker, Endpoint]:
     old = release.start(deployment)
     with load.flowing():
         load.wait_for(30)
@@ -256,13 +307,21 @@ def _there_and_back(deployment: Deployment, release: Release, load: Load, role: 
         load.add(1, batch="of tomorrow")  # which the old release cannot read
         deployment.wait_until(lambda: letters(load) == 1, "the dead letter")
         new = start_todays(deployment)
+        endpoint = add_endpoint()
         load.wait_for(90)
         assert 0 == old.stop()
         assert 0 == run(deployment, "dead-letters", "requeue", "1")[0]
     load.wait_for_all()
-    assert ([], []) == (load.lost_or_wrong(), leftovers(deployment))
+    assert [] == load.lost_or_wrong()
+    deployment.wait_until(
+        lambda: not left_by_others(deployment, old), "empty lists"
+    )  # reads go on after all have ended
     assert load.count("SELECT count(*) FROM documents")
+    endpoint.wait_for_all()
+    return old, new, endpoint
 
+
+def _back(deployment: Deployment, release: Release, load: Load, old: Worker, new: Worker) -> Worker:
     with load.flowing():
         load.wait_for(10)
         assert 0 == new.stop()
@@ -270,8 +329,9 @@ def _there_and_back(deployment: Deployment, release: Release, load: Load, role: 
         load.wait_for(30)
     load.wait_for_all()
     assert load.count("SELECT count(*) FROM cancellations WHERE order_snapshot IS NOT NULL")
-    assert ([], []) == (load.lost_or_wrong(), leftovers(deployment))
+    assert [] == load.lost_or_wrong()
+    deployment.wait_until(lambda: not left_by_others(deployment, old, back), "empty lists")
     refused, said = release.run(deployment, "run")
     assert (2, True) == (refused, "schema is" in said)  # as the page says
     assert 0 == back.stop()
-    assert [] == [line for worker in (old, new, back) for line in faults(worker)]
+    return back

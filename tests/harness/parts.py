@@ -98,13 +98,22 @@ class PostgresServer:
             "--wal-segsize=1",
         ]
         subprocess.run(
-            [_postgres_binary("initdb"), *words, "-D", data], check=True, stdout=subprocess.DEVNULL, **_as_user()
+            [postgres_binary("initdb"), *words, "-D", data], check=True, stdout=subprocess.DEVNULL, **_as_user()
         )
         return server
 
     def copy(self, data: Path) -> PostgresServer:
         """Copy the files of this server, which is not running, into those of another."""
         subprocess.run([_found("cp"), "--archive", self.data, data], check=True)
+        return PostgresServer(data)
+
+    def replicate(self, data: Path) -> PostgresServer:
+        """Copy this server, which is running, into another that repeats what is written here, and takes no writes."""
+        words = ["--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream", f"--dbname={self.url}"]
+        data.parent.mkdir(exist_ok=True)
+        if user := postgres_user():
+            os.chown(data.parent, user.pw_uid, user.pw_gid)
+        subprocess.run([postgres_binary("pg_basebackup"), *words, "-D", data], check=True, **_as_user())
         return PostgresServer(data)
 
     @property
@@ -124,7 +133,7 @@ class PostgresServer:
             "max_wal_size": "8MB",
         }
         words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        command: list[str | Path] = [_postgres_binary("postgres"), "-D", self.data, "-p", str(self.port), *words]
+        command: list[str | Path] = [postgres_binary("postgres"), "-D", self.data, "-p", str(self.port), *words]
         with self.data.with_name("postgres.log").open("ab") as output:
             self.process = subprocess.Popen(
                 command, stdout=output, stderr=output, start_new_session=True, **_as_user()
@@ -271,7 +280,8 @@ def _wheel() -> Any:
     return utils
 
 
-def _postgres_binary(name: str) -> Path:
+def postgres_binary(name: str) -> Path:
+    """Return where a program of the wheel's PostgreSQL is."""
     utils = _wheel()
     folder: Path = utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION]
     if os.geteuid() == 0:

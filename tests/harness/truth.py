@@ -65,7 +65,7 @@ class Feed:
             deployment.wait_until(lambda: self._all_on_stream(deployment), "what money hangs on", STREAM_SECONDS)
 
     def _all_on_stream(self, deployment: Deployment) -> bool:
-        on_it = {json.loads(fields[b"event"])["id"] for _, fields in deployment.redis.xrange(EVENTS)}
+        on_it = {json.loads(fields[b"event"]).get("id") for _, fields in deployment.redis.xrange(EVENTS)}
         self.off_stream = {each.id for events in self.money.values() for each in events} - on_it
         return not self.off_stream
 

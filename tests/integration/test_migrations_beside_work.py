@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BEFORE_TABLES_CHANGE = "a83d51c7e2f6"
 BEFORE_INDEXES = "a4e7b9d02c15"
+BEFORE_TWO_TABLES = "e7a4b19d5c63"  # the next one locks `connections`, then `cancellations`
 WITH_INDEXES, ADDED = "a5d8c03e71f2", 6  # indexes of `cancellations`
 A_ROW = (
     "INSERT INTO connections (id, hold_reason, held_at, created_at, updated_at)"
@@ -31,6 +32,10 @@ A_ROW = (
 BUILDING = (
     "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     " AND query LIKE 'CREATE INDEX CONC%'"
+)
+CHANGING = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    " AND query LIKE 'ALTER TABLE cancellations%'"
 )
 INVALID = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
 
@@ -120,6 +125,24 @@ def test_a_long_transaction_holds_a_migration_up_and_nobody_behind_it(ledger: En
 
     assert migrations.head() == revision(ledger)
     migrations.check(ledger)
+
+
+def test_a_migration_that_waits_for_who_waits_for_it_tries_again(ledger: Engine) -> None:
+    """PostgreSQL ends one of the two."""
+    migrations.migrate(ledger, BEFORE_TWO_TABLES)
+    with ledger.connect() as other, other.begin():
+        other.exec_driver_sql("SET LOCAL deadlock_timeout = '1min'")  # so that it is the migration
+        other.exec_driver_sql("LOCK TABLE cancellations IN ROW EXCLUSIVE MODE")
+        with migrating(ledger) as migration:
+            while not ask(ledger, CHANGING):
+                migration.join(0.05)
+                assert migration.is_alive()
+            other.exec_driver_sql("LOCK TABLE connections IN ROW EXCLUSIVE MODE")
+            assert "trying again" in migration.said.get(timeout=30)
+            other.rollback()
+
+    assert migration.error is None
+    assert migrations.head() == revision(ledger)
 
 
 def test_rows_are_written_while_an_index_is_built(ledger: Engine) -> None:

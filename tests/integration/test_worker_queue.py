@@ -8,7 +8,10 @@ import pytest
 from celery import Celery
 from redis import Connection, ConnectionPool, Redis
 
+from worker.broker.transport import RedisAMQP, celery_address
 from worker.broker.worker_queue import ATTEMPT_BATCH, WorkerQueue
+from worker.inputs.addresses import parse_redis_url
+from worker.streams import redis_options
 
 if TYPE_CHECKING:
     from kombu.message import Message
@@ -37,6 +40,22 @@ def test_the_list_of_a_worker_that_is_gone_goes_by_itself(redis: Redis) -> None:
     own = WorkerQueue(redis, "w-1")
     own.put(IDS)
 
+    assert 0 < redis.ttl(own.queue.name) <= 600
+
+
+def test_what_is_put_back_as_its_worker_ends_is_on_no_list_for_ever(redis: Redis, redis_url: str) -> None:
+    """Celery stops to consume, and then takes the message for which it has asked already."""
+    own = WorkerQueue(redis, "w-1")
+    own.put(IDS)
+    options = celery_address(parse_redis_url(redis_url), redis_options(redis_url, "taker"))
+    with Celery("taker", amqp=RedisAMQP, set_as_current=False) as app:
+        app.conf.update(options)
+        with app.connection_for_read() as connection, app.amqp.Consumer(connection, [own.queue]):
+            transport: Any = connection.transport
+            transport._callbacks.clear()
+            connection.drain_events(timeout=5)
+
+    assert 1 == redis.llen(own.queue.name)
     assert 0 < redis.ttl(own.queue.name) <= 600
 
 

@@ -761,7 +761,7 @@ LIST = [
     ),
     Sabotage(
         "a migration stands in nobody's way (people)",
-        (("ledger/migrations.py", 'LOCK_TIMEOUT = "2s"', 'LOCK_TIMEOUT = "60s"'),),
+        (("ledger/index_builds.py", '"lock_timeout": "2s"', '"lock_timeout": "60s"'),),
         ("tests/integration/test_migrations_beside_work.py -k long_trans",),
     ),
     Sabotage(
@@ -1249,6 +1249,52 @@ LIST = [
         "doctor names a right that a worker lacks",
         (("cli/doctor/redis_rights.py", '    ("XACK", INBOX, GROUP, "0-1"),\n', ""),),
         ("tests/e2e/test_redis_users.py -k names_each",),
+    ),
+    Sabotage(
+        "a migration that loses a deadlock with a worker tries again (P8)",
+        (("ledger/migrations.py", 'LOCK_TAKEN = {"55P03", "40P01"}', 'LOCK_TAKEN = {"55P03"}'),),
+        ("tests/integration/test_migrations_beside_work.py -k waits_for_who",),
+    ),
+    Sabotage(
+        "a schema that a newer release has made is told as newer",
+        (("ledger/migrations.py", "if found in known else Fit.NEWER", "if found in known else Fit.FITS"),),
+        ("tests/integration/test_migration_scripts.py -k check_tells",),
+    ),
+    Sabotage(
+        "the SQL of a migration builds an index anew that was half built",
+        (("ledger/index_builds.py", "migration.execute(_DROP_HALF_BUILT.format(name=name))", "pass"),),
+        ("tests/integration/test_migration_scripts.py -k half_built",),
+    ),
+    Sabotage(
+        "the SQL of a migration is refused by a schema from which it was not written",
+        (("ledger/migration_scripts.py", "guard = _FITS_ON_SQLITE.format(since=since) if since else", "guard ="),),
+        ("tests/integration/test_migration_scripts.py -k for_another_revision",),
+    ),
+    Sabotage(
+        "the SQL of a migration does not run beside a migration",
+        (("ledger/migration_scripts.py", "IF NOT pg_try_advisory_lock(", "IF NOT pg_try_advisory_lock(1 + "),),
+        ("tests/integration/test_migration_scripts.py -k beside_a_migration",),
+    ),
+    Sabotage(
+        "who reads the feed on a replica tries to write nothing",
+        (
+            (
+                "ledger/feed_reader.py",
+                "feed.without_place(db, until) or takes_no_writes(db)",
+                "feed.without_place(db, until)",
+            ),
+        ),
+        ("tests/integration/test_replica.py -k feed",),
+    ),
+    Sabotage(
+        "a consumer whose place a replica could not keep is refused",
+        (("ledger/feed_reader.py", "            self._refuse_consumer_of_replica()\n", ""),),
+        ("tests/integration/test_replica.py -k consumer",),
+    ),
+    Sabotage(
+        "what Celery puts back as a worker ends is on no list for ever",
+        (("broker/transport.py", "            pipe.expire(queue, QUEUE_KEPT_SECONDS)", "            pass"),),
+        ("tests/integration/test_worker_queue.py -k put_back",),
     ),
 ]
 

@@ -12,6 +12,8 @@ from celery.app.amqp import AMQP
 from kombu.connection import Connection, ConnectionPool, PooledConnection
 from kombu.transport.redis import Channel, Transport
 
+from worker.broker.worker_queue import QUEUE_KEPT_SECONDS
+
 if TYPE_CHECKING:
     from worker.inputs.addresses import RedisAddress
 
@@ -30,6 +32,14 @@ class RedisChannel(Channel):
         # Of kombu's own only the class remains, which it prepares for its event loop.
         connection = super()._connparams(asynchronous)["connection_class"]  # type: ignore[no-untyped-call]
         return {**self.redis_options, "connection_class": connection}
+
+    def _do_restore_message(
+        self, payload: Any, exchange: str, routing_key: str, pipe: Any, leftmost: bool = False
+    ) -> None:
+        # What comes while its worker ends is put back: on a list that nobody reads any more, and that would stay.
+        super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)  # type: ignore[no-untyped-call]
+        for queue in self._lookup(exchange, routing_key):  # type: ignore[no-untyped-call]
+            pipe.expire(queue, QUEUE_KEPT_SECONDS)
 
 
 class RedisTransport(Transport):

@@ -1,6 +1,7 @@
 """The command `cancel-worker`. Every error is one sentence with what to do; a traceback never reaches a person.
 
 Exit codes: 0 done, 1 not as hoped, 2 wrong input or settings, 3 a part (Redis, the ledger) could not be reached.
+`migrate --check` has two more.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from worker.cli import (
     one_connection,
     orders,
     repair,
+    schema,
     service,
     windows,
 )
@@ -73,7 +75,7 @@ app.add_typer(endpoints.app, name="endpoints")
 for command in (
     local.demo,
     service.run,
-    service.migrate,
+    schema.migrate,
     local.sandbox,
     doctor.doctor,
     service.health,
@@ -91,7 +93,7 @@ for command in (
 ):
     app.command(name=command.__name__.rstrip("_").replace("_", "-"))(command)
 
-WITHOUT_INSTANTS = {local.demo, local.sandbox, service.run, service.migrate, service.health}
+WITHOUT_INSTANTS = {local.demo, local.sandbox, service.run, schema.migrate, service.health}
 for group in (app, connections.app, dead_letters.app, batches.app, audit.app, events.app, endpoints.app):
     for each in group.registered_commands:
         if each.callback and each.callback not in WITHOUT_INSTANTS:

@@ -1,4 +1,4 @@
-"""Commands that run something: the worker, the schema's migration, the health check."""
+"""Commands that run something: the worker, the health check."""
 
 from __future__ import annotations
 
@@ -61,16 +61,6 @@ def _check_schema() -> None:
         if not passes(error):
             raise
         console.print(f"{ledger_problem(error)} The worker starts and waits for it.")
-
-
-def migrate() -> None:
-    """Bring the ledger's schema up to date. Safe to run twice, and beside running workers.
-
-    Example: cancel-worker migrate
-    """
-    with ledger() as opened:
-        migrations.migrate(opened, waiting=console.print)
-    console.print(f"The ledger is at revision {migrations.head()}.")
 
 
 def health(

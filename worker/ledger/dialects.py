@@ -99,6 +99,12 @@ def now_plus_parameter(name: str) -> now_plus:
     return now_plus(sa.bindparam(name, type_=sa.Float()))
 
 
+def takes_no_writes(db: sa.Connection) -> bool:
+    """Whether this session may only read, as on a server that repeats what another one writes."""
+    asked = "SELECT current_setting('transaction_read_only')"
+    return not is_sqlite(db.dialect.name) and db.exec_driver_sql(asked).scalar_one() == "on"
+
+
 class utc_hour(FunctionElement[int]):  # noqa: N801 - it reads as SQL
     """The hour of the day in UTC, 0 to 23, of an instant."""
 

@@ -1,6 +1,7 @@
 """Follows the feed of events: waits for the next, keeps a consumer's place, and goes on after whatever was away.
 
-Knows the feed and time; does not know what an event means to whoever reads it.
+Knows the feed and time; does not know what an event means to whoever reads it. Where the database takes no writes, as
+a replica, it reads what has got its place elsewhere, and keeps none.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from worker.errors import CursorError, LedgerUnavailableError
 from worker.inputs.identifiers import problem_of_name
 from worker.ledger import feed
 from worker.ledger.database import read_only
+from worker.ledger.dialects import takes_no_writes
 from worker.ledger.problems import ledger_problem, passes
 
 if TYPE_CHECKING:
@@ -32,6 +34,14 @@ AWAY_SECONDS = 1.0  # between two tries where the database is away
 NOW = "now"
 MAX_DIGITS = 18
 MOVE_SECONDS = 1.0  # a consumer's place is kept at least so often
+NO_PLACES = (
+    "The database is read-only, and its newest events have no place in the feed yet: whoever reads the feed of the"
+    " primary server, or an endpoint, gives it to them."
+)
+NO_CONSUMER = (
+    "The database is read-only, so the place of a consumer cannot be kept: let DATABASE_URL name the primary server,"
+    " or read on with `after`, the `cursor` of an event."
+)
 
 
 class FeedEvent(msgspec.Struct, frozen=True):
@@ -64,6 +74,7 @@ class FeedReader:
     def start(self, after: str | None, since: datetime | None) -> int:
         """Return the place to begin at. Raises CursorError or LedgerUnavailableError."""
         with _errors():
+            self._refuse_consumer_of_replica()
             if after == NOW or since is not None:
                 self._place_what_is_there()
             with read_only(self._ledger) as db:
@@ -97,6 +108,7 @@ class FeedReader:
                 if not page:
                     self._keep(done)
                     if waited.is_last():
+                        self._say_what_has_no_place()
                         return
                     waited.pause()
         finally:
@@ -116,13 +128,25 @@ class FeedReader:
     def _give_places(self, until: int | None = None) -> bool:
         """Give places to some of what waits for them; say whether anything did, of numbers up to `until`."""
         with read_only(self._ledger) as db:
-            if not feed.without_place(db, until):
+            if not feed.without_place(db, until) or takes_no_writes(db):
                 return False
         with self._ledger.begin() as db:
             given = feed.give_places(db)
         if not given:  # another transaction holds the next event for a moment
             time.sleep(FIRST_POLL_SECONDS)
         return True
+
+    def _say_what_has_no_place(self) -> None:
+        with _errors(), read_only(self._ledger) as db:
+            if feed.without_place(db) and takes_no_writes(db):
+                raise LedgerUnavailableError(NO_PLACES)
+
+    def _refuse_consumer_of_replica(self) -> None:
+        if self._consumer is None:
+            return
+        with read_only(self._ledger) as db:
+            if takes_no_writes(db):
+                raise LedgerUnavailableError(NO_CONSUMER)
 
     def _place_what_is_there(self) -> None:
         with read_only(self._ledger) as db:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     Index = tuple[list[str | sa.TextClause], str | None]  # columns or expressions, condition
 
+# Of whatever a migration does but builds. One that cannot get its lock of a table quickly gives up, rather than hold
+# every worker behind it. More than PostgreSQL's `deadlock_timeout` of a second, when an automatic VACUUM gives way.
+LIMITS = {"lock_timeout": "2s", "statement_timeout": "10min"}
 # After so long it is the others' turn: on SQLite nobody else writes meanwhile.
 TURN_SECONDS = 1.0
 
@@ -37,6 +40,11 @@ _SCHEMA = sa.text(
 )
 # A transaction keeps the snapshot of its last query until another statement comes: this one needs none.
 _WITHOUT_SNAPSHOT = "SET LOCAL idle_in_transaction_session_timeout = 0"
+# For who runs SQL that was written down, and cannot look first.
+_DROP_HALF_BUILT = (
+    "DO $$ BEGIN IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('{name}') AND NOT indisvalid)"
+    " THEN DROP INDEX {name}; END IF; END $$"
+)
 
 
 class UnfinishedError(Exception):
@@ -49,6 +57,9 @@ def build_indexes(migration: Operations, table: str, indexes: Mapping[str, Index
     On PostgreSQL each is built in a session of its own, outside of any transaction, while rows are written. The
     caller's transaction keeps other migrations away meanwhile, and is idle.
     """
+    if migration.get_context().as_sql:
+        _write(migration, table, indexes)
+        return
     db = migration.get_bind()
     sqlite = is_sqlite(db.dialect.name)
     found = db.execute(_FOUND_ON_SQLITE if sqlite else _FOUND, {"table": table})
@@ -65,6 +76,19 @@ def build_indexes(migration: Operations, table: str, indexes: Mapping[str, Index
             for name in missing.keys() & valid.keys():  # half built
                 beside.drop_index(name, table, schema=schema, if_exists=True, postgresql_concurrently=True)
             _build(beside, table, missing, schema)
+
+
+def _write(migration: Operations, table: str, indexes: Mapping[str, Index]) -> None:
+    """Write how PostgreSQL builds them outside of any transaction, also where a build was cut off before."""
+    with migration.get_context().autocommit_block():
+        for name in indexes:
+            migration.execute(_DROP_HALF_BUILT.format(name=name))
+        for limit in LIMITS:
+            migration.execute(f"SET {limit} = 0")
+        for name in indexes:
+            _create(migration, name, table, indexes[name])
+        for limit, value in LIMITS.items():
+            migration.execute(f"SET {limit} = '{value}'")
 
 
 def _build(migration: Operations, table: str, missing: Mapping[str, Index], schema: str | None = None) -> None:
@@ -101,6 +125,6 @@ def _outside_transactions(db: Connection) -> Iterator[Connection]:
         driver: Any = own.connection.dbapi_connection
         # A pooler has another number, and would leave what is set here to somebody else: its role's limits hold.
         if own.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() == driver.info.backend_pid:
-            for limit in ("statement_timeout", "lock_timeout"):
+            for limit in LIMITS:
                 own.exec_driver_sql(f"SET {limit} = 0")
         yield own

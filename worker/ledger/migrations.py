@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,21 +15,18 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from worker.ledger.database import read_only
 from worker.ledger.dialects import is_sqlite
-from worker.ledger.index_builds import UnfinishedError
+from worker.ledger.index_builds import LIMITS, UnfinishedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection, Engine
 
-# A migration that cannot get its lock of a table quickly gives up, rather than hold every worker behind it, and tries
-# again. More than PostgreSQL's `deadlock_timeout` of a second, after which an automatic VACUUM gives way.
-LOCK_TIMEOUT = "2s"
-LOCK_TRIES = 30
+LOCK_TRIES = 30  # to get its lock of a table
 LOCK_PAUSE_SECONDS = 1.0  # in which those who waited behind it have their turn
-LOCK_TAKEN = "55P03"
-STATEMENT_TIMEOUT = "10min"
+LOCK_TAKEN = {"55P03", "40P01"}  # not in time, or it and a worker waited for each other
 MIGRATION_LOCK = 7_263_915_402  # any number that nobody else uses: one migration at a time
 # How often is looked whether another migration has ended. Short waits: a signal is heard between them.
 LOOK_SECONDS = 0.2
@@ -40,14 +38,24 @@ _COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED"
 _LOCK = text(
     "SELECT set_config('lock_timeout', :for_a_lock, true), set_config('statement_timeout', :for_a_statement, true),"
     " pg_try_advisory_xact_lock(:number)"
-).bindparams(for_a_lock=LOCK_TIMEOUT, for_a_statement=STATEMENT_TIMEOUT, number=MIGRATION_LOCK)
+).bindparams(for_a_lock=LIMITS["lock_timeout"], for_a_statement=LIMITS["statement_timeout"], number=MIGRATION_LOCK)
 
 
 class SchemaError(SQLAlchemyError):
     """The tables are not those of this code; the text says what to do."""
 
 
-def _config(db: Connection | None = None) -> Config:
+class Fit(StrEnum):
+    """How a schema stands to this code."""
+
+    FITS = "fits"
+    DUE = "due"  # it is older: a migration is due
+    NEWER = "newer"
+    MISSING = "missing"  # there is none yet
+
+
+def alembic_config(db: Connection | None = None) -> Config:
+    """Return where the revisions are, and on which connection they are applied, if on any."""
     here = Path(__file__).resolve().parents[1]
     # Beside the package in a checkout, inside it in a wheel.
     packaged = here / "_migrations"
@@ -116,14 +124,27 @@ def _begin_on_sqlite(db: Connection) -> str | None:
     return None
 
 
-def _history(upto: str = "head") -> list[str]:
+def history(upto: str = "head") -> list[str]:
     """Return the revisions that this code knows, up to one, oldest first."""
-    return [each.revision for each in ScriptDirectory.from_config(_config()).iterate_revisions(upto, "base")][::-1]
+    scripts = ScriptDirectory.from_config(alembic_config())
+    return [each.revision for each in scripts.iterate_revisions(upto, "base")][::-1]
 
 
 def head() -> str | None:
     """Return the newest revision this code knows."""
-    return ScriptDirectory.from_config(_config()).get_current_head()
+    return ScriptDirectory.from_config(alembic_config()).get_current_head()
+
+
+def current_of(engine: Engine) -> str | None:
+    """Return the revision of this ledger; None for an empty one, or a file that is not there, which none is made for.
+
+    Changes nothing, and needs no more than SELECT on `alembic_version`.
+    """
+    file = engine.url.database
+    if is_sqlite(engine.dialect.name) and file and file != ":memory:" and not Path(file).exists():
+        return None
+    with read_only(engine) as db:
+        return current(db)
 
 
 def current(db: Connection) -> str | None:
@@ -131,16 +152,29 @@ def current(db: Connection) -> str | None:
     return MigrationContext.configure(db).get_current_revision()
 
 
+def compare(found: str | None) -> Fit:
+    """Return how a schema of this revision stands to this code."""
+    if found is None:
+        return Fit.MISSING
+    known = history()
+    return Fit.FITS if found == known[-1] else Fit.DUE if found in known else Fit.NEWER
+
+
 def refuse_unfit(db: Connection) -> None:
     """Raise SchemaError where the tables are older than this code, or missing.
 
     A worker meets newer ones while a release rolls out, and on the way back. They fit: a migration only adds.
     """
-    found, known = current(db), _history()
-    if found in {None, *known[:-1]}:
+    if compare(found := current(db)) in {Fit.MISSING, Fit.DUE}:
         raise SchemaError(
-            f"The ledger's schema is {found or 'empty'}, this worker needs {known[-1]}: run `cancel-worker migrate`."
+            f"The ledger's schema is {found or 'empty'}, this worker needs {head()}: run `cancel-worker migrate`."
         )
+
+
+def refuse_newer(found: str | None) -> None:
+    """Raise SchemaError where a schema of this revision is newer than this code."""
+    if compare(found) is Fit.NEWER:
+        raise SchemaError(f"The ledger's schema is {found}, which a newer cancel-worker has made: migrate with that.")
 
 
 def migrate(engine: Engine, revision: str = "head", waiting: Callable[[str], object] = _nobody_hears) -> None:
@@ -154,14 +188,14 @@ def migrate(engine: Engine, revision: str = "head", waiting: Callable[[str], obj
         while more:
             try:
                 with _alone(db, waiting):
-                    more = _upgrade_one(db, _history(revision))
+                    more = _upgrade_one(db, history(revision))
                 tries = 0
             except UnfinishedError as part:
                 waiting(str(part))
                 time.sleep(LOOK_SECONDS)
             except OperationalError as error:
                 tries += 1
-                if getattr(error.orig, "sqlstate", None) != LOCK_TAKEN or tries == LOCK_TRIES:
+                if getattr(error.orig, "sqlstate", None) not in LOCK_TAKEN or tries == LOCK_TRIES:
                     raise
                 if tries == 1:
                     waiting("A long transaction keeps a table from being changed: trying again.")
@@ -171,27 +205,26 @@ def migrate(engine: Engine, revision: str = "head", waiting: Callable[[str], obj
 def _upgrade_one(db: Connection, wanted: list[str]) -> bool:
     """Apply the next of the wanted revisions; return whether there was one."""
     found = current(db)
-    if found is not None and found not in _history():
-        raise SchemaError(f"The ledger's schema is {found}, which a newer cancel-worker has made: migrate with that.")
+    refuse_newer(found)
     missing = wanted[wanted.index(found) + 1 :] if found in wanted else wanted if found is None else []
     if missing:
-        command.upgrade(_config(db), missing[0])
+        command.upgrade(alembic_config(db), missing[0])
     return bool(missing)
 
 
 def roll_back(engine: Engine, revision: str = "base") -> None:
     """Bring the schema back to a revision. What later revisions held is gone."""
     with _own_connection(engine) as db, _alone(db, _nobody_hears):
-        command.downgrade(_config(db), revision)
+        command.downgrade(alembic_config(db), revision)
 
 
 def check(engine: Engine) -> None:
     """Raise where the tables of the code and the newest revision differ."""
     with _own_connection(engine) as db:
-        command.check(_config(db))
+        command.check(alembic_config(db))
 
 
 def write_revision(engine: Engine, sentence: str) -> None:
     """Write a new revision file from the difference between the code's tables and this database."""
     with _own_connection(engine) as db:
-        command.revision(_config(db), sentence, autogenerate=True)
+        command.revision(alembic_config(db), sentence, autogenerate=True)
