@@ -1117,7 +1117,7 @@ LIST = [
         (
             (
                 "runtime/webhook_turn.py",
-                "                keys.append(self._means.decrypt(lane.old_secret))\n",
+                "                keys.append(self._means.decrypt(lane.old_secret, of_endpoint(lane.id)))\n",
                 "                pass\n",
             ),
         ),
@@ -1203,6 +1203,54 @@ LIST = [
             ),
         ),
         ("tests/integration/test_webhook_sender.py -k certificate",),
+    ),
+    Sabotage(
+        "a token that was moved to another row is not read there (P6)",
+        (
+            (
+                "ledger/vault.py",
+                """        return f"{self.owner} {self.id}".encode()  # no kind holds a blank""",
+                """        return self.owner.encode()""",
+            ),
+        ),
+        ("tests/integration/test_bound_tokens.py -k exchanged",),
+    ),
+    Sabotage(
+        "a secret of an endpoint is not read in the place of a token (P6)",
+        (
+            (
+                "ledger/vault.py",
+                """        return f"{self.owner} {self.id}".encode()  # no kind holds a blank""",
+                """        return self.id.encode()""",
+            ),
+        ),
+        ("tests/unit/test_vault.py -k same_id",),
+    ),
+    Sabotage(
+        "an attempt reads a token only for its own connection (P6)",
+        (
+            (
+                "runtime/attempt.py",
+                "        place = of_connection(claim.connection_id)\n",
+                "        place = of_connection('rich')\n",
+            ),
+        ),
+        ("tests/e2e/test_bound_tokens.py -k moved",),
+    ),
+    Sabotage(
+        "nothing is bound while a worker of the release before may have to read it",
+        (("ledger/binding.py", "_BINDS = sa.select(_ANY_BOUND | ~_ANY)", "_BINDS = sa.select(sa.true())"),),
+        ("tests/integration/test_bound_tokens.py -k release_before",),
+    ),
+    Sabotage(
+        "after a rekey whatever is written is bound (P6)",
+        (("ledger/binding.py", "_BINDS = sa.select(_ANY_BOUND | ~_ANY)", "_BINDS = sa.select(~_ANY)"),),
+        ("tests/integration/test_bound_tokens.py -k from_then_on",),
+    ),
+    Sabotage(
+        "a rekey locks no worker out that reads no bound token",
+        (("cli/rekey.py", "workers_without(redis, BOUND_FORM) if bound else []", "[]"),),
+        ("tests/e2e/test_bound_tokens.py -k refuses_beside",),
     ),
 ]
 

@@ -29,6 +29,7 @@ from worker.cli import (
     local,
     one_connection,
     orders,
+    rekey,
     repair,
     service,
     windows,
@@ -61,6 +62,7 @@ app = typer.Typer(
 )
 connections.app.command()(one_connection.show)
 connections.app.command()(one_connection.mend_link)
+connections.app.command()(rekey.rekey)
 app.add_typer(connections.app, name="connections")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(batches.app, name="batches")
