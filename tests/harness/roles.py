@@ -1,4 +1,4 @@
-"""The roles of PostgreSQL as `ops/postgres/roles.sql` makes them, on a server of a test's own: roles are the server's."""
+"""The roles as `ops/postgres/roles.sql` makes them, on a server of a test's own: a role belongs to a whole server."""
 
 from __future__ import annotations
 
