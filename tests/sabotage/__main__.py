@@ -1252,6 +1252,21 @@ LIST = [
         (("cli/rekey.py", "workers_without(redis, BOUND_FORM) if bound else []", "[]"),),
         ("tests/e2e/test_bound_tokens.py -k refuses_beside",),
     ),
+    Sabotage(
+        "whoever lacks a right is told role, right and file",
+        (("ledger/problems.py", "    if lacks_a_right(error):\n        return _lacking(error)\n", ""),),
+        ("tests/integration/test_roles.py -k is_refused_names",),
+    ),
+    Sabotage(
+        "the doctor asks for each right that the roles are granted",
+        (("ledger/rights.py", '"audit": "INSERT USAGE",', '"audit": "USAGE",'),),
+        ("tests/integration/test_roles.py -k asks_for",),
+    ),
+    Sabotage(
+        "the doctor says where others may open a ledger that is a file",
+        (("cli/doctor/ledger.py", "if mode & 0o077}", "if mode & 0o7000}"),),
+        ("tests/integration/test_roles.py -k sqlite",),
+    ),
 ]
 
 
