@@ -6,8 +6,8 @@
 --   cancel_operator  the commands that people run: also what a worker may not change; no DDL
 --   cancel_reader    dashboards and reports: the views, and tables without documents, audit, tokens, secrets, and texts
 --
--- Run it in the ledger's database before the first `migrate`, as a superuser, and again after each `migrate`, as a
--- superuser or as cancel_owner: a table of a new release is nobody's before. As often as you like: it takes away what is
+-- Run it in the ledger's database before the first `migrate`, as a superuser (on a managed server: as who owns the
+-- database and may make roles), and again after each `migrate`, as a superuser or as cancel_owner: a table of a new release is nobody's before. As often as you like: it takes away what is
 -- too much, also what somebody has granted by hand, and is one transaction. It needs nothing of psql.
 --
 -- `audit` takes new rows and gives none back: no role has UPDATE, DELETE or TRUNCATE there, and a trigger refuses them to
@@ -20,7 +20,8 @@ DECLARE
     names constant text[] := ARRAY['cancel_owner', 'cancel_worker', 'cancel_operator', 'cancel_reader'];
     -- They have no reason to know of new kinds of objects: what is not named below is not granted.
     people constant text[] := names[2:];
-    privileged constant boolean := (SELECT rolsuper FROM pg_roles WHERE rolname = current_user);
+    -- A managed server has no superuser for its customers, but one who may make roles, and owns the database.
+    privileged constant boolean := (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user);
     name text;
     found record;
     columns text;
@@ -49,14 +50,17 @@ BEGIN
             -- No name is looked for where somebody else could have put one.
             EXECUTE format('ALTER ROLE %I IN DATABASE %I SET search_path = public', name, current_database());
             -- A server that logs statements, or slow ones, would log documents and tokens as their parameters.
-            EXECUTE format('ALTER ROLE %I IN DATABASE %I SET log_parameter_max_length = 0', name, current_database());
-            EXECUTE format('ALTER ROLE %I IN DATABASE %I SET log_parameter_max_length_on_error = 0',
-                name, current_database());
+            BEGIN
+                EXECUTE format('ALTER ROLE %I IN DATABASE %I SET log_parameter_max_length = 0',
+                    name, current_database());
+            EXCEPTION WHEN insufficient_privilege THEN
+                RAISE NOTICE 'Set log_parameter_max_length = 0 for the server: only a superuser may for %', name;
+            END;
         END LOOP;
         -- What an earlier release has made as another role.
         FOR found IN SELECT c.relname, c.relkind FROM pg_class c
             WHERE c.relnamespace = 'public'::regnamespace AND pg_get_userbyid(c.relowner) <> 'cancel_owner'
-                AND (c.relkind IN ('r', 'p') OR c.relkind = 'v')
+                AND c.relkind IN ('r', 'p', 'v') AND pg_has_role(current_user, c.relowner, 'USAGE')
                 AND c.relname = ANY (ARRAY['alembic_version', 'connections', 'cancellations', 'documents', 'attempts',
                     'events', 'refunds', 'cursors', 'endpoints', 'deliveries', 'delivery_tries', 'dead_letters', 'audit',
                     'freshness', 'producers', 'cancellation_outcomes_v1', 'attempts_v1', 'connections_v1'])
@@ -65,6 +69,14 @@ BEGIN
                 CASE found.relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, found.relname);
         END LOOP;
     END IF;
+
+    FOR found IN SELECT c.relname FROM pg_class c
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relname IN ('cancellations', 'audit', 'producers')
+            AND NOT pg_has_role(current_user, c.relowner, 'USAGE')
+    LOOP
+        RAISE EXCEPTION 'the table % belongs to another role', found.relname
+            USING HINT = 'Run this file as a superuser, or as cancel_owner.';
+    END LOOP;
 
     -- ---- audit takes new rows only
     IF to_regclass('public.audit') IS NOT NULL THEN
@@ -102,7 +114,7 @@ BEGIN
     -- ---- who may do what: first nothing, then this list
     FOR found IN SELECT c.oid::regclass AS object, c.relkind FROM pg_class c
         WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'S')
-            AND (privileged OR pg_has_role(current_user, c.relowner, 'USAGE'))
+            AND pg_has_role(current_user, c.relowner, 'USAGE')
     LOOP
         FOREACH name IN ARRAY people LOOP
             EXECUTE format('REVOKE ALL ON %s %s FROM %I',

@@ -123,6 +123,36 @@ def test_tables_that_another_role_has_made_are_given_to_the_owner(bare: Postgres
     assert may(bare, OWNER, "ALTER TABLE cancellations ADD COLUMN more text")
 
 
+def test_a_managed_server_needs_no_superuser(bare: PostgresServer) -> None:
+    bare.execute("CREATE ROLE customer LOGIN CREATEROLE; GRANT ALL ON DATABASE postgres TO customer")
+    bare.execute("ALTER DATABASE postgres OWNER TO customer")
+    with psycopg.connect(url_of(bare, "customer"), autocommit=True) as db:
+        db.execute(ROLES.encode())
+    engine = open_ledger(url_of(bare, OWNER))
+    migrations.migrate(engine)
+    engine.dispose()
+    with (
+        psycopg.connect(url_of(bare, "customer"), autocommit=True) as db,
+        pytest.raises(psycopg.errors.RaiseException, match="belongs to another role"),
+    ):
+        db.execute(ROLES.encode())
+    with psycopg.connect(url_of(bare, OWNER), autocommit=True) as db:
+        db.execute(ROLES.encode())
+
+    first = granted(bare)
+    apply(bare)
+    assert first == granted(bare)
+    bare.execute(ACT)
+    assert not may(bare, OWNER, "DELETE FROM audit")
+    assert not may(bare, WORKER, "CREATE TABLE mine (id int)")
+
+
+def test_parameters_of_statements_are_not_logged(server: PostgresServer) -> None:
+    for role in (WORKER, OPERATOR, READER, OWNER):
+        with session(server, role) as db:
+            assert ("0",) == db.execute("SHOW log_parameter_max_length").fetchone()
+
+
 @pytest.mark.parametrize("attribute", ["SUPERUSER", "CREATEROLE", "CREATEDB", "BYPASSRLS"])
 def test_a_role_that_no_right_would_bind_is_refused(bare: PostgresServer, attribute: str) -> None:
     bare.execute(f"CREATE ROLE cancel_worker LOGIN {attribute}")

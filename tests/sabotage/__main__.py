@@ -1267,6 +1267,27 @@ LIST = [
         (("cli/doctor/ledger.py", "if mode & 0o077}", "if mode & 0o7000}"),),
         ("tests/integration/test_roles.py -k sqlite",),
     ),
+    Sabotage(
+        "nobody removes an act from the audit",
+        (
+            (
+                "../ops/postgres/roles.sql",
+                "audit_only_grows BEFORE UPDATE OR DELETE ON",
+                "audit_only_grows BEFORE UPDATE ON",
+            ),
+        ),
+        ("tests/integration/test_roles.py -k nobody_changes",),
+    ),
+    Sabotage(
+        "whoever reads reports reads no token",
+        (("../ops/postgres/roles.sql", "'- access_token owner'", "'- owner'"),),
+        ("tests/integration/test_roles.py -k no_token",),
+    ),
+    Sabotage(
+        "a worker changes nothing of what was asked for",
+        (("../ops/postgres/roles.sql", "'- id connection_id order_id idempotency_key priority", "'- priority"),),
+        ("tests/integration/test_roles.py -k people_decide",),
+    ),
 ]
 
 
