@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
@@ -140,7 +140,8 @@ def test_each_command_of_people_works_as_the_operator_beside_a_worker_as_its_rol
     with Receiver() as receiver:
         ran |= set(the_rest(scene, receiver))
 
-    assert set() == set(commands(typer.main.get_command(app))) - ran - OTHERS
+    root: Any = typer.main.get_command(app)
+    assert set() == set(commands(root)) - ran - OTHERS
     assert 0 == worker.stop()
     assert [] == refused(worker.output)
     assert set() == unused(rights.OPERATOR, scene.used(OPERATOR)) - NOT_SEEN
