@@ -21,7 +21,7 @@ from harness.truth import record_id
 from worker.client import CancelClient
 from worker.dev.sandbox import Sandbox
 from worker.ledger import connections
-from worker.ledger.vault import TokenVault
+from worker.ledger.vault import TokenVault, of_connection
 
 if TYPE_CHECKING:
     from harness.deployment import Deployment
@@ -97,7 +97,7 @@ def test_a_rekey_is_forced_where_a_person_knows_better(deployment: Deployment, s
 
 def kept_token(deployment: Deployment, name: str, key: str) -> str:
     with deployment.ledger.connect() as db:
-        return TokenVault([key]).decrypt(connections.encrypted_tokens(db)[name])
+        return TokenVault([key]).decrypt(connections.encrypted_tokens(db)[name], of_connection(name))
 
 
 @pytest.mark.parametrize(("user", "group"), [(12_345, 0), (12_345, 54_321), (10_001, 10_001)])

@@ -2,83 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
-
-from worker.cancellation.request import CancelRequest
+from harness.tour import prepare, steps, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from harness.deployment import Deployment
-
-DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "operate.md").read_text()
-TOKEN = "sandbox-token"  # as `cancel-worker sandbox` says it
-# What only asks may ask again, until the worker has come so far.
-ASKS = re.compile(r"cancel-worker (show|list|windows|batches (list|show)|dead-letters (list|show)|audit list)\b")
-SECONDS = 30.0
-REDIS_CLI = """#!{python}
-import os, sys
-from redis import Redis
-print(Redis.from_url(os.environ["REDIS_URL"], decode_responses=True).execute_command(*sys.argv[1:]))
-"""
-
-
-class Step(NamedTuple):
-    """One command of the page, and what it must say."""
-
-    command: str
-    code: int
-    phrases: list[str]
-
-
-def record_id(found: re.Match[str]) -> str:
-    return CancelRequest(connection_id="shop-1", order_id=found[1]).record_id
-
-
-def steps() -> Iterator[Step]:
-    for block in re.findall(r"^```console\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE):
-        for text in block.split("$ ")[1:]:
-            command, *said = re.sub(r"ID-OF-(\d+)", record_id, text).splitlines()
-            codes = [int(line[11:-1]) for line in said if line.startswith("[exit code ")]
-            yield Step(command, next(iter(codes), 0), [line for line in said if not line.startswith("[exit code ")])
-
-
-def run(deployment: Deployment, folder: Path, step: Step) -> tuple[int, str]:
-    env = {**deployment.env, "CANCEL_ACTOR": "ann", "HOME": str(folder)}
-    env["PATH"] = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["/bin/sh", "-c", step.command], cwd=folder, env=env, capture_output=True, text=True, timeout=100, check=False
-    )
-    return done.returncode, " ".join((done.stdout + done.stderr).replace("│", " ").split())
 
 
 @pytest.mark.timeout(600)  # each command is a process of its own
 @pytest.mark.deployment(ledgers=["sqlite"], unknown_orders="open")
 def test_the_tour_of_a_day_is_as_it_is_written(deployment: Deployment, tmp_path: Path) -> None:
-    deployment.trackstar.connect("default", access_token=TOKEN)
-    deployment.trackstar.add_order("default", "3001", script=["400:integration"])
-    (tmp_path / "monday.csv").write_text(re.findall(r"^```csv\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)[0])
-    (tmp_path / "redis-cli").write_text(REDIS_CLI.format(python=sys.executable))
-    (tmp_path / "redis-cli").chmod(0o755)
+    prepare(deployment, tmp_path)
     deployment.start_worker().wait_until_consuming()
 
-    for step in steps():
-        print(step.command)  # noqa: T201 - shown where it fails: what went before
-        deadline = time.monotonic() + SECONDS
-        while True:
-            code, said = run(deployment, tmp_path, step)
-            missing = [phrase for phrase in step.phrases if phrase not in said]
-            if not (missing or code != step.code) or not ASKS.search(step.command) or time.monotonic() > deadline:
-                break
-        assert (step.code, []) == (code, missing), f"{step.command}\n{said}\n{deployment.workers[0].output[-3000:]}"
+    walk(deployment, tmp_path)
 
 
 def test_the_tour_shows_each_command_that_changes_something() -> None:

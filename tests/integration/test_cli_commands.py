@@ -24,7 +24,7 @@ from worker.ledger import connections, holds, migrations, queries, transitions
 from worker.ledger import dead_letters as letters
 from worker.ledger.database import read_only
 from worker.ledger.schema import cancellations
-from worker.ledger.vault import HOW_TO_MAKE_A_KEY, LACKS_A_KEY, TokenVault
+from worker.ledger.vault import HOW_TO_MAKE_A_KEY, LACKS_A_KEY, TokenVault, of_connection
 from worker.streams import INBOX, JOB_FIELD
 
 if TYPE_CHECKING:
@@ -426,7 +426,7 @@ def test_what_cannot_be_requeued_stays_as_it_was(producer: Operator, redis: Redi
 
 def kept_token(ledger: Engine, connection_id: str, key: str) -> str:
     with read_only(ledger) as db:
-        return TokenVault([key]).decrypt(connections.encrypted_tokens(db)[connection_id])
+        return TokenVault([key]).decrypt(connections.encrypted_tokens(db)[connection_id], of_connection(connection_id))
 
 
 @pytest.mark.parametrize(
@@ -459,7 +459,8 @@ def test_keys_are_rotated_by_a_new_one_in_front_and_a_rekey(
     code, said = operator.run("connections", "rekey")
     assert (2, True) == (code, "nobody knows whether each running worker has the first" in said)
     operator.environment["REDIS_URL"] = redis_url
-    assert (2, LACKS_A_KEY) == operator.run("connections", "rekey")
+    sentence = f"Nothing is changed, because of connection {shop}: {LACKS_A_KEY}"
+    assert (2, sentence) == operator.run("connections", "rekey")
     assert "token-of-shop-1" == kept_token(ledger, shop, credential_key)
 
     operator.environment["CREDENTIAL_KEYS"] = f"{new},{credential_key}"

@@ -20,7 +20,7 @@ from worker.dev.sandbox import Sandbox
 from worker.ledger import connections
 from worker.ledger.checkup import checkup
 from worker.ledger.database import read_only
-from worker.ledger.vault import TokenVault
+from worker.ledger.vault import TokenVault, of_connection
 from worker.streams import INBOX
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def test_where_all_is_well_it_is_green_and_shows_what_operators_look_for(operato
     key = Fernet.generate_key().decode()
     with Sandbox("k") as sandbox, ledger.begin() as db:
         sandbox.world.connect("shop-1", "token", integration_name="shiphero")
-        connections.add(db, "shop-1", TokenVault([key]).encrypt("token"))
+        connections.add(db, "shop-1", TokenVault([key]).encrypt("token", of_connection("shop-1")))
         db.commit()
         operator.environment |= {"TRACKSTAR_API_KEY": "k", "TRACKSTAR_BASE_URL": sandbox.url, "CREDENTIAL_KEYS": key}
         _, found = told(operator)

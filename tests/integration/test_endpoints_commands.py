@@ -16,7 +16,7 @@ from worker.cli.doctor import look_at_connections
 from worker.ledger import audit, connections, deliveries, delivery_notes, endpoints, feed
 from worker.ledger.database import read_only
 from worker.ledger.outbox import add_events
-from worker.ledger.vault import CredentialsError, TokenVault
+from worker.ledger.vault import CredentialsError, TokenVault, of_endpoint
 from worker.settings import load_settings
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def acts(ledger: Engine, id_: str) -> list[tuple[str, str, str | None]]:
 
 def kept(ledger: Engine, id_: str, vault: TokenVault) -> str:
     with ledger.connect() as db:
-        return vault.decrypt(endpoints.encrypted_secret(db, id_))
+        return vault.decrypt(endpoints.encrypted_secret(db, id_), of_endpoint(id_))
 
 
 def test_a_secret_is_shown_when_it_is_made_and_never_again(
@@ -234,10 +234,10 @@ def test_rekey_covers_secrets_and_then_the_old_key_can_go(
 
     assert 0 == code
     assert "the secrets of 1 endpoints" in said
-    assert old == TokenVault([new_key]).decrypt(secrets[1])
-    assert TokenVault([new_key]).decrypt(secrets[0]).startswith("whsec_")
+    assert old == TokenVault([new_key]).decrypt(secrets[1], of_endpoint(id_))
+    assert TokenVault([new_key]).decrypt(secrets[0], of_endpoint(id_)).startswith("whsec_")
     with pytest.raises(CredentialsError):
-        TokenVault([credential_key]).decrypt(secrets[0])
+        TokenVault([credential_key]).decrypt(secrets[0], of_endpoint(id_))
 
 
 def test_the_doctor_names_an_endpoint_whose_secret_cannot_be_read(

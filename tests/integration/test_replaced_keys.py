@@ -31,7 +31,7 @@ def test_a_default_token_that_no_key_reads_is_encrypted_anew(ledger: Engine) -> 
         connections.add(db, connections.DEFAULT, TokenVault([OLD]).encrypt("token"))
     for _ in range(2):
         with ledger.begin() as db:
-            connections.ensure_default(db, vault.encrypt("token"), vault.decrypt, "token")
+            connections.ensure_default(db, lambda: vault.encrypt("token"), vault.decrypt, "token")
 
     with read_only(ledger) as db:
         assert "token" == vault.decrypt(connections.encrypted_tokens(db)[connections.DEFAULT])

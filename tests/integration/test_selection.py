@@ -14,11 +14,11 @@ from sqlalchemy import Engine, select, update
 from worker.cancellation.lifecycle import Moment, give_up
 from worker.cancellation.policy import Policy
 from worker.cancellation.request import CancelRequest
-from worker.ledger import connections, deadlines, holds, queries, transitions
+from worker.ledger import binding, connections, deadlines, holds, queries, transitions
 from worker.ledger.schema import cancellations, events
 from worker.ledger.schema import connections as connection_rows
 from worker.ledger.transitions import end_unsent
-from worker.ledger.vault import TokenVault
+from worker.ledger.vault import TokenVault, of_connection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -281,7 +281,7 @@ def test_a_removed_connection_keeps_its_jobs_waiting_and_its_history(ledger: Eng
 def test_tokens_are_encrypted_anew_with_the_first_key(ledger: Engine, credential_key: str) -> None:
     fresh = Fernet.generate_key().decode()
     with ledger.begin() as db:
-        assert 3 == connections.rekey(db, TokenVault([fresh, credential_key]).reencrypt)
+        assert (3, 0) == binding.rekey(db, TokenVault([fresh, credential_key]))
         encrypted = connections.encrypted_tokens(db)
 
-    assert "token-of-shop-1" == TokenVault([fresh]).decrypt(encrypted["shop-1"])
+    assert "token-of-shop-1" == TokenVault([fresh]).decrypt(encrypted["shop-1"], of_connection("shop-1"))

@@ -166,7 +166,7 @@ class Machine(RuleBasedStateMachine):
         known = KnownCrawls()
         self.context = AttemptContext(
             trackstar=self.trackstar,
-            decrypt=str,
+            decrypt=lambda encrypted, _place: encrypted,
             policy=POLICY,
             pace=at_any_pace,
             start_within=START_WITHIN,

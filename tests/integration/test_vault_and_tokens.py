@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.fernet import Fernet
 
-from worker.ledger import connections
+from worker.ledger import binding, connections
 from worker.ledger.database import read_only
-from worker.ledger.vault import HOW_TO_MAKE_A_KEY, LACKS_A_KEY, CredentialsError, TokenVault
+from worker.ledger.vault import HOW_TO_MAKE_A_KEY, LACKS_A_KEY, CredentialsError, TokenVault, of_connection
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -62,15 +63,18 @@ def test_a_key_in_front_reads_the_old_tokens_and_encrypts_the_new_ones() -> None
 
     assert "old" == both.decrypt(TokenVault([OLD]).encrypt("old"))
     assert "new" == TokenVault([NEW]).decrypt(both.encrypt("new"))
-    assert "old" == TokenVault([NEW]).decrypt(both.reencrypt(TokenVault([OLD]).encrypt("old")))
+    anew = both.reencrypt(TokenVault([OLD]).encrypt("old"), of_connection("shop-1"))
+    assert "old" == TokenVault([NEW]).decrypt(anew, of_connection("shop-1"))
 
 
 def test_after_a_rekey_the_old_key_can_go(ledger: Engine, shops: dict[str, str]) -> None:
     with ledger.begin() as db:
-        count = connections.rekey(db, TokenVault([NEW, OLD]).reencrypt)
+        count, _ = binding.rekey(db, TokenVault([NEW, OLD]))
 
     assert len(shops) == count
-    read = {name: TokenVault([NEW]).decrypt(encrypted) for name, encrypted in tokens(ledger).items()}
+    read = {
+        name: TokenVault([NEW]).decrypt(encrypted, of_connection(name)) for name, encrypted in tokens(ledger).items()
+    }
     assert {"shop-1": "token-of-shop-1", "shop-2": "token-of-shop-2"} == read
 
 
@@ -79,9 +83,10 @@ def test_a_rekey_without_the_old_key_changes_no_token(ledger: Engine, shops: dic
     with ledger.begin() as db:
         connections.add(db, "a-shop", vault.encrypt("token"))  # the first in turn, and one that could be rekeyed
     before = tokens(ledger)
-    with pytest.raises(CredentialsError), ledger.begin() as db:
-        connections.rekey(db, vault.reencrypt)
+    with pytest.raises(CredentialsError) as refused, ledger.begin() as db:
+        binding.rekey(db, vault)
 
+    assert f"Nothing is changed, because of connection shop-1: {LACKS_A_KEY}" == str(refused.value)
     assert before == tokens(ledger)
     assert shops.items() < before.items()
 
@@ -91,7 +96,7 @@ def test_the_default_connection_is_touched_only_where_its_token_is_another(ledge
     kept = []
     for token in ("one", "one", "two"):
         with ledger.begin() as db:
-            connections.ensure_default(db, vault.encrypt(token), vault.decrypt, token)
+            connections.ensure_default(db, partial(vault.encrypt, token), vault.decrypt, token)
         kept.append(tokens(ledger)[connections.DEFAULT])
 
     assert kept[0] == kept[1]  # an encryption anew would differ

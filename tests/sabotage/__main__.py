@@ -1137,7 +1137,7 @@ LIST = [
         (
             (
                 "runtime/webhook_turn.py",
-                "                keys.append(self._means.decrypt(lane.old_secret))\n",
+                "                keys.append(self._means.decrypt(lane.old_secret, of_endpoint(lane.id)))\n",
                 "                pass\n",
             ),
         ),
@@ -1295,6 +1295,90 @@ LIST = [
         "what Celery puts back as a worker ends is on no list for ever",
         (("broker/transport.py", "            pipe.expire(queue, QUEUE_KEPT_SECONDS)", "            pass"),),
         ("tests/integration/test_worker_queue.py -k put_back",),
+    ),
+    Sabotage(
+        "a token that was moved to another row is not read there (P6)",
+        (
+            (
+                "ledger/vault.py",
+                """        return f"{self.owner} {self.id}".encode()  # no kind holds a blank""",
+                """        return self.owner.encode()""",
+            ),
+        ),
+        ("tests/integration/test_bound_tokens.py -k exchanged",),
+    ),
+    Sabotage(
+        "a secret of an endpoint is not read in the place of a token (P6)",
+        (
+            (
+                "ledger/vault.py",
+                """        return f"{self.owner} {self.id}".encode()  # no kind holds a blank""",
+                """        return self.id.encode()""",
+            ),
+        ),
+        ("tests/unit/test_vault.py -k same_id",),
+    ),
+    Sabotage(
+        "an attempt reads a token only for its own connection (P6)",
+        (
+            (
+                "runtime/attempt.py",
+                "        place = of_connection(claim.connection_id)\n",
+                "        place = of_connection('rich')\n",
+            ),
+        ),
+        ("tests/e2e/test_bound_tokens.py -k moved",),
+    ),
+    Sabotage(
+        "nothing is bound while a worker of the release before may have to read it",
+        (("ledger/binding.py", "_BINDS = sa.select(_ANY_BOUND | ~_ANY)", "_BINDS = sa.select(sa.true())"),),
+        ("tests/integration/test_bound_tokens.py -k release_before",),
+    ),
+    Sabotage(
+        "after a rekey whatever is written is bound (P6)",
+        (("ledger/binding.py", "_BINDS = sa.select(_ANY_BOUND | ~_ANY)", "_BINDS = sa.select(~_ANY)"),),
+        ("tests/integration/test_bound_tokens.py -k from_then_on",),
+    ),
+    Sabotage(
+        "a rekey locks no worker out that reads no bound token",
+        (("cli/rekey.py", "workers_without(redis, BOUND_FORM) if bound else []", "[]"),),
+        ("tests/e2e/test_bound_tokens.py -k refuses_beside",),
+    ),
+    Sabotage(
+        "whoever lacks a right is told role, right and file",
+        (("ledger/problems.py", "    if lacks_a_right(error):\n        return _lacking(error)\n", ""),),
+        ("tests/integration/test_roles.py -k is_refused_names",),
+    ),
+    Sabotage(
+        "the doctor asks for each right that the roles are granted",
+        (("ledger/rights.py", '"audit": "INSERT USAGE",', '"audit": "USAGE",'),),
+        ("tests/integration/test_roles.py -k asks_for",),
+    ),
+    Sabotage(
+        "the doctor says where others may open a ledger that is a file",
+        (("cli/doctor/ledger.py", "if mode & 0o077}", "if mode & 0o7000}"),),
+        ("tests/integration/test_roles.py -k sqlite",),
+    ),
+    Sabotage(
+        "nobody removes an act from the audit",
+        (
+            (
+                "../ops/postgres/roles.sql",
+                "audit_only_grows BEFORE UPDATE OR DELETE ON",
+                "audit_only_grows BEFORE UPDATE ON",
+            ),
+        ),
+        ("tests/integration/test_roles.py -k nobody_changes",),
+    ),
+    Sabotage(
+        "whoever reads reports reads no token",
+        (("../ops/postgres/roles.sql", "'- access_token owner'", "'- owner'"),),
+        ("tests/integration/test_roles.py -k no_token",),
+    ),
+    Sabotage(
+        "a worker changes nothing of what was asked for",
+        (("../ops/postgres/roles.sql", "'- id connection_id order_id idempotency_key priority", "'- priority"),),
+        ("tests/integration/test_roles.py -k people_decide",),
     ),
 ]
 

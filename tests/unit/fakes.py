@@ -20,6 +20,7 @@ from worker.runtime.attempt import AttemptContext
 
 if TYPE_CHECKING:
     from worker.cancellation.freshness import Crawls
+    from worker.ledger.vault import Place
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 ME = "me"
@@ -137,7 +138,8 @@ class Paces:
         self.observed.append((kind, connection_id, status))
 
 
-def decrypt(encrypted: str) -> str:
+def decrypt(encrypted: str, place: Place) -> str:
+    assert "connection" == place.owner
     if encrypted == UNREADABLE:
         raise CredentialsError("its key is gone")
     assert ENCRYPTED == encrypted

@@ -44,7 +44,7 @@ def test_whatever_a_person_changes_is_in_one_transaction_with_its_act() -> None:
         )
     }
 
-    acting = {"connections.add", "connections.set_", "connections.rekey", "connections.hold", "connections.remove"}
+    acting = {"connections.add", "connections.set_", "rekey.rekey", "connections.hold", "connections.remove"}
     acting |= {"chosen.in_parts", "repair.resolve", "dead_letters.requeue", "orders.show", "forget.redact"}
     assert acting <= {name for name, _ in found}
     assert NO_ACT == silent

@@ -36,6 +36,8 @@ def unknown_names(file: str, text: str) -> str:
 @pytest.mark.parametrize("sabotage", LIST, ids=lambda sabotage: sabotage.promise)
 def test_each_wrong_change_has_one_place_compiles_and_knows_its_names(sabotage: Any) -> None:
     for file, text in spoiled(sabotage).items():
+        if not file.endswith(".py"):
+            continue  # what the tests run themselves, such as SQL
         compile(text, file, "exec")
 
         assert "" == unknown_names(file, text)

@@ -30,6 +30,7 @@ from worker.cli import (
     local,
     one_connection,
     orders,
+    rekey,
     repair,
     schema,
     service,
@@ -64,6 +65,7 @@ app = typer.Typer(
 app.callback()(service.cancel_worker)
 connections.app.command()(one_connection.show)
 connections.app.command()(one_connection.mend_link)
+connections.app.command()(rekey.rekey)
 app.add_typer(connections.app, name="connections")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(batches.app, name="batches")

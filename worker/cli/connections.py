@@ -6,28 +6,23 @@ import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from redis import RedisError
 from rich.table import Table
 
 from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger
-from worker.cli.progress import progress
 from worker.cli.times import moment
 from worker.cli.words import in_few_words
 from worker.inputs.text import visible
-from worker.ledger import audit, connections, endpoints, freshness, holds, queries
+from worker.ledger import audit, binding, connections, freshness, holds, queries
 from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
-from worker.ledger.vault import TokenVault, fingerprint
-from worker.runtime.known_keys import workers_without
+from worker.ledger.vault import TokenVault, of_connection
 from worker.settings import load_settings
-from worker.streams import connect_redis
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from sqlalchemy import Connection
 
-    from worker.settings import Settings
 
 MAX_ID_LENGTH = 255
 TrackstarId = Annotated[
@@ -69,7 +64,7 @@ def add(
         connections.add(
             db,
             connection_id,
-            vault.encrypt(token),
+            binding.encrypt(db, vault, token, of_connection(connection_id)),
             name=name,
             owner=owner,
             integration_name=integration,
@@ -158,7 +153,7 @@ def rotate(connection_id: Annotated[str, typer.Argument(metavar="ID")], reason: 
         _known(db, connection_id)
     token = _read_token(connection_id)
     with ledger() as opened, opened.begin() as db, _act(db, Action.ROTATE, connection_id, acting(who, reason)):
-        connections.add(db, connection_id, vault.encrypt(token))
+        connections.add(db, connection_id, binding.encrypt(db, vault, token, of_connection(connection_id)))
     console.print(f"Connection {connection_id} has a new token.")
 
 
@@ -216,58 +211,6 @@ def remove(
             )
         connections.remove(db, connection_id)
     console.print(f"Connection {connection_id} is removed.")
-
-
-@app.command()
-def rekey(
-    force: Annotated[
-        bool, typer.Option("--force", help="Also while a worker lacks the key, which then can read no token.")
-    ] = False,
-    reason: Why = None,
-    who: Who = None,
-) -> None:
-    """Encrypt every token, and every secret of an endpoint, with the first of CREDENTIAL_KEYS; then the old can go.
-
-    Example: cancel-worker connections rekey
-    """
-    settings = load_settings()
-    vault = TokenVault(settings.keys)
-    vault.encrypt("")  # says how to make a key where there is none
-    if not force:
-        _refuse_while_unknown(settings)
-    with ledger() as opened, opened.begin() as db:
-        count, secrets = _reencrypt(db, vault), endpoints.rekey(db, vault.reencrypt)
-        after = {"tokens": count, **({"endpoints": secrets} if secrets else {})}
-        audit.write(db, acting(who, reason), Action.REKEY, Kind.CONNECTION, after=after)
-    tokens = "1 token is" if count == 1 else f"{count} tokens are"
-    of = f", and the secrets of {secrets} endpoints" if secrets else ""
-    console.print(f"{tokens} encrypted with the first key{of}.")
-
-
-def _reencrypt(db: Connection, vault: TokenVault) -> int:
-    with progress("tokens encrypted", len(connections.encrypted_tokens(db))) as shown:
-
-        def reencrypt(token: str) -> str:
-            shown.advance(1)
-            return vault.reencrypt(token)
-
-        return connections.rekey(db, reencrypt)
-
-
-def _refuse_while_unknown(settings: Settings) -> None:
-    """Raise ValueError while a running worker lacks the first key."""
-    try:
-        lacking = workers_without(connect_redis(settings.redis_url, socket_timeout=5), fingerprint(settings.keys[0]))
-    except RedisError as error:
-        raise ValueError(
-            f"Redis could not be reached ({type(error).__name__}), so nobody knows whether each running worker has "
-            "the first of CREDENTIAL_KEYS: start it, or say --force."
-        ) from error
-    if lacking:
-        raise ValueError(
-            f"{', '.join(lacking)} would read no token any more: give each running worker the new CREDENTIAL_KEYS and "
-            "restart it (one that was killed is forgotten after a minute), or say --force."
-        )
 
 
 def _check_trackstar_id(trackstar_id: str | None) -> None:

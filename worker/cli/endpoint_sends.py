@@ -15,7 +15,7 @@ from worker.inputs.receivers import read_receiver
 from worker.ledger import audit, endpoints
 from worker.ledger.audit import Action, Kind
 from worker.ledger.told import read_told
-from worker.ledger.vault import TokenVault
+from worker.ledger.vault import TokenVault, of_endpoint
 from worker.settings import load_settings
 from worker.webhooks.request import request_to
 from worker.webhooks.sender import Network, trust, try_once
@@ -35,7 +35,7 @@ def send_test(endpoint_id: Id, reason: Why = None, who: Who = None) -> None:
     with ledger() as opened, opened.begin() as db:
         row, encrypted = endpoints.known(db, endpoint_id), endpoints.encrypted_secret(db, endpoint_id)
         audit.write(db, acting(who, reason), Action.TEST, Kind.ENDPOINT, endpoint_id)
-    tried = _send_test(row, TokenVault(settings.keys).decrypt(encrypted), settings)
+    tried = _send_test(row, TokenVault(settings.keys).decrypt(encrypted, of_endpoint(row.id)), settings)
     status = f", status {tried.status}" if tried.status else ""
     console.print(f"{tried.reason}{status}, after {tried.seconds:.2f} s", style="green" if tried.delivered else "red")
     if tried.said:

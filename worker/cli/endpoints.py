@@ -12,10 +12,10 @@ from worker.cli.events import AGAIN, NAMED, Types
 from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger, print_json
 from worker.cli.times import moment
 from worker.inputs.receivers import read_receiver
-from worker.ledger import audit, connections, endpoints
+from worker.ledger import audit, binding, connections, endpoints
 from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
-from worker.ledger.vault import TokenVault
+from worker.ledger.vault import TokenVault, of_endpoint
 from worker.settings import load_settings
 from worker.webhooks.request import new_secret
 
@@ -51,11 +51,13 @@ def add(
     """
     settings = load_settings()
     vault, secret = TokenVault(settings.keys), new_secret()
-    encrypted = vault.encrypt(secret)
+    vault.encrypt("")  # says how to make a key where there is none
     read_receiver(url, allow_private=settings.webhook_allow_private)
     with ledger() as opened, opened.begin() as db:
         named = _known(db, connection)
-        id_ = endpoints.add(db, url, encrypted, types=type_, connections=named)
+        id_ = endpoints.new_id()
+        encrypted = binding.encrypt(db, vault, secret, of_endpoint(id_))
+        endpoints.add(db, url, encrypted, types=type_, connections=named, id_=id_)
         after = audit.facts(db, Kind.ENDPOINT, [id_])[id_]
         audit.write(db, acting(who, reason), Action.ADD, Kind.ENDPOINT, id_, after=after)
     console.print(f"Endpoint {id_} is added. Its secret, which is not shown again:")
@@ -153,9 +155,9 @@ def rotate(endpoint_id: Id, reason: Why = None, who: Who = None) -> None:
     Example: cancel-worker endpoints rotate ep_0123456789abcdef
     """
     secret = new_secret()
-    encrypted = TokenVault(load_settings().keys).encrypt(secret)
+    vault = TokenVault(load_settings().keys)
     with ledger() as opened, opened.begin() as db, _act(db, Action.ROTATE, endpoint_id, acting(who, reason)):
-        endpoints.rotate(db, endpoint_id, encrypted)
+        endpoints.rotate(db, endpoint_id, binding.encrypt(db, vault, secret, of_endpoint(endpoint_id)))
     console.print("The new secret, which is not shown again (the one before signs too for a day):")
     console.print(secret, soft_wrap=True)
 

@@ -32,7 +32,7 @@ from worker.dev.receiver import LittleReceiver
 from worker.dev.sandbox import Sandbox
 from worker.ledger import connections, endpoints, migrations
 from worker.ledger.database import open_ledger
-from worker.ledger.vault import TokenVault
+from worker.ledger.vault import TokenVault, of_connection, of_endpoint
 from worker.webhooks.request import new_secret
 
 if TYPE_CHECKING:
@@ -294,9 +294,12 @@ class Stage:
         engine = open_ledger(database_url)
         migrations.migrate(engine)
         with engine.begin() as db:
-            connections.add(db, CONNECTION, vault.encrypt(token), name="Demo shop", integration_name="sandbox")
+            encrypted = vault.encrypt(token, of_connection(CONNECTION))
+            connections.add(db, CONNECTION, encrypted, name="Demo shop", integration_name="sandbox")
             money = [f"refund.{word}" for word in RefundNews]
-            endpoints.add(db, self.receiver.url, vault.encrypt(secret), types=money, connections=[CONNECTION])
+            id_ = endpoints.new_id()
+            encrypted = vault.encrypt(secret, of_endpoint(id_))
+            endpoints.add(db, self.receiver.url, encrypted, types=money, connections=[CONNECTION], id_=id_)
         engine.dispose()
 
     def _wait_for_flower(self, output: Path) -> None:

@@ -28,7 +28,7 @@ _REMEDIES = {
 }
 _DATABASE_REMEDIES = {
     "ReadOnlySqlTransaction": "The database is read-only: make it writable, or let DATABASE_URL name the primary",
-    "InsufficientPrivilege": "The role of DATABASE_URL lacks a right: grant SELECT, INSERT and UPDATE",
+    "InsufficientPrivilege": "The role of DATABASE_URL lacks a right: run ops/postgres/roles.sql",
 }
 # redis-py drops the code word of these and names a class after it.
 _CLASSES = {

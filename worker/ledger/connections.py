@@ -97,7 +97,7 @@ def _stated(**given: str | float | None) -> dict[str, Any]:
     return {column: value or None for column, value in given.items() if value is not None}
 
 
-def ensure_default(db: sa.Connection, encrypted_token: str, decrypt: Callable[[str], str], token: str) -> None:
+def ensure_default(db: sa.Connection, encrypt: Callable[[], str], decrypt: Callable[[str], str], token: str) -> None:
     """Keep the connection `default` at the token of the settings; an unchanged one is not touched.
 
     One that no key reads any more is encrypted anew: the settings say what it is.
@@ -108,7 +108,7 @@ def ensure_default(db: sa.Connection, encrypted_token: str, decrypt: Callable[[s
         with suppress(CredentialsError):
             known = decrypt(kept)
     if known != token:
-        add(db, DEFAULT, encrypted_token, name=DEFAULT)
+        add(db, DEFAULT, encrypt(), name=DEFAULT)
 
 
 # Counted in the partial indexes of what is live, whose size is that of the backlog; never in what has ended. Pending
@@ -218,8 +218,8 @@ def last_success(db: sa.Connection, connection_id: str) -> datetime | None:
 
 
 def encrypted_tokens(db: sa.Connection) -> dict[str, str]:
-    """Return the encrypted token of each connection that has one."""
-    rows = db.execute(sa.select(k.id, k.access_token).where(k.access_token.is_not(None)))
+    """Return the encrypted token of each connection that has one, by id in order."""
+    rows = db.execute(sa.select(k.id, k.access_token).where(k.access_token.is_not(None)).order_by(k.id))
     return {row.id: row.access_token for row in rows}
 
 
@@ -239,9 +239,11 @@ def remove(db: sa.Connection, connection_id: str) -> None:
     add_events(db, [(None, "connection.removed", {"connection_id": connection_id})])
 
 
-def rekey(db: sa.Connection, reencrypt: Callable[[str], str]) -> int:
-    """Encrypt every token anew; return how many there are. Raises CredentialsError where a key is missing."""
+def rekey(db: sa.Connection, reencrypt: Callable[[str, str], str]) -> int:
+    """Encrypt every token anew, which is told with its connection's id; return how many there are."""
     rows = db.execute(sa.select(k.id, k.access_token).where(k.access_token.is_not(None)).with_for_update()).all()
     for row in rows:
-        db.execute(sa.update(connections).where(k.id == row.id).values(access_token=reencrypt(row.access_token)))
+        db.execute(
+            sa.update(connections).where(k.id == row.id).values(access_token=reencrypt(row.access_token, row.id))
+        )
     return len(rows)

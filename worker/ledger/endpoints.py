@@ -63,6 +63,11 @@ class Try(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+def new_id() -> str:
+    """Return an id for an endpoint: its secret is encrypted for it before there is a row."""
+    return f"ep_{secrets.token_hex(8)}"
+
+
 def add(
     db: sa.Connection,
     url: str,
@@ -70,11 +75,12 @@ def add(
     *,
     types: Sequence[str] | None = None,
     connections: Sequence[str] | None = None,
+    id_: str | None = None,
 ) -> str:
-    """Add an endpoint, which gets what comes from now on; return its id."""
+    """Add an endpoint, which gets what comes from now on; return its id, one of `new_id` or a new one."""
     while feed.without_place(db):
         feed.give_places(db)
-    id_ = f"ep_{secrets.token_hex(8)}"
+    id_ = id_ or new_id()
     db.execute(
         sa.insert(endpoints).values(
             id=id_,
@@ -219,11 +225,11 @@ def secrets_of_all(db: sa.Connection) -> dict[str, list[str]]:
     return {row.id: [each for each in (row.secret, row.old) if each] for row in rows}
 
 
-def rekey(db: sa.Connection, reencrypt: Callable[[str], str]) -> int:
-    """Encrypt every secret anew; return of how many endpoints. Raises CredentialsError where a key is missing."""
+def rekey(db: sa.Connection, reencrypt: Callable[[str, str], str]) -> int:
+    """Encrypt every secret anew, which is told with its endpoint's id; return of how many endpoints."""
     rows = db.execute(sa.select(p.id, p.secret, p.old_secret).order_by(p.id).with_for_update()).all()
     for row in rows:
-        old = reencrypt(row.old_secret) if row.old_secret else None
-        anew = {"secret": reencrypt(row.secret), "old_secret": old}
+        old = reencrypt(row.old_secret, row.id) if row.old_secret else None
+        anew = {"secret": reencrypt(row.secret, row.id), "old_secret": old}
         db.execute(sa.update(endpoints).where(p.id == row.id).values(**anew))
     return len(rows)

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from sqlalchemy.exc import DBAPIError, NotSupportedError, SQLAlchemyError
 
+from worker.ledger.rights import WHERE_ROLES_ARE
+from worker.ledger.sessions import ROLE
+
 
 class Problem(NamedTuple):
     """A kind of error: its SQLSTATEs or what the server or the driver writes, and what a person is told."""
@@ -21,14 +24,11 @@ class Problem(NamedTuple):
 
 _MIGRATE = "Check DATABASE_URL, and that `cancel-worker migrate` has run."
 
+_NO_RIGHT = "42501"
+_OWNERS = "`cancel-worker migrate` needs to own the tables, and CREATE on their schema"
 # By SQLSTATE: a statement has failed. The first that fits is told.
 BY_STATE = (
-    Problem(
-        "42501",
-        "The role in DATABASE_URL lacks a right: a worker needs SELECT, INSERT and UPDATE on the ledger's tables, "
-        "DELETE to forget what is old, "
-        "`cancel-worker migrate` also CREATE on their schema, and to own the tables.",
-    ),
+    Problem(_NO_RIGHT, "{role} lacks a right{which}: " + WHERE_ROLES_ARE + " (" + _OWNERS + ")."),
     Problem("42P01|42703|42883", f"The ledger has no tables yet, or old ones. {_MIGRATE}"),
     Problem("3F000", "No schema of the search_path exists: create it, or correct `options` in DATABASE_URL."),
     Problem("25006", "The database is read-only: end that, or let DATABASE_URL name the primary server.", passes=True),
@@ -79,6 +79,7 @@ BY_TEXT = (
     Problem("disk is full|disk I/O", "The ledger's disk is full or fails: make room; the work goes on.", passes=True),
     Problem("locked", "Another process keeps the ledger's file locked: try again when it has ended.", passes=True),
 )
+_VERBS = re.compile(r"\b(INSERT|UPDATE|DELETE|CREATE|ALTER)\b")
 UNREACHABLE = "The ledger could not be reached. Check DATABASE_URL, and that the database runs."
 
 
@@ -86,6 +87,8 @@ def ledger_problem(error: SQLAlchemyError) -> str:
     """Say what is wrong and what to do about it."""
     if isinstance(error, NotSupportedError) and not _state(error):
         return str(error.orig)  # our own sentence: such a database holds no ledger
+    if lacks_a_right(error):
+        return _lacking(error)
     if found := _find(error):
         return found.sentence
     return UNREACHABLE.replace(".", f" ({type(error).__name__}).", 1)
@@ -93,7 +96,19 @@ def ledger_problem(error: SQLAlchemyError) -> str:
 
 def lacks_a_right(error: SQLAlchemyError) -> bool:
     """Whether the role may not do what was asked."""
-    return _state(error) == "42501"
+    return _state(error) == _NO_RIGHT
+
+
+def _lacking(error: SQLAlchemyError) -> str:
+    """Name the role, the right and what it is on, where the server's text and the statement tell."""
+    original, statement = getattr(error, "orig", None), getattr(error, "statement", None) or ""
+    named = vars(original).get(ROLE) if original else None
+    role = f"The role {named}" if named else "The role in DATABASE_URL"
+    on = re.search(r'permission denied for \w+ "?(\w+)', str(original))
+    verbs = set(_VERBS.findall(statement))  # a statement may do several things: then which one, nobody tells
+    right = f"{(verbs or {'SELECT'}).pop()} on " if len(verbs) <= 1 else ""
+    which = f" ({right}{on[1]})" if on else ""
+    return next(each for each in BY_STATE if each.pattern == _NO_RIGHT).sentence.format(role=role, which=which)
 
 
 def passes(error: SQLAlchemyError) -> bool:

@@ -36,7 +36,7 @@ connections = sa.Table(
     sa.Column("name", sa.String(255)),
     sa.Column("owner", sa.String(255)),  # who answers for it, for people
     sa.Column("integration_name", sa.String(255)),
-    sa.Column("access_token", sa.Text),  # a Fernet token; null while nobody has added the connection
+    sa.Column("access_token", sa.Text),  # encrypted (`vault`); null while nobody has added the connection
     sa.Column("writes_per_second", sa.Float),  # null: the setting
     sa.Column("hold_reason", sa.String(32)),
     sa.Column("held_at", UtcTimestamp),

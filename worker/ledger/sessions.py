@@ -48,6 +48,7 @@ DRIVER_OPTIONS = {
     "tcp_user_timeout": "20000",
     "application_name": "cancel-worker",
 }
+ROLE = "ledger_role"  # of an error: the role that asked
 PREPARE_THRESHOLD = 1  # a few statements, all of one text, again and again
 OLDEST_SERVER = 140_000
 # SQLSTATEs, or their first two digits, that are no fault of the session: the row, a conflict with another transaction,
@@ -106,6 +107,7 @@ class PostgresqlSessions:
         # Not by the event `do_connect`, whose first listener ends it for the others.
         engine.dialect.connect = self._connect_or_renew  # type: ignore[method-assign]
         event.listen(engine, "handle_error", self.forget_after)
+        event.listen(engine, "handle_error", self._note_role)
 
     def _connect_or_renew(self, *_: Any, **__: Any) -> Any:
         """Open a session. Where that fails and DATABASE_URL's file has changed meanwhile, try what it says now."""
@@ -153,6 +155,11 @@ class PostgresqlSessions:
                 self._url = now
                 return True
         return False
+
+    def _note_role(self, context: ExceptionContext) -> None:
+        """Let the error say as whom it was asked: the server's own text does not."""
+        role = self._asked.settings.get("role") or self._url.username
+        context.original_exception.__dict__[ROLE] = role
 
     @staticmethod
     def forget_after(context: ExceptionContext) -> None:

@@ -25,7 +25,7 @@ from worker.inputs.ids import may_change_form
 from worker.ledger.attempts import WORKER_LOST, AttemptRow
 from worker.ledger.claims import AttemptClaim, Claim, ConfirmClaim, RefusalClaim, SendClaim
 from worker.ledger.results import AttemptResult, ConfirmResult
-from worker.ledger.vault import CredentialsError
+from worker.ledger.vault import CredentialsError, Place, of_connection
 from worker.trackstar.client import TrackstarClient
 from worker.trackstar.pacing import Pace
 
@@ -44,7 +44,7 @@ class AttemptContext(msgspec.Struct, frozen=True, kw_only=True):
     """What every attempt of this process shares."""
 
     trackstar: TrackstarClient
-    decrypt: Callable[[str], str]  # an access token; raises CredentialsError
+    decrypt: Callable[[str, Place], str]  # an access token, kept there; raises CredentialsError
     policy: Policy
     pace: Pace
     start_within: float  # seconds after the claim; a later start could outlive the lease
@@ -200,7 +200,8 @@ def _fetch_orders(claims: Sequence[Claim], token: str, context: AttemptContext) 
 
 def _token(claim: Claim, context: AttemptContext) -> str | None:
     try:
-        return context.decrypt(claim.encrypted_token) if claim.encrypted_token else None
+        place = of_connection(claim.connection_id)
+        return context.decrypt(claim.encrypted_token, place) if claim.encrypted_token else None
     except CredentialsError as error:
         log.error("connection.token_unreadable", connection_id=claim.connection_id, problem=str(error))  # noqa: TRY400
         return None

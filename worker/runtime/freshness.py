@@ -21,7 +21,7 @@ from worker.cancellation.freshness import ahead_of, broken, forecast, needs_forc
 from worker.cancellation.proof import foresee
 from worker.ledger import freshness, rereads
 from worker.ledger.database import read_only
-from worker.ledger.vault import CredentialsError
+from worker.ledger.vault import CredentialsError, of_connection
 from worker.runtime.attempt import LedgerClock
 from worker.runtime.loop import Loop
 
@@ -201,7 +201,7 @@ class Freshness:
             if not freshness.claim_forcing(db, watch.connection_id, FORCE_SECONDS):
                 return
         try:
-            token = self._context.decrypt(watch.encrypted_token)
+            token = self._context.decrypt(watch.encrypted_token, of_connection(watch.connection_id))
         except CredentialsError:
             return  # whoever sends says it
         pace = self._context.pace

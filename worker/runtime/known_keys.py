@@ -1,4 +1,4 @@
-"""Tells, in Redis, which keys each running worker can decrypt with, so that `rekey` locks none of them out.
+"""Tells, in Redis, which keys and forms each running worker can decrypt, so that `rekey` locks none of them out.
 
 Knows fingerprints; not the keys, and not what is encrypted. Who asks is a person, once in a year: it may take a scan.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NAMES = "cancellations:keys:"
 TELL_SECONDS = 10.0
 ENDED = b"ended"
+BOUND_FORM = "bound"  # told beside the keys by each release that reads what is bound to its row
 FORGOTTEN_SECONDS = 60  # a worker that was not heard of for so long has died
 
 
@@ -29,7 +30,7 @@ class KnownKeys:
     def __init__(self, redis: Redis, owner: str, fingerprints: Sequence[str]) -> None:
         self._redis = redis
         self._name = NAMES + owner
-        self._told = ",".join(fingerprints)
+        self._told = ",".join([*fingerprints, BOUND_FORM])
         self.loop = Loop("known_keys", self._tell, expected=(RedisError, OSError), drain=self._forget)
 
     def _tell(self) -> float:
@@ -41,12 +42,12 @@ class KnownKeys:
         self._redis.set(self._name, ENDED, ex=FORGOTTEN_SECONDS)
 
 
-def workers_without(redis: Any, fingerprint: str) -> list[str]:
-    """Return the running workers that do not say that they know this key. Raises RedisError."""
+def workers_without(redis: Any, known: str) -> list[str]:
+    """Return the running workers that do not say that they know this key, or form. Raises RedisError."""
     told = {name.decode().removeprefix(NAMES): redis.get(name) for name in redis.scan_iter(f"{NAMES}*", count=1000)}
     told |= {owner: told.get(owner) for owner in _reading(redis)}
     return sorted(
-        owner for owner, keys in told.items() if keys != ENDED and fingerprint not in (keys or b"").decode().split(",")
+        owner for owner, keys in told.items() if keys != ENDED and known not in (keys or b"").decode().split(",")
     )
 
 

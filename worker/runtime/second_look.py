@@ -20,7 +20,7 @@ from worker.cancellation.proof import confirm
 from worker.ledger import freshness, rereads
 from worker.ledger.database import read_only
 from worker.ledger.results import ConfirmResult
-from worker.ledger.vault import CredentialsError
+from worker.ledger.vault import CredentialsError, of_connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,7 +88,7 @@ class SecondLook:
     def _read_pages(self, watch: Watch, since: datetime, clock: LedgerClock) -> bool:
         """Compare all that changed since then; False where not all of it could be read."""
         try:
-            token = self._context.decrypt(watch.encrypted_token)
+            token = self._context.decrypt(watch.encrypted_token, of_connection(watch.connection_id))
         except CredentialsError:
             return False  # whoever sends says it
         ahead = timedelta(seconds=watch.crawls.ahead if watch.crawls else 0.0)

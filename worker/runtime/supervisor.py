@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 import structlog
 
 from worker.environment import SettingsError
-from worker.ledger import migrations
-from worker.ledger.connections import ensure_default
+from worker.ledger import binding, migrations
+from worker.ledger.connections import DEFAULT, ensure_default
 from worker.ledger.database import open_ledger
 from worker.ledger.holds import OUTAGE, TRACKSTAR_OUTAGE
 from worker.ledger.results import AttemptResult, ConfirmResult
-from worker.ledger.vault import TokenVault
+from worker.ledger.vault import TokenVault, of_connection
 from worker.runtime.attempt import AttemptContext
 from worker.runtime.backlog import Backlog
 from worker.runtime.celery_inbox import CeleryInbox
@@ -288,7 +288,9 @@ class Supervisor:
     def _keep_default_connection(self, ledger: Engine) -> None:
         if token := self._settings.trackstar_access_token.get_secret_value():
             with ledger.begin() as db:
-                ensure_default(db, self._vault.encrypt(token), self._vault.decrypt, token)
+                place = of_connection(DEFAULT)
+                decrypt = partial(self._vault.decrypt, place=place)
+                ensure_default(db, lambda: binding.encrypt(db, self._vault, token, place), decrypt, token)
 
     # -- who hears of what: each of these only puts something into a queue
 

@@ -22,7 +22,7 @@ from worker.ledger.audit import Action, Kind
 from worker.ledger.deliveries import Due, Lane
 from worker.ledger.delivery_notes import Note, Turn
 from worker.ledger.told import read_told
-from worker.ledger.vault import CredentialsError
+from worker.ledger.vault import CredentialsError, Place, of_endpoint
 from worker.runtime.webhook_shares import Limits, Running, Shares
 from worker.telemetry.sentry import alert
 
@@ -51,7 +51,7 @@ class Means(Limits, frozen=True, kw_only=True):
 
     owner: str
     rules: Rules
-    decrypt: Callable[[str], str]
+    decrypt: Callable[[str, Place], str]  # a secret, kept there; raises CredentialsError
     dice: Callable[[], float]
 
 
@@ -173,14 +173,14 @@ class WebhookTurn:
         `now` is None where no endpoint has an old one.
         """
         try:
-            keys = [self._means.decrypt(lane.secret)]
+            keys = [self._means.decrypt(lane.secret, of_endpoint(lane.id))]
         except CredentialsError as error:
             log.error("endpoint.secret_unreadable", endpoint_id=lane.id, problem=str(error))  # noqa: TRY400
             self._gaps[lane.id] = UNREADABLE_SECONDS
             return []
         if now and lane.old_secret and lane.old_secret_until and now < lane.old_secret_until:
             with suppress(CredentialsError):
-                keys.append(self._means.decrypt(lane.old_secret))
+                keys.append(self._means.decrypt(lane.old_secret, of_endpoint(lane.id)))
         return keys
 
     # ---- the end

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from worker.ledger.vault import Place
     from worker.runtime.webhook_shares import Key
     from worker.runtime.webhook_turn import Chosen
     from worker.telemetry.metrics import Metrics
@@ -49,7 +50,7 @@ class Webhooks:
         self,
         ledger: Engine,
         owner: str,
-        decrypt: Callable[[str], str],
+        decrypt: Callable[[str, Place], str],
         network: Network,
         metrics: Metrics,
         *,

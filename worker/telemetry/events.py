@@ -87,7 +87,9 @@ LOG_EVENTS = {
         "error", "endpoint_id problem", "CREDENTIAL_KEYS lacks its key: its webhooks wait."
     ),
     "webhooks.try_crashed": _event("bug", "", "A bug in a try of a webhook; it is tried again."),
-    "connection.token_unreadable": _event("error", "connection_id problem", "CREDENTIAL_KEYS lacks its key."),
+    "connection.token_unreadable": _event(
+        "error", "connection_id problem", "CREDENTIAL_KEYS lacks its key, or it was encrypted for another connection."
+    ),
     "executor.threads_missing": _event("warning", "wanted started", "The system allows fewer threads than asked for."),
     "executor.crashed": _event("bug", "", "A bug met a request thread, which goes on."),
     "ledger.clock_stepped": _event("warning", "seconds", "The ledger's clock jumped: leases are given time."),

@@ -61,7 +61,7 @@ class InProcessWorker:
         known = KnownCrawls()
         self._context = AttemptContext(
             trackstar=trackstar,
-            decrypt=str,
+            decrypt=lambda token, _place: token,
             policy=policy,
             pace=_NoPace(),
             start_within=LEASE_SECONDS,

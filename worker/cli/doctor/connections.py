@@ -13,13 +13,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker.cancellation.answer import NoReply, Reply
 from worker.cli.asking import asking_client
 from worker.cli.doctor.asking import LIMIT_SECONDS, PATIENCE_SECONDS
+from worker.cli.doctor.credentials import keys_held, tokens_kept
 from worker.cli.doctor.finding import Finding
 from worker.cli.doctor.redis import asked_redis
 from worker.cli.parts import opened_ledger
 from worker.cli.words import connection_called, in_few_words, remedy_of_hold
 from worker.ledger import backlog, endpoints, freshness, queries
 from worker.ledger.database import read_only
-from worker.ledger.vault import LACKS_A_KEY, CredentialsError, TokenVault
+from worker.ledger.vault import of_connection, of_endpoint
 from worker.trackstar.pacing import Pacing
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ ASKED_SECONDS = LIMIT_SECONDS - PATIENCE_SECONDS - 0.5  # after that no further 
 def look_at_connections(settings: Settings) -> Iterator[Finding]:
     """Look at the credentials, and at each connection: in the ledger, in Redis, and at Trackstar."""
     began = time.monotonic()
-    yield from _credentials(settings)
+    yield from keys_held(settings.keys)
     if not settings.trackstar_api_key.get_secret_value():
         yield Finding("Trackstar", "no API key", "Set TRACKSTAR_API_KEY.")
         return
@@ -45,18 +46,13 @@ def look_at_connections(settings: Settings) -> Iterator[Finding]:
             kept = endpoints.secrets_of_all(db)
     except SQLAlchemyError:
         return  # told of the ledger
-    tokens = [row.encrypted_token for row in found.chosen]
-    yield from _older_keys([*tokens, *(each for secrets in kept.values() for each in secrets)], settings.keys)
-    yield from _unread(kept, settings.keys)
+    tokens = [(of_connection(row.id), row.encrypted_token) for row in found.chosen if row.encrypted_token]
+    secrets = [(of_endpoint(id_), each) for id_, both in kept.items() for each in both]
+    yield from tokens_kept([*tokens, *secrets], settings.keys)
     limits = _limits(settings, found.chosen)
-    trackstar, vault, unasked, is_silent = (
-        asking_client(settings, PATIENCE_SECONDS),
-        TokenVault(settings.keys),
-        0,
-        False,
-    )
+    trackstar, unasked, is_silent = asking_client(settings, PATIENCE_SECONDS), 0, False
     for row in found.chosen:
-        yield from _kept(row, vault)
+        yield from _held(row)
         if is_silent or time.monotonic() - began > ASKED_SECONDS:
             unasked += 1
             continue
@@ -67,37 +63,6 @@ def look_at_connections(settings: Settings) -> Iterator[Finding]:
     if unasked:
         yield Finding("Trackstar", f"was not asked about {unasked} more: it does not answer, or slowly", passing=True)
     yield from _others(found)
-
-
-def _credentials(settings: Settings) -> Iterator[Finding]:
-    count = len(settings.keys)
-    if count:
-        yield Finding("Credentials", f"CREDENTIAL_KEYS holds {count} {'key' if count == 1 else 'keys'}")
-    else:
-        remedy = "A worker needs it to read access tokens: `cancel-worker connections add` says how to make one."
-        yield Finding("Credentials", "CREDENTIAL_KEYS is not set", remedy, passing=True)
-
-
-def _older_keys(encrypted: Sequence[str | None], keys: Sequence[str]) -> Iterator[Finding]:
-    """Say how many tokens and secrets only an older key can read: that key must stay."""
-    first = TokenVault(list(keys[:1]))
-    if older := sum(not _is_read(first, each) and _is_read(TokenVault(list(keys)), each) for each in encrypted):
-        remedy = "Run `cancel-worker connections rekey` before that key goes."
-        yield Finding("Credentials", f"{older} tokens need an older key than the first", remedy, passing=True)
-
-
-def _is_read(vault: TokenVault, encrypted: str | None) -> bool:
-    try:
-        return bool(encrypted and vault.decrypt(encrypted))
-    except CredentialsError:
-        return False
-
-
-def _unread(kept: Mapping[str, Sequence[str]], keys: Sequence[str]) -> Iterator[Finding]:
-    vault = TokenVault(list(keys))
-    for endpoint_id, secrets in kept.items():
-        if not all(_is_read(vault, each) for each in secrets):
-            yield Finding(f"Endpoint {endpoint_id}", "its secret cannot be read, so nothing is sent", LACKS_A_KEY)
 
 
 def _limits(settings: Settings, rows: Sequence[Surveyed]) -> dict[str, float]:
@@ -128,16 +93,10 @@ def _part(row: Surveyed) -> str:
     return f"Connection {connection_called(row.id, row.name, row.owner)}"
 
 
-def _kept(row: Surveyed, vault: TokenVault) -> Iterator[Finding]:
-    part = _part(row)
+def _held(row: Surveyed) -> Iterator[Finding]:
     if row.hold_reason:
         remedy = remedy_of_hold(row.hold_reason, row.id)
-        yield Finding(part, f"held ({row.hold_reason}), {row.waiting} wait", remedy)
-    try:
-        if row.encrypted_token:
-            vault.decrypt(row.encrypted_token)
-    except CredentialsError as error:
-        yield Finding(part, "its token cannot be read", str(error))
+        yield Finding(_part(row), f"held ({row.hold_reason}), {row.waiting} wait", remedy)
 
 
 def _answered(part: str, answer: Reply | NoReply, more: str = "") -> Iterator[Finding]:

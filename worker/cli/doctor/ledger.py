@@ -1,11 +1,13 @@
 """What `doctor` says of the ledger: the database, its schema, its clock, the role's rights, what is due, vacuum.
 
-Knows findings; the statements are the ledger's, but for those that try the rights.
+Knows findings; the statements are the ledger's, but for the one that tries whether it can be written.
 """
 
 from __future__ import annotations
 
+import stat
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -20,13 +22,16 @@ from worker.inputs.faults import fault
 from worker.ledger import backlog, migrations, queries
 from worker.ledger.checkup import checkup
 from worker.ledger.database import read_only
+from worker.ledger.dialects import is_sqlite
 from worker.ledger.problems import lacks_a_right, ledger_problem
-from worker.ledger.schema import metadata
+from worker.ledger.rights import WHERE_ROLES_ARE, role_of
+from worker.ledger.schema import cursors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from worker.ledger.checkup import Checkup, Vacuum
+    from worker.ledger.rights import Role
     from worker.settings import Settings
 
 # Autovacuum begins at a fifth of the rows; so many more that it does not keep up.
@@ -49,6 +54,7 @@ def look_at_ledger(settings: Settings) -> Iterator[Finding]:
         yield Finding("Ledger", f"{facts.kind} {facts.version}, {facts.encoding}, {in_bytes(facts.size)}")
         old = "" if found == migrations.head() else "Run `cancel-worker migrate`."
         yield Finding("Ledger", f"schema {found or 'empty'}", old)
+        yield from _open_to_others(ledger)
         if not old:
             yield from _rights(ledger)
             yield from _due(ledger)
@@ -93,17 +99,31 @@ def _is_behind(found: Vacuum) -> bool:
 
 
 def _rights(ledger: sa.Engine) -> Iterator[Finding]:
-    missing = []
-    for table in metadata.sorted_tables:
-        try:
-            with ledger.begin() as db:  # it writes no row
-                columns = [column.name for column in table.c]
-                db.execute(sa.insert(table).from_select(columns, sa.select(table).where(sa.false())))
-        except SQLAlchemyError as error:
-            if not lacks_a_right(error):
-                yield Finding("Ledger", "cannot be written", f"{fault(error)}.")
-                return
-            missing.append(table.name)
-    if missing:
-        grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON {', '.join(missing)} TO the role in DATABASE_URL."
-        yield Finding("Ledger", f"may not write {', '.join(missing)}", grant)
+    try:
+        with read_only(ledger) as db:
+            role = role_of(db)
+        if role is not None:
+            yield _role(role)
+        with ledger.begin() as db:  # it writes no row; both roles may write there
+            db.execute(sa.insert(cursors).from_select(cursors.c.keys(), sa.select(cursors).where(sa.false())))
+    except SQLAlchemyError as error:
+        if not lacks_a_right(error):
+            yield Finding("Ledger", "cannot be written", f"{fault(error)}.")
+
+
+def _role(role: Role) -> Finding:
+    if role.lacks:
+        return Finding("Ledger", f"the role {role.name} lacks {', '.join(role.lacks)}", f"{WHERE_ROLES_ARE}.")
+    more = ", a superuser: nothing is refused to it, nor to who has its password" if role.superuser else ""
+    return Finding("Ledger", f"as the role {role.name}{more}")
+
+
+def _open_to_others(ledger: sa.Engine) -> Iterator[Finding]:
+    """Say which files of SQLite others than their owner may read or write; an address of memory has none."""
+    named = ledger.url.database if is_sqlite(ledger.dialect.name) else None
+    files = [Path(f"{named}{suffix}") for suffix in ("", "-wal", "-shm")] if named else []
+    modes = {each: stat.S_IMODE(each.stat().st_mode) for each in files if each.is_file()}
+    if wide := {each.name: mode for each, mode in modes.items() if mode & 0o077}:
+        said = ", ".join(f"{name} has mode {mode:o}" for name, mode in wide.items())
+        remedy = f"chmod 600 {' '.join(str(each) for each in modes if each.name in wide)}"
+        yield Finding("Ledger", f"others may open it: {said}", remedy, passing=True)
