@@ -73,8 +73,8 @@ LIST = [
         (
             (
                 "runtime/intake.py",
-                "            accepted = self._take_in(entries)\n",
-                "            self._reader.settle(stream, entries)\n            accepted = self._take_in(entries)\n",
+                "            accepted = self._acceptance.take_in(entries)\n",
+                "            self._reader.settle(entries)\n            accepted = self._acceptance.take_in(entries)\n",
             ),
         ),
         ("tests/integration/test_intake.py",),
@@ -219,7 +219,7 @@ LIST = [
         "a malformed Celery message stops nobody (P1)",
         (
             (
-                "runtime/intake.py",
+                "runtime/acceptance.py",
                 "except (InvalidRequest, UnacceptableMessage) as error:",
                 "except InvalidRequest as error:",
             ),
@@ -488,7 +488,7 @@ LIST = [
         "the size of an entry is known before it is read (P1)",
         (
             (
-                "runtime/inbox_reader.py",
+                "runtime/inbox_script.py",
                 "if size > longest and refusal == '' then",
                 "if size > longest * 1000 and refusal == '' then",
             ),

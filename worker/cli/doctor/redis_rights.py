@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis import ResponseError
 
-from worker.streams import GROUP, INBOX
+from worker.streams import GROUP, INBOX, inbox_of
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -26,6 +26,12 @@ _COMMANDS: tuple[tuple[str, ...], ...] = (
     ("XRANGE", INBOX, "-", "+"),
     ("XACK", INBOX, GROUP, "0-1"),
     ("XDEL", INBOX, "0-1"),
+    ("SCAN", "0"),
+    ("XREADGROUP", "GROUP", GROUP, "doctor", "STREAMS", inbox_of("doctor"), ">"),
+    ("XLEN", inbox_of("doctor")),
+    ("GET", _PROBE),
+    ("SET", _PROBE, "a"),
+    ("DEL", _PROBE),
     ("HSET", _PROBE, "a", "b"),
     ("HGET", _PROBE, "a"),
     ("HMGET", _PROBE, "a"),
