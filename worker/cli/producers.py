@@ -30,10 +30,8 @@ app = typer.Typer(
     "Example: cancel-worker producers list",
     no_args_is_help=True,
 )
+_WHOSE = "Whose orders it may cancel: ids with commas between, or `all`."
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Its inbox is cancellations:inbox:NAME.")]
-Connections = Annotated[
-    str | None, typer.Option(help="Whose orders it may cancel: ids with commas between, or `all`.", metavar="IDS")
-]
 PerSecond = Annotated[
     float | None, typer.Option(min=0, help="Jobs that are read from its inbox; 0: as they come.", metavar="N")
 ]
@@ -44,7 +42,7 @@ Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 @app.command()
 def add(
     name: Name,
-    connections: Connections = ALL,
+    connections: Annotated[str, typer.Option(help=_WHOSE, metavar="IDS")] = ALL,
     urgent: Annotated[bool, typer.Option("--urgent", help="It may ask for priority `urgent`.")] = False,
     per_second: PerSecond = None,
     reason: Why = None,
@@ -74,7 +72,7 @@ def acl_line(name: str) -> str:
 @app.command()
 def change(
     name: Name,
-    connections: Connections = None,
+    connections: Annotated[str | None, typer.Option(help=_WHOSE, metavar="IDS")] = None,
     urgent: Urgent = None,
     per_second: PerSecond = None,
     reason: Why = None,

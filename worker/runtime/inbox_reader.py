@@ -8,6 +8,7 @@ does not know what an entry holds.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -63,6 +64,9 @@ class InboxReader:
     def watch(self, inboxes: Sequence[Inbox]) -> None:
         """Read these from now on; another one is read first by each look, so that none is always the last."""
         if set(inboxes) != set(self._inboxes):
+            for each in set(inboxes) - set(self._inboxes):
+                with suppress(ResponseError):  # what Redis refuses is noted when it is read
+                    self._make_group(each)
             self._inboxes, self._more = tuple(inboxes), True
             streams = {each.stream for each in inboxes}
             self._not_before = {name: at for name, at in self._not_before.items() if name in streams}

@@ -133,4 +133,8 @@ def _lag(part: str, count: int, look: InboxLook) -> Finding:
     late = seconds > LATE_SECONDS
     said = f"can be written; {count} wait, the first for {in_time(seconds)}"
     remedy = "Workers take them: see below whether one is alive, and what it says."
+    if name := producer_of(look.stream):
+        # What waits for its producer's rate may be old; whether anybody reads it, /readyz of each worker knows.
+        slower = f"It may have sent more than its rate (`producers show {name}`); otherwise see below."
+        return Finding(part, said, slower if late else "", passing=late)
     return Finding(part, said, remedy if late else "", passing=LATE_SECONDS < seconds <= STANDSTILL_SECONDS)
