@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from worker.cancellation.request import CancelRequest
 
 MAX_PRODUCERS = 100  # each has a stream that every worker waits for, and a series of its own
-MAX_CONNECTIONS = 1_000  # that are named for one
+MAX_CONNECTIONS = 250  # that are named for one: every worker reads all of them each few seconds
 MIN_PER_SECOND, MAX_PER_SECOND = 0.1, 100_000.0
 # Keys beside the inbox have these names: `:ahead` is put aside by a repair, `:wrong` by a person.
 RESERVED = frozenset({"ahead", "wrong"})
