@@ -23,6 +23,7 @@ from worker.telemetry.health import Vitals
 from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from conftest import Logged
     from sqlalchemy import Engine
 
 OMS, SHOP = inbox_of("oms-a"), inbox_of("oms-b")
@@ -389,6 +390,24 @@ def test_an_inbox_of_another_type_stops_no_other_and_is_named(redis: Redis, ledg
     while len(orders(ledger)) < 2 and time.monotonic() < deadline:
         intake._tick()
     assert ({"o-1": None, "o-2": "oms-a"}, []) == (orders(ledger), vitals.problems())
+
+
+def test_what_redis_refuses_of_all_inboxes_is_an_outage_as_with_one_and_nothing_is_lost(
+    redis: Any, ledger: Engine, intake: Intake, logged: Logged
+) -> None:
+    add(ledger)
+    empty(intake)
+    put_jobs(redis, [job("o-1")], inbox=OMS)
+    redis.replicaof("127.0.0.1", "1")
+    try:
+        with pytest.raises(ResponseError):
+            intake._tick()
+    finally:
+        redis.replicaof("NO", "ONE")
+    assert "READONLY" == logged.wait_for("redis.refuses")["error"]
+    empty(intake)
+
+    assert {"o-1": "oms-a"} == orders(ledger)
 
 
 # ---- who enqueues
