@@ -124,7 +124,7 @@ def test_a_dead_letter_of_a_producer_is_sent_again_under_its_own_rights(
 
 
 def test_doctor_names_the_inbox_of_each_producer(run: Callable[..., Run], redis: Any) -> None:
-    assert run("producers", "list")[0] == 0
+    assert 0 == run("producers", "list")[0]
     redis.lpush(inbox_of("broken"), "x")
     redis.xadd(inbox_of("slow"), {"job": JOB}, id="1-1")
     put_jobs(redis, [JOB], inbox=OMS)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MAX_PRODUCERS = 100  # each has a stream that every worker waits for, and a series of its own
 MAX_CONNECTIONS = 250  # that are named for one: every worker reads all of them each few seconds
 MIN_PER_SECOND, MAX_PER_SECOND = 0.1, 100_000.0
+# Why a job is refused: reasons of dead letters, and labels of metrics as they are.
+UNKNOWN, CONNECTION, URGENT = REASONS = ("unknown_producer", "connection_not_allowed", "urgent_not_allowed")
 # Keys beside the inbox have these names: `:ahead` is put aside by a repair, `:wrong` by a person.
 RESERVED = frozenset({"ahead", "wrong"})
 
@@ -48,14 +50,14 @@ def refusal_of(producer: Producer | None, name: str, request: CancelRequest) -> 
     """Return the reason and a sentence where the producer of this name may not bring this job; else None."""
     if producer is None:
         return (
-            "unknown_producer",
+            UNKNOWN,
             f"Nobody has added a producer {name}: `cancel-worker producers add {name}`, then send it again.",
         )
     if producer.connections is not None and request.connection_id not in producer.connections:
         connection = printable(repr(request.connection_id))
-        return "connection_not_allowed", f"Producer {name} may not cancel orders of connection {connection}."
+        return CONNECTION, f"Producer {name} may not cancel orders of connection {connection}."
     if request.priority == "urgent" and not producer.urgent:
-        return "urgent_not_allowed", f"Producer {name} may not ask for priority 'urgent'."
+        return URGENT, f"Producer {name} may not ask for priority 'urgent'."
     return None
 
 

@@ -50,7 +50,7 @@ def add(
 ) -> None:
     """Add a producer; workers read its inbox within seconds. Shows the line that Redis' ACL needs for it.
 
-    Example: cancel-worker producers add oms-a --connections shop-1,shop-2 --per-second 100
+    Example: cancel-worker producers add oms-a --connections shop-1,shop-2
     """
     by = acting(who, reason)
     named = _read_connections(connections)

@@ -18,6 +18,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 
 from worker.cancellation.fairness import PRIORITY_RANK
+from worker.cancellation.producer import REASONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -79,7 +80,7 @@ DEAD_LETTER_REASONS = (
     *("not_json", "no_job_field", "invalid_job", "too_large", "kills_its_reader", "key_conflict", "refused_by_ledger"),
     *("not_an_object", "no_delivery_tag", "no_delivery_info", "no_task", "unknown_task", "no_id", "body_not_a_call"),
     *("wrong_arguments", "content_type", "no_body", "body_not_json", "body_not_base64"),
-    *("unknown_producer", "connection_not_allowed", "urgent_not_allowed"),
+    *REASONS,
 )
 # How most of them end, so that the first of these is an increase for who watches.
 _USUAL_ENDS = (
