@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from worker import shared_settings
 from worker.cancellation.lifecycle import why_not_change
 from worker.cancellation.policy import Policy
+from worker.cancellation.producer import problem_of_producer
 from worker.cancellation.refund import RefundAnswer
 from worker.cancellation.request import CancelRequest, Priority, make_request
 from worker.cancellation.signature import Signer, read_secrets
@@ -43,7 +44,7 @@ from worker.ledger.database import open_ledger, read_only
 from worker.ledger.feed_reader import FeedReader
 from worker.ledger.problems import ledger_problem
 from worker.ledger.queries import Standing
-from worker.streams import INBOX, NotReplicatedError, connect_redis, put_jobs, refusal
+from worker.streams import NotReplicatedError, connect_redis, inbox_of, put_jobs, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -68,6 +69,10 @@ class CancelClient:
     `actor` is who acts by it, for the audit: a person where one is known, else the program. It defaults to
     CANCEL_ACTOR, else user@host. What is enqueued is accepted when so many `replicas` of Redis have it: by default one
     where there is one, and always one behind Sentinel, for a primary without any may be one that was replaced.
+    `producer` is the name by which jobs are enqueued, on a stream of that producer's own (`cancel-worker producers
+    add`); without one they go to the inbox that needs no name.
+
+    Raises ValueError for a name that no producer can have.
     """
 
     def __init__(
@@ -77,7 +82,11 @@ class CancelClient:
         *,
         actor: str | None = None,
         replicas: int | None = None,
+        producer: str | None = None,
     ) -> None:
+        if producer is not None and (problem := problem_of_producer(producer)):
+            raise ValueError(f"producer: {producer!r} {problem}.")
+        self._inbox = inbox_of(producer)
         self._redis_url = redis_url or from_environment("REDIS_URL") or "redis://localhost:6379/0"
         self._database_url = database_url or from_environment("DATABASE_URL")
         self._replicas_wanted = replicas
@@ -314,12 +323,13 @@ class CancelClient:
         ended = self._find_ended(requests)
         live = [request for request in requests if request.record_id not in ended]
         try:
-            put_jobs(self._redis, [request.to_json() for request in live], self._replicas_to_wait_for())
+            jobs = [request.to_json() for request in live]
+            put_jobs(self._redis, jobs, inbox=self._inbox, replicas=self._replicas_to_wait_for())
         except NotReplicatedError as error:
             raise InboxUnavailableError(f"{error}; enqueue again, the same intent stays one record.") from error
         except RedisError as error:
             what = "Redis refused it" if isinstance(error, ResponseError) else "Redis could not be reached"
-            why = refusal(self._redis, error, {INBOX: "stream"}) or f"{what} ({type(error).__name__})"
+            why = refusal(self._redis, error, {self._inbox: "stream"}) or f"{what} ({type(error).__name__})"
             raise InboxUnavailableError(
                 f"{why}. It is not certain that all was enqueued: enqueue again, the same intent stays one record."
             ) from error

@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
-INBOX = "cancellations:inbox"
+INBOX = "cancellations:inbox"  # of the one producer that needs no name; those with one have `inbox_of` theirs
 EVENTS = "cancellations:events"
 DEAD_LETTERS = "cancellations:dead-letters"  # events about them: a flood of bad messages pushes no outcome off
 HINTS = "cancellations:hints"  # look again at this order, or at this connection, now
-INBOX_AHEAD = f"{INBOX}:ahead"  # an inbox whose ids were ahead of the clock, until it is read to its end
 JOB_FIELD = b"job"
 GROUP = "ledger"
 
@@ -37,6 +36,25 @@ REPLICATION_MS = 2_000  # what a replica has to confirm an entry, below the time
 
 # The events stream keeps about this many: a reader that is further behind asks the ledger.
 EVENTS_KEPT = 100_000
+
+
+def inbox_of(producer: str | None) -> str:
+    """Return the stream of a producer: who may write there is that producer, so its name stands in no job."""
+    return INBOX if producer is None else f"{INBOX}:{producer}"
+
+
+def aside_of(inbox: str) -> str:
+    """Return where an inbox is put whose ids were ahead of the clock, until it is read to its end."""
+    return f"{inbox}:ahead"
+
+
+def producer_of(stream: str) -> str | None:
+    """Return whose inbox this is, or was until it was put aside; None for the one without a name."""
+    name = stream.removeprefix(INBOX).removesuffix(":ahead")
+    return name[1:] or None
+
+
+INBOX_AHEAD = aside_of(INBOX)
 
 
 CONNECTIONS = {"redis": Connection, "rediss": SSLConnection, "unix": UnixDomainSocketConnection}
@@ -99,7 +117,7 @@ class RedisCredentials(CredentialProvider):
         return "REDIS_URL"
 
 
-def wait_unread(redis: Any, *command: str | int, then: Sequence[str | int] = ("PING",)) -> Any:
+def wait_unread(redis: Any, *command: str | int, then: Sequence[str | int | float] = ("PING",)) -> Any:
     """Run a command that waits, then another, in one round trip; return the reply of the second.
 
     Redis drops the reply of the first, however long that would be, and so its error as well.
@@ -146,19 +164,22 @@ _TYPES = {"zset": "sorted set"}
 # Every restart brings a reader of a new name. One that was not heard of for an hour and left nothing is forgotten;
 # asked and done in one step, or an entry taken in between would be lost with its reader.
 _FORGET_READERS = """
-for _, reader in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
-  local about = {}
-  for i = 1, #reader, 2 do about[reader[i]] = reader[i + 1] end
-  if about.pending == 0 and about.idle > 3600000 then
-    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], about.name)
+for _, inbox in ipairs(KEYS) do
+  local readers = redis.pcall('XINFO', 'CONSUMERS', inbox, ARGV[1])
+  for _, reader in ipairs(readers.err and {} or readers) do
+    local about = {}
+    for i = 1, #reader, 2 do about[reader[i]] = reader[i + 1] end
+    if about.pending == 0 and about.idle > 3600000 then
+      redis.call('XGROUP', 'DELCONSUMER', inbox, ARGV[1], about.name)
+    end
   end
 end
 """
 
 
-def forget_readers(redis: Redis) -> None:
+def forget_readers(redis: Redis, inboxes: Sequence[str] = (INBOX,)) -> None:
     """Drop the names of readers that are gone."""
-    redis.eval(_FORGET_READERS, 1, INBOX, GROUP)
+    redis.eval(_FORGET_READERS, len(inboxes), *inboxes, GROUP)
 
 
 def forget_events(redis: Any, numbers: AbstractSet[int]) -> int:
@@ -175,13 +196,13 @@ class NotReplicatedError(RedisError):
     """Redis has the entries, and its replicas do not have them yet: a failover now would lose them."""
 
 
-def put_jobs(redis: Redis, jobs: Sequence[bytes], replicas: int = 0) -> None:
+def put_jobs(redis: Redis, jobs: Sequence[bytes], replicas: int = 0, *, inbox: str = INBOX) -> None:
     """Add one entry per job, in one round trip; return when so many replicas have them. Raises NotReplicatedError."""
     if not jobs:
         return
     pipeline = redis.pipeline(transaction=False)
     for job in jobs:
-        pipeline.xadd(INBOX, {JOB_FIELD: job})
+        pipeline.xadd(inbox, {JOB_FIELD: job})
     if replicas:
         pipeline.wait(replicas, REPLICATION_MS)
     answers = pipeline.execute()

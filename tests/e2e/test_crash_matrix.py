@@ -24,7 +24,9 @@ from harness.receiver import Receiver
 from harness.settings import SHORT
 from harness.truth import leftovers, record_id, untruths, wait_for_ends
 
-from worker.streams import INBOX
+from worker import CancelClient
+from worker.ledger import producers
+from worker.streams import INBOX, inbox_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,6 +93,8 @@ CELERY_CELLS = [
 ]
 # The point, and how many of three jobs may be on the inbox then.
 PRODUCER_CELLS = [("during XADD", {0, 1, 2}), ("after XADD", {3})]
+# The same on the inbox of a producer with a name.
+NAMED_CELLS = ["inbox read", "committed, inbox not acknowledged", "during the inbox acknowledgement"]
 # Where a worker dies that was to rescue what another one left, and where that one died.
 RESCUED_AT, RESCUER_AT = "before the request", "claim of a dead worker taken over"
 
@@ -211,6 +215,26 @@ def test_a_job_of_a_celery_producer_outlives_a_worker_killed_at_this_point(
 
     deployment.start_worker()
     all_is_well(deployment, shop, hooks)
+
+
+@pytest.mark.parametrize("point", NAMED_CELLS)
+def test_a_job_of_a_named_producer_outlives_a_worker_killed_at_this_point(
+    deployment: Deployment, shop: str, hooks: Hooks, point: str
+) -> None:
+    arrange(deployment, shop)
+    with deployment.ledger.begin() as db:
+        producers.add(db, "oms-a", by="Bea", connections=[shop])
+    victim = dying_worker(deployment, point)
+    named = CancelClient(deployment.redis_url, producer="oms-a")
+    named.enqueue_many([{"connection_id": shop, "order_id": order_id} for order_id in ORDERS])
+    named.close()
+
+    assert -signal.SIGKILL == victim.wait_until_dead(), victim.output
+
+    deployment.start_worker()
+    all_is_well(deployment, shop, hooks)
+    assert {"oms-a"} == {row.producer for row in deployment.all()}
+    assert 0 == deployment.redis.xlen(inbox_of("oms-a"))
 
 
 @pytest.mark.parametrize(("point", "arrived"), PRODUCER_CELLS)

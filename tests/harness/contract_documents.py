@@ -11,7 +11,7 @@ from typing import Any
 from harness import golden
 from worker.cancellation.event import SCHEMA, TEST, TYPES, kind_of
 from worker.cancellation.signature import ID, SIGNATURE, TIMESTAMP
-from worker.streams import DEAD_LETTERS, EVENTS, HINTS, INBOX
+from worker.streams import DEAD_LETTERS, EVENTS, HINTS, INBOX, inbox_of
 from worker.telemetry.events import STREAM_EVENTS
 
 GROWS = (
@@ -121,6 +121,7 @@ def asyncapi(examples: dict[str, Any], entry: dict[str, str]) -> dict[str, Any]:
 _LETTERS = tuple(each for each in TYPES if each.startswith("dead_letter."))
 _CHANNELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "inbox": (INBOX, ("job",)),
+    "producerInbox": (inbox_of("{producer}"), ("job",)),
     "hints": (HINTS, ("hint",)),
     "events": (EVENTS, tuple(each for each in TYPES if each not in _LETTERS)),
     "deadLetters": (DEAD_LETTERS, _LETTERS),
@@ -128,6 +129,7 @@ _CHANNELS: dict[str, tuple[str, tuple[str, ...]]] = {
 # As AsyncAPI has it, from the side of the workers.
 _OPERATIONS = {
     "takeJobs": ("receive", "inbox", "Each job is in the ledger once, or a dead letter."),
+    "takeJobsOfProducer": ("receive", "producerInbox", "The same, of a producer with a name, within its rights."),
     "takeHints": ("receive", "hints", "What was heard is not believed: the order is read."),
     "tellEvents": ("send", "events", "At least once; the newest 100,000 are kept. The feed has the others."),
     "tellDeadLetters": ("send", "deadLetters", "Of messages that could not be read, as counts."),
@@ -135,8 +137,10 @@ _OPERATIONS = {
 
 
 def _channel(address: str, types: tuple[str, ...]) -> dict[str, Any]:
+    named = "as `cancel-worker producers add` was given it; the stream is who it is, and no job names it"
     return {
         "address": address,
+        **({"parameters": {"producer": {"description": named}}} if "{producer}" in address else {}),
         "messages": {_key(each): {"$ref": f"#/components/messages/{_key(each)}"} for each in types},
     }
 

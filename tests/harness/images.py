@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from harness.parts import _postgres_binary, part
+from harness.parts import postgres_binary, part
 from worker.dev.embedded import find_redis_server
 
 HERE = Path(__file__).parent
@@ -25,7 +25,7 @@ def programs(image: str) -> dict[str, str]:
     if image.startswith("trackstar-cancel-worker"):
         return {}  # all in the virtual environment
     if image.startswith("postgres:"):
-        return {name: str(_postgres_binary(name)) for name in POSTGRES} | {"image": str(HERE / "postgres_image.sh")}
+        return {name: str(postgres_binary(name)) for name in POSTGRES} | {"image": str(HERE / "postgres_image.sh")}
     if image.startswith("redis:"):
         # One binary of Debian's, which is a server where it is called so.
         return {"redis-server": os.path.realpath(part("redis-sentinel")), "redis-cli": part("redis-cli")}

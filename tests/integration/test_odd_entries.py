@@ -132,9 +132,9 @@ def test_an_entry_of_very_many_small_fields_counts_by_all_of_them(inbox: Any, le
 def test_a_batch_is_bounded_by_bytes_as_well(inbox: Any) -> None:
     put_jobs(inbox, [b"[" * (MAX_ENTRY_BYTES - 10)] * 60)
     reader, sizes = InboxReader(inbox, "w-1"), []
-    while batch := reader.take(INBOX):
+    while batch := reader.take():
         sizes.append(sum(len(entry.raw) for entry in batch))
-        reader.settle(INBOX, batch)
+        reader.settle(batch)
 
     assert 60 * (MAX_ENTRY_BYTES - 10) == sum(sizes)
     assert max(sizes) <= MAX_BATCH_BYTES + 8 * MAX_ENTRY_BYTES
@@ -211,10 +211,10 @@ def test_who_was_in_one_batch_with_it_is_taken_alone_and_goes_on(inbox: Any, led
     put_jobs(inbox, [raw(f"o-{number}") for number in range(5)])
     die_with_all(inbox, 2)
     reader = InboxReader(inbox, "w-2")
-    alone = reader.take(INBOX, idle=1000)
+    alone = reader.take(idle=1000)
 
-    assert (1, True) == (len(alone), reader.suspects)
-    reader.settle(INBOX, alone)
+    assert (1, 1) == (len(alone), len(reader.suspects))
+    reader.settle(alone)
     assert 4 == intake.take()
     assert {"o-1", "o-2", "o-3", "o-4"} == orders(ledger)
     assert [] == kept(ledger)

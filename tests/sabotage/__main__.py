@@ -73,8 +73,8 @@ LIST = [
         (
             (
                 "runtime/intake.py",
-                "            accepted = self._take_in(entries)\n",
-                "            self._reader.settle(stream, entries)\n            accepted = self._take_in(entries)\n",
+                "            accepted = self._acceptance.take_in(entries)\n",
+                "            self._reader.settle(entries)\n            accepted = self._acceptance.take_in(entries)\n",
             ),
         ),
         ("tests/integration/test_intake.py",),
@@ -219,7 +219,7 @@ LIST = [
         "a malformed Celery message stops nobody (P1)",
         (
             (
-                "runtime/intake.py",
+                "runtime/acceptance.py",
                 "except (InvalidRequest, UnacceptableMessage) as error:",
                 "except InvalidRequest as error:",
             ),
@@ -488,7 +488,7 @@ LIST = [
         "the size of an entry is known before it is read (P1)",
         (
             (
-                "runtime/inbox_reader.py",
+                "runtime/inbox_script.py",
                 "if size > longest and refusal == '' then",
                 "if size > longest * 1000 and refusal == '' then",
             ),
@@ -1379,6 +1379,74 @@ LIST = [
         "a worker changes nothing of what was asked for",
         (("../ops/postgres/roles.sql", "'- id connection_id order_id idempotency_key priority", "'- priority"),),
         ("tests/integration/test_roles.py -k people_decide",),
+    ),
+    Sabotage(
+        "a producer brings only jobs of its own connections (P5)",
+        (
+            (
+                "cancellation/producer.py",
+                "request.connection_id not in producer.connections:",
+                "request.connection_id == '':",
+            ),
+        ),
+        ("tests/integration/test_producers.py -k may_not",),
+    ),
+    Sabotage(
+        "a producer is urgent only with the right to it (P5)",
+        (("cancellation/producer.py", 'if request.priority == "urgent" and not producer.urgent:', "if False:"),),
+        ("tests/integration/test_producers.py -k may_not",),
+    ),
+    Sabotage(
+        "nothing is refused by a right that has changed (P1)",
+        (
+            (
+                "runtime/inboxes.py",
+                "        if any(found):\n            self._read()\n",
+                "        if any(found):\n",
+            ),
+        ),
+        ("tests/integration/test_producers.py -k 'changes or stranger'",),
+    ),
+    Sabotage(
+        "an inbox of nobody is emptied into dead letters (P1)",
+        (("runtime/inboxes.py", "sorted(unknown)[:MAX_STRANGE]", "sorted(unknown)[:0]"),),
+        ("tests/integration/test_producers.py -k nobody",),
+    ),
+    Sabotage(
+        "the stream says whose a cancellation is (P5)",
+        (("ledger/transitions.py", '"idempotency_key": key, "producer": producer}', '"idempotency_key": key}'),),
+        ("tests/integration/test_producers.py -k says_whose",),
+    ),
+    Sabotage(
+        "a flood takes no more than its part of a batch (P5)",
+        (("runtime/inbox_script.py", "math.max(1, math.floor(most / inboxes))", "most"),),
+        ("tests/integration/test_producers.py -k takes_its_part",),
+    ),
+    Sabotage(
+        "a producer's rate is kept by all workers together (P5)",
+        (("runtime/inbox_script.py", "math.min(this.free + this.read * this.step, this.last)", "this.free"),),
+        ("tests/integration/test_producers.py -k rate_is_kept",),
+    ),
+    Sabotage(
+        "an inbox that Redis refuses stops no other (P8)",
+        (
+            (
+                "runtime/inbox_script.py",
+                "local good, problem = pcall(take, this)",
+                "local good, problem = true, take(this)",
+            ),
+        ),
+        ("tests/integration/test_producers.py -k another_type_stops",),
+    ),
+    Sabotage(
+        "an inbox of a producer whose ids are ahead is read to its end (P1)",
+        (("runtime/intake.py", "self._inboxes.to_read(self._stream_ids.aside)", "self._inboxes.to_read(())"),),
+        ("tests/integration/test_producers.py -k ids_are_ahead",),
+    ),
+    Sabotage(
+        "a dead letter is sent again under the rights of its producer (P5)",
+        (("cli/dead_letters.py", "client(producer=_producer_of(letter))", "client()"),),
+        ("tests/integration/test_producers_commands.py -k sent_again",),
     ),
 ]
 

@@ -79,7 +79,7 @@ def test_memory_that_runs_out_is_told_before_it_has(used: int, most: int, colour
 def test_an_inbox_that_nobody_empties_is_told(count: int, seconds: int, colour: str) -> None:
     look = InboxLook("stream", f"{(1000 - int(seconds)) * 1000}-0" if count else "", 0, 1000)
 
-    assert colour == _lag(count, look).colour
+    assert colour == _lag("Inbox", count, look).colour
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from unit.fakes import NOW, confirm_claim, send_claim
 import worker.cancellation.celery_message
 import worker.cancellation.request
 import worker.inputs.entries
+from worker.cancellation import producer
 from worker.cancellation.lifecycle import State, Transition
 from worker.cancellation.proof import Confirmation
 from worker.cancellation.request import CancelRequest
@@ -24,7 +25,7 @@ from worker.ledger.attempts import WORKER_LOST, AttemptRow
 from worker.ledger.claims import Lease
 from worker.ledger.deadlines import Lapsed
 from worker.ledger.results import AttemptResult, CommitSummary, ConfirmResult
-from worker.runtime import intake
+from worker.runtime import acceptance
 from worker.runtime.counting import count_expired, count_recorded
 from worker.telemetry.metrics import DEAD_LETTER_REASONS, GAUGES, Metrics, status_label, word_label
 
@@ -278,9 +279,9 @@ def test_a_request_counts_by_its_template_and_a_429_once_more() -> None:
 
 
 def test_every_reason_of_a_dead_letter_begins_at_zero_so_that_its_first_one_is_an_increase() -> None:
-    places = (worker.cancellation.celery_message, worker.cancellation.request, worker.inputs.entries, intake)
+    places = (worker.cancellation.celery_message, worker.cancellation.request, worker.inputs.entries, acceptance)
     text = "\n".join(inspect.getsource(place) for place in places)
     calls = re.findall(r'(?:_refuse|_json|InvalidRequest|_dead_letter)\([^"\n]*"([a-z_0-9]+)"', text)
-    named = {each for each in calls if each not in CancelRequest.__struct_fields__} | set(REFUSALS)
+    named = {each for each in calls if each not in CancelRequest.__struct_fields__} | {*REFUSALS, *producer.REASONS}
 
     assert set(DEAD_LETTER_REASONS) == named

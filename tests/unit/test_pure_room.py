@@ -55,6 +55,7 @@ def test_the_room_holds_these_rules_and_no_other_file() -> None:
         "outcome",
         "pace",
         "policy",
+        "producer",
         "proof",
         "refund",
         "request",

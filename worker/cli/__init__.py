@@ -30,6 +30,7 @@ from worker.cli import (
     local,
     one_connection,
     orders,
+    producers,
     rekey,
     repair,
     schema,
@@ -74,6 +75,7 @@ app.add_typer(events.app, name="events")
 endpoints.app.command(name="test")(endpoint_sends.send_test)
 endpoints.app.command()(endpoint_sends.replay)
 app.add_typer(endpoints.app, name="endpoints")
+app.add_typer(producers.app, name="producers")
 for command in (
     local.demo,
     service.run,
@@ -96,7 +98,16 @@ for command in (
     app.command(name=command.__name__.rstrip("_").replace("_", "-"))(command)
 
 WITHOUT_INSTANTS = {local.demo, local.sandbox, service.run, schema.migrate, service.health}
-for group in (app, connections.app, dead_letters.app, batches.app, audit.app, events.app, endpoints.app):
+for group in (
+    app,
+    connections.app,
+    dead_letters.app,
+    batches.app,
+    audit.app,
+    events.app,
+    endpoints.app,
+    producers.app,
+):
     for each in group.registered_commands:
         if each.callback and each.callback not in WITHOUT_INSTANTS:
             each.callback = with_utc(each.callback)

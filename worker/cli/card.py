@@ -77,6 +77,7 @@ def _names(row: Cancellation) -> tuple[tuple[str, str | None], ...]:
         ("reference", row.reference_id),
         ("batch", row.batch),
         ("trace", row.traceparent),
+        ("producer", row.producer),
     )
 
 

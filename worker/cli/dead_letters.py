@@ -18,7 +18,7 @@ from worker.cli.times import moment
 from worker.ledger import audit, dead_letters
 from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
-from worker.streams import INBOX
+from worker.streams import INBOX, producer_of
 
 app = typer.Typer(
     help="See and requeue messages that could not be read.\n\nExample: cancel-worker dead-letters list",
@@ -89,7 +89,7 @@ def requeue(
     reason: Why = None,
     who: Who = None,
 ) -> None:
-    """Put the job of a dead letter on the inbox again, as it came or corrected.
+    """Put the job of a dead letter on its inbox again, as it came or corrected.
 
     Example: cancel-worker dead-letters requeue 7 --job corrected.json
     """
@@ -98,7 +98,7 @@ def requeue(
         letter = dead_letters.get(db, number)
     text = _job_of(letter) if job is None else _read(job)
     request = parse_request(text)  # the same judgement as the intake's, before anything is sent
-    with closing(client()) as producer:
+    with closing(client(producer=_producer_of(letter))) as producer:
         producer.enqueue_many([msgspec.structs.asdict(request)])
     made = {"cancellation_id": request.record_id}
     with (
@@ -110,8 +110,13 @@ def requeue(
     console.print(f"{request.record_id}  {request.order_id}")
 
 
+def _producer_of(letter: dead_letters.DeadLetterRow) -> str | None:
+    """Return by whose rights it is judged again: those of the producer on whose inbox it came."""
+    return producer_of(letter.source) if letter.source.startswith(INBOX) else None
+
+
 def _job_of(letter: dead_letters.DeadLetterRow) -> bytes:
-    if letter.source == INBOX:
+    if letter.source.startswith(INBOX):
         return letter.raw
     raise ValueError(
         f"Dead letter {letter.id} came from {letter.source} and is no job that could be sent again as it is: write "

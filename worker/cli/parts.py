@@ -52,8 +52,9 @@ console = SafeConsole(width=None if sys.stdout.isatty() else 160)
 DEFAULT_DATABASE = "sqlite:///cancellations.sqlite3"
 
 
-def client(who: str | None = None) -> CancelClient:
-    return CancelClient(database_url=from_environment("DATABASE_URL") or DEFAULT_DATABASE, actor=who)
+def client(who: str | None = None, producer: str | None = None) -> CancelClient:
+    database_url = from_environment("DATABASE_URL") or DEFAULT_DATABASE
+    return CancelClient(database_url=database_url, actor=who, producer=producer)
 
 
 Who = Annotated[str | None, typer.Option("--as", help="Your name; default: CANCEL_ACTOR, else user@host.")]

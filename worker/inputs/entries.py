@@ -35,6 +35,7 @@ class Entry(msgspec.Struct, frozen=True):
     raw: bytes
     refusal: str = ""  # why it may not be looked at, one of REFUSALS; `raw` is then its beginning
     size: int = 0  # bytes, where it is refused
+    stream: str = ""  # on which it lies
 
     @property
     def sentence(self) -> str:
@@ -42,16 +43,16 @@ class Entry(msgspec.Struct, frozen=True):
         return REFUSALS[self.refusal].format(size=self.size)
 
 
-def read_entries(answer: Sequence[bytes]) -> list[Entry]:
+def read_entries(answer: Sequence[bytes], stream: str = "") -> list[Entry]:
     """Read what the script answers: id, head and text of each entry in turn, where a head is a field or a refusal."""
-    return list(_read(answer))
+    return list(_read(answer, stream))
 
 
-def _read(answer: Sequence[bytes]) -> Iterator[Entry]:
+def _read(answer: Sequence[bytes], stream: str) -> Iterator[Entry]:
     for number in range(0, len(answer), 3):
         entry_id, head, raw = answer[number : number + 3]
         field, refusal, size = [*head.decode().split(" "), "", ""][:3]
-        yield Entry(entry_id.decode(), field, raw, refusal, int(size or 0))
+        yield Entry(entry_id.decode(), field, raw, refusal, int(size or 0), stream)
 
 
 def kept_of(raw: bytes, error: str, *, whole: bool) -> tuple[bytes, str]:

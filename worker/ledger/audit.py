@@ -19,12 +19,12 @@ from worker.cancellation.request import is_record_id
 from worker.inputs.receivers import origin_of
 from worker.inputs.text import printable
 from worker.ledger.dialects import RecordId, bind_rows, db_now, id_in_chosen, rows_parameter
-from worker.ledger.schema import audit, cancellations, connections, dead_letters, endpoints, freshness
+from worker.ledger.schema import audit, cancellations, connections, dead_letters, endpoints, freshness, producers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-a, c, d, k, p = audit.c, cancellations.c, dead_letters.c, connections.c, endpoints.c
+a, c, d, k, p, r = audit.c, cancellations.c, dead_letters.c, connections.c, endpoints.c, producers.c
 
 Facts = dict[str, Any]  # of one target, by name; what JSON can hold
 
@@ -60,6 +60,7 @@ class Kind(StrEnum):
     DEAD_LETTER = "dead_letter"
     ENDPOINT = "endpoint"
     LEDGER = "ledger"  # without an id
+    PRODUCER = "producer"
 
 
 class By(msgspec.Struct, frozen=True):
@@ -160,6 +161,7 @@ _OF_CONNECTION = (
 )
 _OF_DEAD_LETTER = (d.source, d.reason, d.requeued_at)
 _OF_ENDPOINT = (p.types, p.connections, p.state, p.place)
+_OF_PRODUCER = (r.connections, r.urgent, r.per_second)
 
 
 def facts(db: sa.Connection, kind: Kind, ids: Sequence[str | int]) -> dict[str, Facts]:
@@ -192,11 +194,17 @@ def _of_endpoints(db: sa.Connection, ids: Sequence[str | int]) -> dict[str, Fact
     return {row.id: {**_kept(row), "origin": origin_of(row.url), "secret": _mark(row.secret)} for row in rows}
 
 
+def _of_producers(db: sa.Connection, ids: Sequence[str | int]) -> dict[str, Facts]:
+    query = _locked(sa.select(r.name.label("id"), *_OF_PRODUCER).where(r.name.in_(ids)).order_by(r.name), producers)
+    return {row.id: {**_kept(row), "connections": row.connections or "all"} for row in db.execute(query)}
+
+
 _FACTS: dict[Kind, Callable[[sa.Connection, Sequence[str | int]], dict[str, Facts]]] = {
     Kind.CANCELLATION: _of_cancellations,
     Kind.CONNECTION: _of_connections,
     Kind.DEAD_LETTER: _of_dead_letters,
     Kind.ENDPOINT: _of_endpoints,
+    Kind.PRODUCER: _of_producers,
 }
 
 

@@ -39,6 +39,7 @@ class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
     order_number: str | None
     batch: str | None
     traceparent: str | None  # W3C's, as the job brought it
+    producer: str | None  # on whose stream it came; None: on the one without a name, or by a producer's own session
     send_by: datetime | None
     run_at: datetime | None
     confirm_at: datetime | None

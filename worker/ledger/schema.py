@@ -72,6 +72,7 @@ cancellations = sa.Table(
     sa.Column("order_number", sa.String(255)),
     sa.Column("batch", sa.String(255)),  # what was enqueued together
     sa.Column("traceparent", sa.String(55)),  # the trace it came with, for people who follow it
+    sa.Column("producer", sa.String(64)),  # on whose stream it came; null: on the one without a name, or by a session
     # Where it stands.
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("run_at", UtcTimestamp),
@@ -318,6 +319,18 @@ delivery_tries = sa.Table(
     sa.Column("reason", sa.String(64), nullable=False),
 )
 sa.Index("ix_delivery_tries_endpoint", delivery_tries.c.endpoint_id, delivery_tries.c.id)
+
+# Who has an inbox of its own, and what it may.
+producers = sa.Table(
+    "producers",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("connections", sa.JSON(none_as_null=True)),  # whose orders it may cancel; null: of all
+    sa.Column("urgent", sa.Boolean(create_constraint=False), nullable=False),
+    sa.Column("per_second", sa.Float),  # jobs that are read from its stream; null: as they come
+    sa.Column("created_at", UtcTimestamp, nullable=False),
+    sa.Column("created_by", sa.String(255), nullable=False),
+)
 
 dead_letters = sa.Table(
     "dead_letters",

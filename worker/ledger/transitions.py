@@ -108,14 +108,17 @@ _JOB = {
     "order_number": sa.Text(),
     "batch": sa.Text(),
     "traceparent": sa.Text(),
+    "producer": sa.Text(),
     "requested_at": UtcTimestamp(),
 }
 
 
-def accept_batch(ledger: sa.Engine, requests: Sequence[CancelRequest]) -> set[str]:
+def accept_batch(
+    ledger: sa.Engine, requests: Sequence[CancelRequest], producers: Sequence[str | None] = ()
+) -> set[str]:
     """Insert what is new in a transaction of its own, and return the ids of those rows; see `accept`."""
     with _one_trip(ledger) as db:
-        return accept(db, requests)
+        return accept(db, requests, producers)
 
 
 def _one_trip(ledger: sa.Engine) -> AbstractContextManager[sa.Connection]:
@@ -124,15 +127,15 @@ def _one_trip(ledger: sa.Engine) -> AbstractContextManager[sa.Connection]:
 
 
 @_writes(frm=(), to={S.PENDING})
-def accept(db: sa.Connection, requests: Sequence[CancelRequest]) -> set[str]:
+def accept(db: sa.Connection, requests: Sequence[CancelRequest], producers: Sequence[str | None] = ()) -> set[str]:
     """Insert what is new and return the ids of those rows. One statement, but two on SQLite.
 
     The same intent is the same row, so a second delivery changes nothing. A connection nobody has added yet is noted
-    as held (`unknown_connection`): its jobs wait for it.
+    as held (`unknown_connection`): its jobs wait for it. `producers`: on whose stream each request came, if any.
     """
     if not requests:
         return set()
-    rows = bind_rows(_job_row(request) for request in _first_of_each(requests))
+    rows = bind_rows(_first_of_each(requests, producers or (None,) * len(requests)))
     if is_sqlite(db.dialect.name):
         db.execute(_note_connections(db), rows)
     return {str(row.id) for row in db.execute(_insert_new(db), rows)}
@@ -186,13 +189,15 @@ def _place_in_turn(dialect: str, source: sa.FromClause) -> sa.ColumnElement[date
     return clamped(dialect, stated, now_plus(sa.text(str(-MAX_AGE_SECONDS))), db_now())
 
 
-def _first_of_each(requests: Sequence[CancelRequest]) -> list[CancelRequest]:
+def _first_of_each(requests: Sequence[CancelRequest], producers: Sequence[str | None]) -> Iterable[dict[str, Any]]:
     # One statement may not meet the same key twice; the first one is the record.
-    return list({request.record_id: request for request in reversed(requests)}.values())
+    of_each = zip(reversed(requests), reversed(producers), strict=True)
+    return {request.record_id: _job_row(request, producer) for request, producer in of_each}.values()
 
 
-def _job_row(request: CancelRequest) -> dict[str, Any]:
-    return {**asdict(request), "id": request.record_id, "idempotency_key": request.intent_key}
+def _job_row(request: CancelRequest, producer: str | None) -> dict[str, Any]:
+    key = request.intent_key
+    return {**asdict(request), "id": request.record_id, "idempotency_key": key, "producer": producer}
 
 
 # ---- pending → in_flight

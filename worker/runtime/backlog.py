@@ -23,7 +23,7 @@ from worker.telemetry.health import LEDGER, REDIS
 from worker.telemetry.sentry import alert
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from redis import Redis
     from sqlalchemy import Engine
@@ -38,7 +38,7 @@ MAX_ASKED = 20  # paces that are read in one look; one connection that stands st
 
 
 class Backlog:
-    """One thread that watches the heads of the queues and the inbox."""
+    """One thread that watches the heads of the queues and the inboxes."""
 
     def __init__(
         self,
@@ -51,8 +51,10 @@ class Backlog:
         lease_seconds: float,
         vitals: Vitals,
         clock: Callable[[], float] = time.monotonic,
+        inboxes: Callable[[], Sequence[str]] = lambda: (INBOX,),
     ) -> None:
         self._ledger = ledger
+        self._inboxes = inboxes
         self._owner = owner
         self._pacing = pacing
         self._default_rate = default_rate
@@ -62,7 +64,7 @@ class Backlog:
         self._transport = Transport(redis)
         self._heads = Heads()
         self._after = ""  # the connection behind which the next look begins
-        self._inbox: tuple[str, float] = ("", clock())  # what stands at the inbox, and since when
+        self._standing: dict[str, float] = {}  # what stands at an inbox, and since when
         self._unready = False
         self.loop = Loop("backlog", self.tick, expected=(SQLAlchemyError, RedisError, OSError))
 
@@ -72,7 +74,7 @@ class Backlog:
             self._look_at_heads()
         finally:
             try:
-                self._look_at_inbox()
+                self._look_at_inboxes()
             finally:
                 self._tell()
         return POLL_SECONDS
@@ -100,20 +102,22 @@ class Backlog:
             return f"{what}its next send slot is {ahead:.0f} s ahead: `DEL {self._pacing.key(name)}` in Redis."
         return f"{what}this worker has threads free and does not take it."
 
-    def _look_at_inbox(self) -> None:
-        what = ""
+    def _look_at_inboxes(self) -> None:
         try:
-            look = self._transport.look(self._owner, self._vitals.problems())
+            looks = self._transport.look_at(self._inboxes(), self._owner, self._vitals.problems())
         except ResponseError as error:
-            what = f"Redis refuses what a worker must do ({fault(error)})"
+            found = [f"Redis refuses what a worker must do ({fault(error)})"]
         else:
-            what = look.problem() or (f"The entry {look.first} of {INBOX} is not taken" if look.first else "")
+            said = (
+                look.problem() or (look.first and f"The entry {look.first} of {look.stream} is not taken")
+                for look in looks
+            )
+            found = [what for what in said if what]
         self._vitals.responded(REDIS)
         now = self._clock()
-        if what != self._inbox[0]:
-            self._inbox = (what, now)
-        seconds = now - self._inbox[1]
-        self._vitals.found("inbox", [f"{what}, for {seconds:.0f} s."] if what and seconds > STANDSTILL_SECONDS else [])
+        self._standing = {what: self._standing.get(what, now) for what in found}
+        since = {what: now - at for what, at in self._standing.items() if now - at > STANDSTILL_SECONDS}
+        self._vitals.found("inbox", [f"{what}, for {seconds:.0f} s." for what, seconds in since.items()])
 
     def _tell(self) -> None:
         problems = self._vitals.problems()

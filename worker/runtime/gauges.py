@@ -16,11 +16,11 @@ from worker.inputs.text import visible
 from worker.ledger import gauges
 from worker.ledger.database import read_only
 from worker.runtime.loop import Loop
-from worker.streams import GROUP, INBOX
+from worker.streams import GROUP, INBOX, producer_of
 from worker.telemetry.metrics import DEAD_LETTER_REASONS, word_label
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from redis import Redis
     from sqlalchemy import Engine
@@ -42,12 +42,14 @@ class LedgerGauges:
         writes_per_second: float,
         reads_per_second: float,
         names: bool,
+        inboxes: Callable[[], Sequence[str]] = lambda: (INBOX,),
     ) -> None:
         self._redis: Any = redis
         self._ledger = ledger
         self._metrics = metrics
         self._rates = (writes_per_second, reads_per_second)
         self._names = names  # whether connections are named
+        self._inboxes = inboxes
         self.loop = Loop("gauges", self.tick, expected=(SQLAlchemyError, RedisError, OSError))
 
     def tick(self) -> float:
@@ -58,18 +60,31 @@ class LedgerGauges:
                 if self._names:
                     self._metrics.tell(_named(gauges.named_connections(db)))
         finally:
-            self._metrics.tell({"cancel_worker_inbox_lag": {(): self._inbox_lag()}})
+            self._metrics.tell(self._of_inboxes(self._inboxes()))
         return READ_SECONDS
 
-    def _inbox_lag(self) -> float:
-        try:
-            groups = self._redis.xinfo_groups(INBOX)
-        except ResponseError:
-            return 0.0  # there is no such stream so far; one of another type is told by /readyz
-        for group in groups:
-            if group["name"] == GROUP.encode() and group.get("lag") is not None:
-                return float(group["lag"])
-        return float(self._redis.xlen(INBOX))  # before Redis 7, or where it cannot tell
+    def _of_inboxes(self, streams: Sequence[str]) -> dict[str, Samples]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for each in streams:
+            pipeline.xinfo_groups(each)
+            pipeline.xlen(each)
+        answers = pipeline.execute(raise_on_error=False)
+        lag = 0.0
+        waiting: Samples = {}
+        for stream, groups, length in zip(streams, answers[::2], answers[1::2], strict=True):
+            lag += _lag(groups, length)
+            if name := producer_of(stream):
+                waiting[name,] = 0.0 if isinstance(length, ResponseError) else float(length)
+        return {"cancel_worker_inbox_lag": {(): lag}, "cancel_worker_producer_inbox_entries": waiting}
+
+
+def _lag(groups: Any, length: Any) -> float:
+    if isinstance(groups, ResponseError) or isinstance(length, ResponseError):
+        return 0.0  # there is no such stream so far; one of another type is told by /readyz
+    for group in groups:
+        if group["name"] == GROUP.encode() and group.get("lag") is not None:
+            return float(group["lag"])
+    return float(length)  # before Redis 7, or where it cannot tell
 
 
 def samples_of(found: gauges.Gauges, reads_per_second: float) -> dict[str, Samples]:

@@ -1,22 +1,26 @@
-"""How entries are read from the inbox: bounded before they leave Redis, and those of lost readers taken over.
+"""How entries are read from the inboxes: bounded before they leave Redis, and those of lost readers taken over.
 
 An entry may be of any length, and a reply that is too long kills who reads it. So the wait for an entry gets no reply
-at all, and a script reads it where it lies. Knows the stream; does not know what an entry holds.
+at all, and a script reads it where it lies. All inboxes are waited for, and read, in one round trip. Knows streams;
+does not know what an entry holds.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from redis import ResponseError
 from redis.exceptions import NoScriptError
 
 from worker.inputs.entries import FIELDS, KEPT_BYTES, MAX_BATCH_BYTES, MAX_ENTRY_BYTES, Entry, read_entries
-from worker.streams import GROUP, INBOX, forget_readers, wait_unread
+from worker.runtime.inbox_script import TAKE
+from worker.streams import GROUP, INBOX, forget_readers, producer_of, wait_unread
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from redis import Redis
 
@@ -26,126 +30,127 @@ BLOCK_MS = 2_000  # an idle intake asks this often; a new entry wakes it at once
 TAKE_OVER_AFTER_MS = 5_000
 TAKE_OVER_EVERY_SECONDS = 2.0
 
-# First what is in hand already: delivered by the wait, left by a failed try, or by a reader that is gone. Its counter
-# says how many had it. Who had it once is taken in a batch, twice alone, and after the third reader it is set aside.
-# Then what is new, few at a time, so that Redis itself need not copy many long ones at once.
-_TAKE = """
-local inbox, group, me = KEYS[1], ARGV[1], ARGV[2]
-local most, most_bytes, longest, kept = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local idle, woken = tonumber(ARGV[7]), ARGV[8] == '1'
-local rank = {}
-for i = 9, #ARGV do rank[ARGV[i]] = i end
-local out, count, bytes = {0}, 0, 0
 
-local function put(id, flat, refusal)
-  local size, field, text = 0, '', nil
-  for i = 1, #flat, 2 do
-    size = size + #flat[i] + #flat[i + 1]
-    local this = rank[flat[i]]
-    if this and (field == '' or this < rank[field]) then field, text = flat[i], flat[i + 1] end
-  end
-  if size > longest and refusal == '' then refusal = 'too_large' end
-  if not text then
-    local parts, length = {}, 0
-    for i = 1, #flat, 2 do
-      parts[#parts + 1] = flat[i] .. ': ' .. flat[i + 1]
-      length = length + #parts[#parts]
-      if length > longest then break end
-    end
-    text = table.concat(parts, '\\n')
-  end
-  local head = field
-  if refusal ~= '' then head, text = field .. ' ' .. refusal .. ' ' .. size, string.sub(text, 1, kept) end
-  out[#out + 1], out[#out + 2], out[#out + 3] = id, head, text
-  count, bytes = count + 1, bytes + #text
-  return size
-end
+class Inbox(msgspec.Struct, frozen=True):
+    """One stream that is read."""
 
-local function in_hand(mine, ...)
-  for _, entry in ipairs(redis.call('XPENDING', inbox, group, ...)) do
-    local id, holder, times = entry[1], entry[2], entry[4]
-    local found = (mine or holder ~= me) and redis.call('XRANGE', inbox, id, id)[1]
-    local alone = found and times == 2
-    if count >= most or bytes >= most_bytes or (alone and count > 0) then
-      out[1] = alone and 2 or 1
-      return false
-    elseif found then
-      if not (woken and mine and times == 1) then
-        redis.call('XCLAIM', inbox, group, me, 0, id, 'RETRYCOUNT', times + 1, 'JUSTID')
-      end
-      put(id, found[2], times > 2 and 'kills_its_reader' or '')
-      if alone then
-        out[1] = 2
-        return false
-      end
-    elseif mine or holder ~= me then
-      redis.call('XACK', inbox, group, id)
-    end
-  end
-  return true
-end
+    stream: str
+    rate: float = 0.0  # entries per second that are read, by all workers; 0: as they come
+    lasting: bool = True  # whether it is made where it is lacking
 
-if not in_hand(true, '-', '+', most, me) then return out end
-if idle >= 0 and not in_hand(false, 'IDLE', idle, '-', '+', most) then return out end
-local step = 1
-while count < most and bytes < most_bytes do
-  local n = math.min(step, most - count)
-  local got = redis.call('XREADGROUP', 'GROUP', group, me, 'COUNT', n, 'STREAMS', inbox, '>')
-  if not got then return out end
-  local long = false
-  for _, entry in ipairs(got[1][2]) do long = put(entry[1], entry[2], '') > longest or long end
-  step = long and 1 or math.min(step * 2, 8)
-end
-out[1] = 1
-return out
-"""
+    @property
+    def pace_key(self) -> str:
+        return f"cancellations:pace:inbox:{producer_of(self.stream) or ''}"
+
+
+ONE_INBOX = (Inbox(INBOX),)
 
 
 class InboxReader:
-    """Reads one stream for one reader of the group; what it returns is settled or released by the caller."""
+    """Reads inboxes for one reader of their groups; what it returns is settled or released by the caller."""
 
     def __init__(self, redis: Redis, name: str) -> None:
         self._redis: Any = redis
         self._name = name
-        self._take = redis.register_script(_TAKE)
-        self._wait = ("XREADGROUP", "GROUP", GROUP, name, "COUNT", 1, "BLOCK", BLOCK_MS, "STREAMS", INBOX, ">")
+        self._take = redis.register_script(TAKE)
+        self._inboxes: tuple[Inbox, ...] = ONE_INBOX
+        self._not_before: dict[str, float] = {}  # of an inbox whose rate is used up, or that cannot be read
         self._looked_at = -TAKE_OVER_EVERY_SECONDS
-        self._held: dict[tuple[bytes, bytes, int], float] = {}  # by other readers, and since when we know
+        self._held: dict[tuple[str, bytes, bytes, int], float] = {}  # by other readers, and since when we know
         self._more = True  # than was taken last: then there is nothing to wait for
-        self.suspects = False  # whether there are entries in hand that are to be taken one by one
+        self.suspects: tuple[Inbox, ...] = ()  # with entries in hand that are to be taken one by one
+        self.refused: dict[str, ResponseError] = {}  # what Redis refuses, by stream, while others are read
+
+    def watch(self, inboxes: Sequence[Inbox]) -> None:
+        """Read these from now on; another one is read first by each look, so that none is always the last."""
+        if set(inboxes) != set(self._inboxes):
+            for each in set(inboxes) - set(self._inboxes):
+                with suppress(ResponseError):  # what Redis refuses is noted when it is read
+                    self._make_group(each)
+            self._inboxes, self._more = tuple(inboxes), True
+            streams = {each.stream for each in inboxes}
+            self._not_before = {name: at for name, at in self._not_before.items() if name in streams}
+            self.refused = {name: error for name, error in self.refused.items() if name in streams}
 
     def next(self) -> list[Entry]:
         """Return the next batch, waiting a short while for an entry where there is none."""
         idle = self._idle()
-        if self._more or idle >= 0:
-            entries = self.take(INBOX, idle=idle)
+        if len(self._inboxes) > 1:
+            self._inboxes = (*self._inboxes[1:], self._inboxes[0])
+        # Also of one whose rate is used up: what a dead reader left there was read already.
+        ready = self._ready() if idle < 0 else tuple(each for each in self._inboxes if each.stream not in self.refused)
+        if ready and (self._more or idle >= 0):
+            entries = self.take(ready, idle=idle)
             if not entries:
-                forget_readers(self._redis)
+                forget_readers(self._redis, [each.stream for each in self._inboxes])
             return entries
-        return self._waited()
+        return self._waited(ready)
 
-    def _waited(self) -> list[Entry]:
+    def _ready(self) -> tuple[Inbox, ...]:
+        if not self._not_before:
+            return self._inboxes
+        now = time.monotonic()
+        self._not_before = {name: at for name, at in self._not_before.items() if at > now}
+        return tuple(each for each in self._inboxes if each.stream not in self._not_before)
+
+    def _waited(self, ready: Sequence[Inbox]) -> list[Entry]:
         """Wait for an entry, a short while, and read what came: one round trip."""
+        milliseconds = self._patience()
+        if not ready:
+            time.sleep(milliseconds / 1000)
+            return []
         self._more = True  # where this fails
-        then = ("EVALSHA", self._take.sha, 1, INBOX, *self._args(-1, woken=True))
+        streams = [each.stream for each in ready]
+        words = ("XREADGROUP", "GROUP", GROUP, self._name, "COUNT", 1, "BLOCK", milliseconds, "STREAMS")
+        wait: list[str | int] = [*words, *streams, *(">" for _ in streams)]
+        keys = _keys(ready)
+        then = ("EVALSHA", self._take.sha, len(keys), *keys, *self._args(ready, -1, woken=True))
         try:
-            return self._read(wait_unread(self._redis, *self._wait, then=then))
+            return self._read(ready, wait_unread(self._redis, *wait, then=then))
         except NoScriptError:
-            return self.take(INBOX)
+            return self.take(ready)
 
-    def take(self, stream: str, *, idle: int = -1) -> list[Entry]:
-        """Take one batch of a stream without waiting; `idle` ms after which others' entries are taken over, or -1."""
+    def _patience(self) -> int:
+        """Return the milliseconds to wait: until the next inbox may be read again, at most."""
+        soonest = min(self._not_before.values(), default=float("inf")) - time.monotonic()
+        return max(1, min(BLOCK_MS, int(min(soonest, BLOCK_MS) * 1000)))
+
+    def take(self, inboxes: Sequence[Inbox] = (), *, idle: int = -1) -> list[Entry]:
+        """Take one batch without waiting; `idle` ms after which others' entries are taken over, or -1."""
         self._more = True  # where this fails
-        return self._read(self._take(keys=[stream], args=self._args(idle)))
+        asked = inboxes or self._inboxes
+        return self._read(asked, self._take(keys=_keys(asked), args=self._args(asked, idle)))
 
-    def _args(self, idle: int, *, woken: bool = False) -> list[str | int]:
+    def _args(self, inboxes: Sequence[Inbox], idle: int, *, woken: bool = False) -> list[str | int | float]:
         sizes = (BATCH, MAX_BATCH_BYTES, MAX_ENTRY_BYTES, KEPT_BYTES)
-        return [GROUP, self._name, *sizes, idle, int(woken), *FIELDS]
+        return [GROUP, self._name, *sizes, idle, int(woken), *(each.rate for each in inboxes), *FIELDS]
 
-    def _read(self, answer: Sequence[Any]) -> list[Entry]:
-        more, *found = answer
-        self._more, self.suspects = more > 0, more > 1
-        return read_entries(found)
+    def _read(self, inboxes: Sequence[Inbox], answer: Sequence[Sequence[Any]]) -> list[Entry]:
+        entries: list[Entry] = []
+        more, suspects = False, []
+        for inbox, (flag, *found) in zip(inboxes, answer, strict=True):
+            if isinstance(flag, bytes):
+                more = self._set_aside(inbox, ResponseError(flag.decode(errors="replace"))) or more
+                continue
+            if self.refused:
+                self.refused.pop(inbox.stream, None)
+            if found[0] > 0:
+                self._not_before[inbox.stream] = time.monotonic() + found[0] / 1000
+            if flag > 1:
+                suspects.append(inbox)
+            more = more or flag > 0
+            entries += read_entries(found[1:], inbox.stream)
+        self._more, self.suspects = more, tuple(suspects)
+        return entries
+
+    def _set_aside(self, inbox: Inbox, error: ResponseError) -> bool:
+        """Leave an inbox that cannot be read alone for a moment; return whether it can be read at once."""
+        if "NOGROUP" not in str(error):
+            self.refused[inbox.stream] = error
+        elif self._make_group(inbox):
+            return True
+        self._not_before[inbox.stream] = time.monotonic() + TAKE_OVER_EVERY_SECONDS
+        return False
 
     def _idle(self) -> int:
         if time.monotonic() - self._looked_at < TAKE_OVER_EVERY_SECONDS:
@@ -156,28 +161,55 @@ class InboxReader:
     def _somebody_is_stuck(self) -> bool:
         """Whether another reader holds an entry as it did 5 s ago by our own clock: Redis' may have been set back."""
         now = time.monotonic()
-        rows = self._redis.xpending_range(INBOX, GROUP, "-", "+", BATCH)
-        held = {(row["message_id"], row["consumer"], row["times_delivered"]) for row in rows}
-        self._held = {each: self._held.get(each, now) for each in held if each[1] != self._name.encode()}
+        held = {each for each in self._in_hand() if each[2] != self._name.encode()}
+        self._held = {each: self._held.get(each, now) for each in held}
         return any(now - since > TAKE_OVER_AFTER_MS / 1000 for since in self._held.values())
 
-    def settle(self, stream: str, entries: Sequence[Entry]) -> None:
+    def _in_hand(self) -> Iterator[tuple[str, bytes, bytes, int]]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for each in self._inboxes:
+            pipeline.xpending_range(each.stream, GROUP, "-", "+", BATCH)
+        answers = pipeline.execute(raise_on_error=len(self._inboxes) == 1)
+        for inbox, rows in zip(self._inboxes, answers, strict=True):
+            for row in rows if isinstance(rows, list) else ():
+                yield inbox.stream, row["message_id"], row["consumer"], row["times_delivered"]
+
+    def settle(self, entries: Sequence[Entry]) -> None:
         """Acknowledge and delete: for what is in the ledger."""
-        ids = [entry.id for entry in entries]
         pipeline = self._redis.pipeline(transaction=True)
-        pipeline.xack(stream, GROUP, *ids)
-        pipeline.xdel(stream, *ids)
+        for stream, ids in _by_stream(entries):
+            pipeline.xack(stream, GROUP, *ids)
+            pipeline.xdel(stream, *ids)
         pipeline.execute()
 
-    def release(self, stream: str, entries: Sequence[Entry]) -> None:
+    def release(self, entries: Sequence[Entry]) -> None:
         """Note that these did their reader no harm: it could not store them."""
-        ids = [entry.id for entry in entries]
-        self._redis.xclaim(stream, GROUP, self._name, 0, ids, retrycount=0, justid=True)
+        for stream, ids in _by_stream(entries):
+            self._redis.xclaim(stream, GROUP, self._name, 0, ids, retrycount=0, justid=True)
 
-    def make_group(self) -> None:
-        """Make the stream and its group where they are lacking."""
+    def make_groups(self) -> None:
+        """Make each stream and its group where they are lacking."""
+        for each in self._inboxes:
+            self._make_group(each)
+
+    def _make_group(self, inbox: Inbox) -> bool:
+        """Make the group; return whether the stream is there, which is made only where it is to last."""
         try:
-            self._redis.xgroup_create(INBOX, GROUP, id="0", mkstream=True)
+            self._redis.xgroup_create(inbox.stream, GROUP, id="0", mkstream=inbox.lasting)
         except ResponseError as error:
+            if "requires the key to exist" in str(error):
+                return False
             if "BUSYGROUP" not in str(error):
                 raise
+        return True
+
+
+def _keys(inboxes: Sequence[Inbox]) -> list[str]:
+    return [key for each in inboxes for key in (each.stream, each.pace_key)]
+
+
+def _by_stream(entries: Sequence[Entry]) -> Iterable[tuple[str, list[str]]]:
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        found.setdefault(entry.stream, []).append(entry.id)
+    return found.items()

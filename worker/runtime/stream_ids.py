@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from redis import ResponseError
 
-from worker.streams import DEAD_LETTERS, EVENTS, GROUP, INBOX, INBOX_AHEAD
+from worker.streams import DEAD_LETTERS, EVENTS, GROUP, INBOX, aside_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from redis import Redis
 
 AHEAD_MS = 60_000  # above the difference of two servers' clocks, between which a failover may lead
@@ -108,15 +110,29 @@ class StreamIds:
     """Looks at the streams of this project and repairs them."""
 
     def __init__(self, redis: Redis) -> None:
+        self._redis: Any = redis
         self._inbox: Any = redis.register_script(_REPAIR_INBOX)
         self._events: Any = redis.register_script(_REPAIR_EVENTS)
-        self.aside = 0  # entries on an inbox that was put aside, to be read from there
+        self.aside: tuple[str, ...] = ()  # inboxes that were put aside, to be read from there
 
-    def repair(self) -> list[Repair]:
+    def repair(self, inboxes: Sequence[str] = (INBOX,)) -> list[Repair]:
         """Repair what is ahead; return what that was."""
-        problem, self.aside = self._inbox(keys=[INBOX, INBOX_AHEAD], args=[GROUP, AHEAD_MS])
-        found = {INBOX: problem}
+        found, aside = {}, []
+        for inbox, answer in zip(inboxes, self._look_at(inboxes), strict=True):
+            if not isinstance(answer, ResponseError):  # a key of another type there is named by who reads it
+                found[inbox] = answer[0]
+                aside += [aside_of(inbox)] if answer[1] else []
+        self.aside = tuple(aside)
         for name in (EVENTS, DEAD_LETTERS):
             with suppress(ResponseError):  # a key of another type there is named by who writes to it
                 found[name] = self._events(keys=[name], args=[AHEAD_MS])
         return [Repair(name, problem.decode()) for name, problem in found.items() if problem]
+
+    def _look_at(self, inboxes: Sequence[str]) -> list[Any]:
+        """Run the script for each; for one alone in a trip less, and what that meets is raised."""
+        if len(inboxes) == 1:
+            return [self._inbox(keys=[inboxes[0], aside_of(inboxes[0])], args=[GROUP, AHEAD_MS])]
+        pipeline = self._redis.pipeline(transaction=False)
+        for inbox in inboxes:
+            self._inbox(keys=[inbox, aside_of(inbox)], args=[GROUP, AHEAD_MS], client=pipeline)
+        return list(pipeline.execute(raise_on_error=False))

@@ -30,6 +30,7 @@ from worker.runtime.executor import Executor
 from worker.runtime.freshness import Freshness
 from worker.runtime.gauges import LedgerGauges
 from worker.runtime.hints import Hints
+from worker.runtime.inboxes import Inboxes
 from worker.runtime.intake import Intake
 from worker.runtime.known_crawls import KnownCrawls
 from worker.runtime.maintenance import Handlers, Maintenance
@@ -105,7 +106,7 @@ class Supervisor:
         self._outages = Outages(redis, self._open_ledger(), self._on_held)
         self._dispatcher = self._make_dispatcher(pace, publish, vitals)
         self._maintenance = self._make_maintenance()
-        self._intake = Intake(redis, self._open_ledger(), owner, self._dispatcher.arrived, vitals, self._metrics)
+        self._intake = self._make_intake(redis, vitals)
         self._celery_inbox = CeleryInbox(redis, vitals)
         self._receiving = [self._intake.loop, self._celery_inbox.loop, self._dispatcher.loop]
         self._freshness = self._make_freshness(redis, context)
@@ -148,6 +149,12 @@ class Supervisor:
             crawls=self._crawls.of,
         )
 
+    def _make_intake(self, redis: Redis, vitals: Vitals) -> Intake:
+        ledger = self._open_ledger()
+        self._inboxes = Inboxes(redis, ledger)
+        arrived = self._dispatcher.arrived
+        return Intake(redis, ledger, self._owner, arrived, vitals, self._metrics, self._inboxes)
+
     def _make_freshness(self, redis: Redis, context: AttemptContext) -> Freshness:
         ledger = self._open_ledger()
         return Freshness(
@@ -185,6 +192,7 @@ class Supervisor:
             self.executor,
             self._settings.lease_seconds,
             vitals,
+            inboxes=lambda: self._inboxes.streams,
         )
 
     def _make_maintenance(self) -> Maintenance:
@@ -233,6 +241,7 @@ class Supervisor:
             writes_per_second=self._settings.writes_per_second,
             reads_per_second=self._settings.reads_per_second,
             names=self._settings.metrics_connections,
+            inboxes=lambda: self._inboxes.streams,
         )
 
     def _now(self, vitals: Vitals) -> dict[str, Samples]:

@@ -1,4 +1,4 @@
-"""What Redis says of the inbox, and what workers say of themselves there: one script, once a poll of each worker.
+"""What Redis says of the inboxes, and what workers say of themselves there: one script, once a poll of each worker.
 
 It writes as a worker must be able to write, so a Redis that is full, a replica, or a right that is missing is noticed.
 """
@@ -24,37 +24,42 @@ KEPT_SECONDS = 60
 _LOOK = """
 local time = redis.call('TIME')
 local now = tonumber(time[1])
-local told = redis.call('HGETALL', KEYS[2])
+local told = redis.call('HGETALL', KEYS[1])
 for i = 1, #told, 2 do
   if now - (tonumber(string.match(told[i + 1], '^%d+')) or 0) > tonumber(ARGV[3]) then
-    redis.call('HDEL', KEYS[2], told[i])
+    redis.call('HDEL', KEYS[1], told[i])
   end
 end
-redis.call('HSET', KEYS[2], ARGV[1], time[1] .. ' ' .. ARGV[2])
-redis.call('PEXPIRE', KEYS[2], 2000 * tonumber(ARGV[3]))
-if ARGV[1] == '' then redis.call('HDEL', KEYS[2], '') end
-local kind = redis.call('TYPE', KEYS[1])
-kind = kind.ok or kind
-local first, last = '', '0-0'
-if kind == 'stream' then
-  local entries = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)
-  if entries[1] then first = entries[1][1] end
-  local about = redis.call('XINFO', 'STREAM', KEYS[1])
-  for i = 1, #about, 2 do if about[i] == 'last-generated-id' then last = about[i + 1] end end
+redis.call('HSET', KEYS[1], ARGV[1], time[1] .. ' ' .. ARGV[2])
+redis.call('PEXPIRE', KEYS[1], 2000 * tonumber(ARGV[3]))
+if ARGV[1] == '' then redis.call('HDEL', KEYS[1], '') end
+local looks = {}
+for i = 2, #KEYS do
+  local kind = redis.call('TYPE', KEYS[i])
+  kind = kind.ok or kind
+  local first, last = '', '0-0'
+  if kind == 'stream' then
+    local entries = redis.call('XRANGE', KEYS[i], '-', '+', 'COUNT', 1)
+    if entries[1] then first = entries[1][1] end
+    local about = redis.call('XINFO', 'STREAM', KEYS[i])
+    for j = 1, #about, 2 do if about[j] == 'last-generated-id' then last = about[j + 1] end end
+  end
+  looks[i - 1] = {kind, first, last, time[1]}
 end
-return {kind, first, last, time[1]}
+return looks
 """
 
 LAST_MS = 2**64 - 1  # of a stream's ids: behind it nothing can be added
 
 
 class InboxLook(msgspec.Struct, frozen=True):
-    """The inbox at one moment: its type, its first entry (what is settled is deleted), its last id, Redis' clock."""
+    """An inbox at one moment: its type, its first entry (what is settled is deleted), its last id, Redis' clock."""
 
     kind: str
     first: str
     last_ms: int
     now: int
+    stream: str = INBOX
 
     @property
     def ahead_seconds(self) -> float:
@@ -65,11 +70,11 @@ class InboxLook(msgspec.Struct, frozen=True):
         """Say why nothing can be added or read, if so."""
         if self.kind not in {"stream", "none"}:
             return (
-                f"The key {INBOX} is a {self.kind} and no stream, so no job can be put there: look at it, and "
-                f"`RENAME {INBOX} {INBOX}:wrong`"
+                f"The key {self.stream} is a {self.kind} and no stream, so no job can be put there: look at it, and "
+                f"`RENAME {self.stream} {self.stream}:wrong`"
             )
         if self.last_ms >= LAST_MS:
-            return f"The stream {INBOX} has given out its last id, so no job can be put there"
+            return f"The stream {self.stream} has given out its last id, so no job can be put there"
         return None
 
 
@@ -80,10 +85,17 @@ class Transport:
         self._look: Any = redis.register_script(_LOOK)
 
     def look(self, worker: str = "", problems: Sequence[str] = ()) -> InboxLook:
-        """Look at the inbox, and leave word of this worker's problems; without a name, only try to write."""
+        """Look at the inbox without a name, as `look_at` does."""
+        return self.look_at((INBOX,), worker, problems)[0]
+
+    def look_at(self, inboxes: Sequence[str], worker: str = "", problems: Sequence[str] = ()) -> list[InboxLook]:
+        """Look at inboxes, and leave word of this worker's problems; without a name, only try to write."""
         said = msgspec.json.encode(problems).decode()
-        kind, first, last, now = self._look(keys=[INBOX, VITALS], args=[worker, said, KEPT_SECONDS])
-        return InboxLook(kind.decode(), first.decode(), int(last.partition(b"-")[0]), int(now))
+        answer = self._look(keys=[VITALS, *inboxes], args=[worker, said, KEPT_SECONDS])
+        return [
+            InboxLook(kind.decode(), first.decode(), int(last.partition(b"-")[0]), int(now), stream)
+            for stream, (kind, first, last, now) in zip(inboxes, answer, strict=True)
+        ]
 
 
 def what_workers_say(redis: Any) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 Knows numbers and bounded words; does not know who counts them, what a row is, or HTTP. No label ever holds an id of an
 order, a token or a text from outside; the names of connections stand in `cancel_worker_connection_info` alone.
+A producer's name is a label of one gauge: a person gives it, and there are at most a hundred.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 
 from worker.cancellation.fairness import PRIORITY_RANK
+from worker.cancellation.producer import REASONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -64,7 +66,11 @@ GAUGES: dict[str, tuple[Labels, str]] = {
         (),
         "The most consecutive failures of one endpoint; at 10 it is paused, and counts until it is resumed.",
     ),
-    "cancel_worker_inbox_lag": ((), "Entries of the inbox that no worker has read (XINFO GROUPS)."),
+    "cancel_worker_inbox_lag": ((), "Entries of all inboxes that no worker has read (XINFO GROUPS)."),
+    "cancel_worker_producer_inbox_entries": (
+        ("producer",),
+        "Entries on the inbox of each named producer that are not in the ledger yet.",
+    ),
     "cancel_worker_connection_info": (
         ("connection_id", "name", "owner", "integration"),
         "1 for each connection, where METRICS_CONNECTIONS is true.",
@@ -74,6 +80,7 @@ DEAD_LETTER_REASONS = (
     *("not_json", "no_job_field", "invalid_job", "too_large", "kills_its_reader", "key_conflict", "refused_by_ledger"),
     *("not_an_object", "no_delivery_tag", "no_delivery_info", "no_task", "unknown_task", "no_id", "body_not_a_call"),
     *("wrong_arguments", "content_type", "no_body", "body_not_json", "body_not_base64"),
+    *REASONS,
 )
 # How most of them end, so that the first of these is an increase for who watches.
 _USUAL_ENDS = (

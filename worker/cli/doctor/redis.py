@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from redis import RedisError, ResponseError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from worker.cancellation.producer import MAX_PRODUCERS, problem_of_producer
 from worker.cancellation.standstill import STANDSTILL_SECONDS
 from worker.cli.doctor.asking import PATIENCE_SECONDS
 from worker.cli.doctor.clock import clock_finding
@@ -17,7 +19,7 @@ from worker.cli.doctor.redis_rights import missing_rights
 from worker.cli.words import in_bytes, in_time
 from worker.inputs.faults import fault
 from worker.runtime.transport import Transport
-from worker.streams import INBOX, connect_redis
+from worker.streams import INBOX, connect_redis, producer_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,7 +52,7 @@ def look_at_redis(settings: Settings) -> Iterator[Finding]:
         yield from _server(redis)
         missing = missing_rights(redis)
         yield Finding("Redis", f"rights {'missing' if missing else 'complete'}", missing)
-        yield from _inbox(redis)
+        yield from _inboxes(redis)
         yield _clock(redis)
     except RedisError as error:
         yield Finding("Redis", fault(error), "Correct this; until then no job can be taken or sent.")
@@ -94,23 +96,41 @@ def _clock(redis: Any) -> Finding:
     return clock_finding("Redis", seconds + micros / 1e6, (asked + time.time()) / 2)
 
 
-def _inbox(redis: Any) -> Iterator[Finding]:
-    look = Transport(redis).look()
+def _inboxes(redis: Any) -> Iterator[Finding]:
+    for look in Transport(redis).look_at([INBOX, *_named(redis)]):
+        yield _inbox(redis, look)
+
+
+def _named(redis: Any) -> list[str]:
+    """Return the inboxes of named producers, also of those that nobody has added."""
+    try:
+        keys = islice(redis.scan_iter(f"{INBOX}:*", count=1_000), 2 * MAX_PRODUCERS)
+        names = [key.decode(errors="replace") for key in keys]
+    except ResponseError:
+        return []  # a missing right, which is told
+    return sorted(each for each in names if problem_of_producer(each.removeprefix(f"{INBOX}:")) is None)
+
+
+def _inbox(redis: Any, look: InboxLook) -> Finding:
+    part = f"Inbox {name}" if (name := producer_of(look.stream)) else "Inbox"
     if problem := look.problem():
-        yield Finding("Inbox", look.kind, f"{problem}.")
-    elif look.ahead_seconds > AHEAD_SECONDS:
+        return Finding(part, look.kind, f"{problem}.")
+    if look.ahead_seconds > AHEAD_SECONDS:
         said = f"its last id is {look.ahead_seconds:.0f} s ahead of Redis' clock"
-        yield Finding("Inbox", said, "Correct the clock, or the producer that names ids itself.")
-    else:
-        yield _lag(redis.xinfo_stream(INBOX)["length"] if look.first else 0, look)
+        return Finding(part, said, "Correct the clock, or the producer that names ids itself.")
+    return _lag(part, redis.xlen(look.stream) if look.first else 0, look)
 
 
-def _lag(count: int, look: InboxLook) -> Finding:
+def _lag(part: str, count: int, look: InboxLook) -> Finding:
     """Say what is not taken in yet: what is settled is deleted."""
     if not count:
-        return Finding("Inbox", "can be written, and is empty")
+        return Finding(part, "can be written, and is empty")
     seconds = max(0.0, look.now - int(look.first.partition("-")[0]) / 1000)
     late = seconds > LATE_SECONDS
     said = f"can be written; {count} wait, the first for {in_time(seconds)}"
     remedy = "Workers take them: see below whether one is alive, and what it says."
-    return Finding("Inbox", said, remedy if late else "", passing=LATE_SECONDS < seconds <= STANDSTILL_SECONDS)
+    if name := producer_of(look.stream):
+        # What waits for its producer's rate may be old; whether anybody reads it, /readyz of each worker knows.
+        slower = f"It may have sent more than its rate (`producers show {name}`); otherwise see below."
+        return Finding(part, said, slower if late else "", passing=late)
+    return Finding(part, said, remedy if late else "", passing=LATE_SECONDS < seconds <= STANDSTILL_SECONDS)

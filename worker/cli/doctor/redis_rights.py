@@ -30,6 +30,7 @@ _COMMANDS: tuple[tuple[str, ...], ...] = (
     ("DEL", _PROBE),
     ("UNLINK", _PROBE),
     ("RENAME", _PROBE, f"{_PROBE}:2"),
+    ("SCAN", "0"),
     ("EXPIRE", _PROBE, "1"),
     ("PEXPIRE", _PROBE, "1"),
     ("PTTL", _PROBE),
