@@ -1,3 +1,3 @@
 """The version of this package. Every room may name it; so it stands in a file that knows no other."""
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"

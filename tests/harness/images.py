@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from harness.parts import postgres_binary, part
+from harness.parts import part, postgres_binary
 from worker.dev.embedded import find_redis_server
 
 HERE = Path(__file__).parent
