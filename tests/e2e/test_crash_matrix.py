@@ -233,8 +233,8 @@ def test_a_job_of_a_named_producer_outlives_a_worker_killed_at_this_point(
 
     deployment.start_worker()
     all_is_well(deployment, shop, hooks)
+    deployment.wait_until(lambda: not deployment.redis.xlen(inbox_of("oms-a")), "its inbox to be empty", 90)
     assert {"oms-a"} == {row.producer for row in deployment.all()}
-    assert 0 == deployment.redis.xlen(inbox_of("oms-a"))
 
 
 @pytest.mark.parametrize(("point", "arrived"), PRODUCER_CELLS)

@@ -74,7 +74,7 @@ class Scene:
 @pytest.fixture(scope="module")
 def scene(make_deployment: MakeDeployment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """One succeeded, one that waits an hour for its retry, one refused, one whose time was over."""
-    settings = {"RETRY_BASE_SECONDS": "7200", "RETRY_CAP_SECONDS": "7200"}
+    settings = {"RETRY_BASE_SECONDS": "7200", "RETRY_CAP_SECONDS": "7200", "CELERY_REMOTE_CONTROL": "true"}
     with ExitStack() as stack:
         deployment = stack.enter_context(make_deployment("postgresql", settings))
         _lock(deployment)

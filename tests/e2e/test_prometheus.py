@@ -14,6 +14,7 @@ from harness.grafana import dashboard, queries, with_variables
 from harness.parts import part
 from harness.prometheus import JOB, Prometheus, selectors
 
+from worker.ledger import producers
 from worker.streams import INBOX
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def test_selectors_are_found_among_functions_words_and_times() -> None:
 def prometheus(deployment: Deployment, shop: str, tmp_path: Path) -> Iterator[Prometheus]:
     """One that scrapes two workers, which have cancelled an order."""
     part("prometheus")
+    with deployment.ledger.begin() as db:
+        producers.add(db, "oms-a", by="Bea", connections=[shop])
     workers = [deployment.start_worker(), deployment.start_worker()]
     for worker in workers:
         worker.wait_for_line("health.listening")

@@ -132,11 +132,8 @@ def test_each_command_of_people_works_as_the_operator_beside_a_worker_as_its_rol
     scene.become(OPERATOR)
 
     walk(made, tmp_path)
-    ran = set(
-        re.findall(
-            r"cancel-worker ((?:batches|connections|dead-letters|audit|events|endpoints) [\w-]+|[\w-]+)", DOCUMENT
-        )
-    )
+    groups = "batches|connections|dead-letters|audit|events|endpoints|producers"
+    ran = set(re.findall(rf"cancel-worker ((?:{groups}) [\w-]+|[\w-]+)", DOCUMENT))
     with Receiver() as receiver:
         ran |= set(the_rest(scene, receiver))
 

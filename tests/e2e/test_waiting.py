@@ -34,6 +34,8 @@ def fill(deployment: Deployment) -> None:
     """Let half of the rows wait for a retry years ahead, and half for a connection that is held."""
     kind = deployment.ledger.dialect.name
     with deployment.ledger.begin() as connection:
+        if kind == "postgresql":
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
         hold = f"UPDATE connections SET hold_reason = 'operator', held_at = '{LATER}' WHERE id = 'held'"
         connection.execute(text(hold))
         connection.execute(

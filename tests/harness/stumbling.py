@@ -1,7 +1,8 @@
-"""A worker whose Celery consumer meets an error that nobody expects: `python stumbling.py celery -A worker worker`."""
+"""A worker whose Celery consumer meets errors that nobody expects: `python stumbling.py celery -A worker worker`."""
 
 from __future__ import annotations
 
+import errno
 import runpy
 import sys
 from pathlib import Path
@@ -13,12 +14,11 @@ if __name__ == "__main__":
     from celery.worker.consumer.consumer import Consumer, Evloop
 
     start: Any = Evloop.start
-    stumbled: list[bool] = []
+    errors = [OSError(errno.EMFILE, "Too many open files"), AttributeError("a connection that was closed twice")]
 
     def start_and_stumble(self: Any, consumer: Consumer) -> Any:
-        if not stumbled:
-            stumbled.append(True)
-            raise AttributeError("a connection that was closed twice")
+        if errors:
+            raise errors.pop()
         return start(self, consumer)
 
     Evloop.start = start_and_stumble

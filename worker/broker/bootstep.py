@@ -86,7 +86,10 @@ class CancelWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
             """Hand these claims to the request threads. Flower follows them, not this message."""
             self._supervisor.executor.run(ids)
 
-    def start(self, worker: Any) -> None:  # noqa: ARG002 - Celery's shape
+    def start(self, worker: Any) -> None:
+        # With its first task Celery looks for this through the files of all packages. Where no descriptor is left by
+        # then, it ends the worker.
+        _ = worker.app.backend
         signal.signal(signal.SIGQUIT, _end_at_once)
         signals.worker_shutting_down.connect(self._on_shutting_down)
         _tune_gc_and_gil()

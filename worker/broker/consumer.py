@@ -5,11 +5,13 @@ Knows Celery's consumer; does not know what it consumes.
 
 from __future__ import annotations
 
+import errno
 import time
 from contextlib import suppress
 from typing import Any
 
 import structlog
+from celery.exceptions import WorkerTerminate
 from celery.worker.consumer.consumer import STOP_CONDITIONS, Consumer
 
 log = structlog.get_logger()
@@ -34,8 +36,8 @@ class SelfRestartingConsumer(Consumer):  # type: ignore[misc]
         while True:
             try:
                 super().start()
-            except Exception as error:
-                if self.blueprint.state in STOP_CONDITIONS:
+            except (Exception, WorkerTerminate) as error:
+                if self.blueprint.state in STOP_CONDITIONS or not _may_pass(error):
                     raise
                 log.exception("consumer.restarted", error=type(error).__name__)
                 with suppress(Exception):  # what is half broken may not be possible to close
@@ -60,3 +62,10 @@ class SelfRestartingConsumer(Consumer):  # type: ignore[misc]
         """
         time.sleep(max(0.0, self._restarted + RESTART_SECONDS - time.monotonic()))
         self._restarted = time.monotonic()
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether to go on. Celery ends the worker where it lacks a descriptor: a moment later it may have one."""
+    if isinstance(error, WorkerTerminate):
+        return isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EMFILE
+    return True

@@ -28,6 +28,7 @@ from worker.ledger.documents import ORDER_SNAPSHOT, UNUSED_FIELDS
 from worker.ledger.holds import RATE_LIMITED
 from worker.ledger.record import DOCUMENT, Cancellation
 from worker.ledger.schema import (
+    IN_TURN,
     PENDING,
     RANK,
     attempts,
@@ -122,11 +123,14 @@ def next_turn(
     db: sa.Connection, connection_id: str, priority: str, default_rate: float
 ) -> tuple[datetime | None, str | None]:
     """Return when a job that comes now is sent at the connection's pace, and the reason of its hold, if any."""
-    ahead = (
-        sa.select(sa.func.count())
+    # In the order of turn, which decides for the index of the turn: to an empty table others look as good.
+    waiting = (
+        sa.select(RANK.label("rank"))
         .where(c.connection_id == connection_id, PENDING, RANK <= PRIORITY_RANK[priority])
-        .scalar_subquery()
+        .order_by(*IN_TURN)
+        .subquery()
     )
+    ahead = sa.select(sa.func.count()).select_from(waiting).scalar_subquery()
     row = db.execute(
         sa.select(k.hold_reason, k.writes_per_second, ahead, db_now().label("now")).where(k.id == connection_id)
     ).one_or_none()
