@@ -30,7 +30,7 @@ BIN = Path(sys.executable).parent
 SECTION = re.compile(
     r"^## \[(?P<name>[^\]]+)\](?: - (?P<date>\S+))?\n(?P<text>.*?)(?=^## \[|\Z)", re.MULTILINE | re.DOTALL
 )
-PREVIOUS = re.compile(r"previous release: commit ([0-9a-f]{40})$", re.MULTILINE)
+PREVIOUS = re.compile(r"previous release: commit ([0-9a-f]{40})\b")
 FINAL = re.compile(r"\d+\.\d+\.\d+")
 NO_UV = "uv was not found on PATH, so the locks were not compiled again: only compared with pyproject.toml."
 

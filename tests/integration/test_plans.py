@@ -259,7 +259,8 @@ def read_in_turn(plan: Plan) -> int:
         (claim_a_probe, 1, 0),
         (claim_the_oldest, 6 * 16, 6 * 16),  # the heads of six ranges
         (ask_when_a_job_is_sent, CROWD * 6 // 10, 0),  # what is urgent or normal
-        (ask_whose_turn_is_next, CROWD * 6 // 10, 0),  # what is urgent or normal; of bulk nothing
+        # What is urgent or normal; of bulk nothing. Where much is known to wait, it is fetched as it lies, and sorted.
+        (ask_whose_turn_is_next, CROWD * 6 // 10, CROWD * 6 // 10),
         (look_at_the_heads, 2, 2),
     ],
 )

@@ -123,7 +123,7 @@ def next_turn(
     db: sa.Connection, connection_id: str, priority: str, default_rate: float
 ) -> tuple[datetime | None, str | None]:
     """Return when a job that comes now is sent at the connection's pace, and the reason of its hold, if any."""
-    # In the order of turn, which decides for the index of the turn: to an empty table others look as good.
+    # In the order of turn, which decides for its index: to an empty table others look as good, and a plan is kept.
     waiting = (
         sa.select(RANK.label("rank"))
         .where(c.connection_id == connection_id, PENDING, RANK <= PRIORITY_RANK[priority])
