@@ -427,9 +427,10 @@ def test_what_people_look_for_is_read_by_its_index_among_all_that_has_ended(
         plans = [plan_of(db, *each, "force_custom_plan") for each in ran]  # as commands plan
         db.rollback()
 
-    # Without statistics it may find the rows in an index first, and then look at each.
-    assert (most_read if analyzed else 2 * most_read) >= max(map(rows_looked_at, plans))
-    assert most_read >= max(map(largest_sort, plans))
+    # Without statistics it may find the rows in an index first, and then look at each, or sort them.
+    most = most_read if analyzed else 2 * most_read
+    assert most >= max(map(rows_looked_at, plans))
+    assert most >= max(map(largest_sort, plans))
 
 
 @pytest.mark.parametrize(
@@ -511,6 +512,7 @@ def many_ended(make_database: Callable[[str], str], vault: TokenVault) -> Iterat
         for name in ("shop", "other"):
             connections.add(db, name, vault.encrypt("token"))
         db.execute(text("ALTER TABLE cancellations SET (autovacuum_enabled = off)"))
+        db.execute(text("SET LOCAL statement_timeout = 0"))
         db.execute(text(MANY_ENDED), {"crowd": ENDED})
         db.execute(text(SOME_THAT_WAIT))
     yield engine
@@ -628,6 +630,7 @@ def many_outcomes(make_database: Callable[[str], str], vault: TokenVault) -> Ite
         for name in ("shop", "other"):
             connections.add(db, name, vault.encrypt("token"), integration_name=name)
         db.execute(text("ALTER TABLE cancellations SET (autovacuum_enabled = off)"))
+        db.execute(text("SET LOCAL statement_timeout = 0"))
         db.execute(text(MANY_AGES), {"crowd": ENDED})
     yield engine
     engine.dispose()
@@ -697,6 +700,7 @@ def test_a_view_is_read_by_an_index_where_a_dashboard_asks_for_a_stretch_of_time
 ) -> None:
     with many_ended.connect() as db:
         db.execute(text("SET LOCAL enable_seqscan = on"))  # whoever reads a view is no worker
+        db.execute(text("SET LOCAL statement_timeout = 0"))
         db.execute(text(AN_ATTEMPT_OF_EACH))
         db.execute(text("ANALYZE cancellations, attempts, connections"))
         # Every column, as if all of them were shown.
