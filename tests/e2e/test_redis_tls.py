@@ -9,6 +9,7 @@ import pytest
 from harness.certificates import Authority
 from harness.commands import run
 from harness.flower_server import AUTH, flower
+from harness.parts import START_SECONDS, lasting_port
 from harness.redis_users import RedisWithTls, refusals
 from harness.truth import record_id, untruths, wait_for_ends
 
@@ -33,13 +34,13 @@ def authority(tmp_path: Path) -> Authority:
 
 
 @pytest.fixture
-def start(tmp_path: Path, authority: Authority) -> Iterator[Callable[[str], RedisWithTls]]:
+def start(tmp_path: Path, authority: Authority) -> Iterator[Callable[..., RedisWithTls]]:
     started: list[RedisWithTls] = []
 
-    def make(address: str) -> RedisWithTls:
+    def make(address: str, *options: str) -> RedisWithTls:
         folder = tmp_path / f"redis-{len(started)}"
         folder.mkdir()
-        made = RedisWithTls(folder, authority, address)
+        made = RedisWithTls(folder, authority, address, options)
         made.start()
         started.append(made)
         return made
@@ -51,7 +52,7 @@ def start(tmp_path: Path, authority: Authority) -> Iterator[Callable[[str], Redi
 
 @pytest.fixture
 def guarded(
-    make_deployment: MakeDeployment, start: Callable[[str], RedisWithTls], vault: TokenVault
+    make_deployment: MakeDeployment, start: Callable[..., RedisWithTls], vault: TokenVault
 ) -> Iterator[tuple[Deployment, RedisWithTls]]:
     server = start("127.0.0.1")
     with make_deployment("sqlite") as made:
@@ -83,23 +84,75 @@ def test_a_job_comes_to_its_end_over_tls_and_every_part_sees_it(
     assert 0 == worker.stop()
 
 
-def test_who_has_no_certificate_is_refused_by_the_server(start: Callable[[str], RedisWithTls]) -> None:
-    url = start("127.0.0.1").url_of("producer", anonymous=True)
-    with closing(CancelClient(url)) as client, pytest.raises(InboxUnavailableError, match="could not be reached"):
-        client.enqueue(SHOP, "o-1")
+def test_who_has_no_certificate_is_refused_by_the_server(
+    start: Callable[..., RedisWithTls], deployment: Deployment
+) -> None:
+    # Until TLS 1.2 a server says so; since then it only ends the connection.
+    for options, said_of_it in (((), "could not be reached"), (("--tls-protocols", "TLSv1.2"), "refuses our")):
+        server = start("127.0.0.1", *options)
+        with (
+            closing(CancelClient(server.url_of("producer", anonymous=True))) as client,
+            pytest.raises(InboxUnavailableError, match=said_of_it),
+        ):
+            client.enqueue(SHOP, "o-1")
+        deployment.env["REDIS_URL"] = server.url_of("worker", anonymous=True)
+        code, said = run(deployment, "doctor", "--json")
+        assert (1, True) == (code, "ssl_certfile and ssl_keyfile in REDIS_URL name" in said)
+
+
+UNTRUSTED = "The certificate of this Redis is not trusted"
+OTHER_NAME = "The certificate of this Redis does not name the host"
 
 
 def test_a_server_of_another_authority_or_of_another_name_is_sent_nothing(
-    start: Callable[[str], RedisWithTls], tmp_path: Path, deployment: Deployment
+    start: Callable[..., RedisWithTls], tmp_path: Path, deployment: Deployment
 ) -> None:
     true, elsewhere = start("127.0.0.1"), start("127.0.0.9")
-    for url in (true.url_of("producer", Authority(tmp_path, "other")), elsewhere.url_of("producer")):
-        with closing(CancelClient(url)) as client, pytest.raises(InboxUnavailableError, match="could not be reached"):
+    other = Authority(tmp_path, "other")
+    for server, authority, sentence in ((true, other, UNTRUSTED), (elsewhere, None, OTHER_NAME)):
+        url = server.url_of("producer", authority)
+        with closing(CancelClient(url)) as client, pytest.raises(InboxUnavailableError, match=sentence):
             client.enqueue(SHOP, "o-1")
-        deployment.env["REDIS_URL"] = url.replace("producer", "worker")
-        code, said = run(deployment, "doctor")
-        assert 1 == code
-        assert "REDIS_URL" in said
+        deployment.env["REDIS_URL"] = url
+        code, said = run(deployment, "enqueue", "o-1", "--connection", SHOP)
+        assert (3, True) == (code, sentence in said)
+        deployment.env["REDIS_URL"] = server.url_of("worker", authority)
+        code, said = run(deployment, "doctor", "--json")
+        assert (1, True) == (code, sentence in said)
     for server in (true, elsewhere):
         with server._connect() as admin:
-            assert 0 == admin.exists("cancellations:inbox")
+            assert [] == admin.keys()
+
+
+def test_a_worker_says_of_which_server_it_trusts_none_and_ends_in_order(
+    start: Callable[..., RedisWithTls], tmp_path: Path, deployment: Deployment
+) -> None:
+    server = start("127.0.0.1")
+    port = str(lasting_port())
+    worker = deployment.start_worker(REDIS_URL=server.url_of("worker", Authority(tmp_path, "other")), HEALTH_PORT=port)
+    for event in ("redis.refuses", "worker.unready"):
+        worker.wait_for_line(event)
+    refused = worker.told("redis.refuses")
+    deployment.env["HEALTH_PORT"] = port
+    code, said = run(deployment, "health", "--ready")
+
+    assert ("TLS_UNTRUSTED", True) == (refused["error"], refused["remedy"].startswith(UNTRUSTED))
+    assert (1, True) == (code, UNTRUSTED in said)
+    assert 0 == worker.stop()
+    with server._connect() as admin:
+        assert [] == admin.keys()
+
+
+def test_flower_says_of_a_server_that_it_trusts_none_and_ends_in_order(
+    start: Callable[..., RedisWithTls], tmp_path: Path, deployment: Deployment
+) -> None:
+    server = start("127.0.0.1")
+    address = server.url_of("flower", Authority(tmp_path, "other"))
+    with flower(deployment, tmp_path, REDIS_URL=address, FLOWER_BASIC_AUTH=":".join(AUTH)) as page:
+        deployment.wait_until(lambda: "certificate verify failed" in page.output, "Flower to say it", START_SECONDS)
+
+        assert "password-of" not in page.output
+        assert 0 == page.stop()
+    with server._connect() as admin:
+        assert [] == admin.keys()
+        assert 0 == admin.pubsub_numpat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,15 @@ import pytest
 from harness.commands import run
 from harness.deployment import CELERY
 from harness.flower_server import AUTH, flower
-from harness.redis_users import SHIPPED, RedisWithUsers, password_of, redis_with_users, refusals
+from harness.redis_users import SHIPPED, RedisWithUsers, overheard, password_of, redis_with_users, refusals
 from harness.truth import record_id, untruths, wait_for_ends
 from redis.exceptions import NoPermissionError
 
-from worker.cli.doctor.redis_rights import missing_rights
+from worker.cli.doctor.redis import look_at_redis
 from worker.client import CancelClient
-from worker.streams import DEAD_LETTERS, EVENTS, HINTS, INBOX
+from worker.runtime.transport import VITALS
+from worker.settings import Settings
+from worker.streams import DEAD_LETTERS, EVENTS, GROUP, HINTS, INBOX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +32,16 @@ if TYPE_CHECKING:
 KINDS = ("redis 7", "valkey")
 SETTINGS = {"LEASE_SECONDS": "10", "REQUEST_TIMEOUT_SECONDS": "2", "CONNECT_TIMEOUT_SECONDS": "1"}
 SHOP = "shop-1"
+# What a worker may do and one that is well does not each time, with what it is for.
+SELDOM = {
+    **dict.fromkeys(("discard", "info"), "doctor"),
+    **dict.fromkeys(("select", "role"), "a database other than 0; a primary behind Sentinel"),
+    **dict.fromkeys(("srem", "smembers"), "Celery, of a list that is gone; remote control"),
+    **dict.fromkeys(("zrem", "hdel", "xclaim"), "what another has left unacknowledged; an entry that ends its reader"),
+    **dict.fromkeys(("rename", "xgroup|setid", "xgroup|destroy"), "a stream whose ids are ahead of the clock"),
+    **dict.fromkeys(("xgroup|delconsumer", "unlink"), "readers that are gone for an hour; keys of another type"),
+    **dict.fromkeys(("pttl", "publish", "zrange", "script|load", "script|exists", "eval"), "Celery, now and then"),
+}
 
 
 @pytest.fixture(params=KINDS)
@@ -56,9 +69,12 @@ def test_a_job_comes_to_its_end_and_nobody_is_refused_anything_on_the_way(
     for name in names:
         guarded.trackstar.add_order(SHOP, name, script=["503"] if name == "o-3" else [])
     guarded.trackstar.add_order(SHOP, "taken", script=["pause"])
-    first = guarded.start_worker()
-    first.wait_until_consuming()
-    with flower(guarded, tmp_path, REDIS_URL=server.url_of("flower"), FLOWER_BASIC_AUTH=":".join(AUTH)) as page:
+    with (
+        overheard(server) as heard,
+        flower(guarded, tmp_path, REDIS_URL=server.url_of("flower"), FLOWER_BASIC_AUTH=":".join(AUTH)) as page,
+    ):
+        first = guarded.start_worker()
+        first.wait_until_consuming()
         guarded.wait_until(lambda: page.listens() and page.hears("celery@"), "Flower to hear the worker")
         guarded.client.enqueue_many({"connection_id": SHOP, "order_id": name} for name in names)
         guarded.redis.xadd(INBOX, {"job": b"no job"})
@@ -78,6 +94,7 @@ def test_a_job_comes_to_its_end_and_nobody_is_refused_anything_on_the_way(
         assert 0 == second.stop()
 
     assert [] == refusals(guarded.redis)
+    assert set() == granted("worker") - heard - SELDOM.keys()
     assert [] == untruths(guarded, [*names, "taken"], SHOP)
     # At least once: whoever reads them counts by their ids.
     assert 21 == len({fields[b"event_id"] for _, fields in told if fields[b"type"] == b"cancellation.ended"})
@@ -204,28 +221,49 @@ def test_with_remote_control_a_worker_needs_the_line_beside_its_user_and_no_more
     with redis_with_users(tmp_path, "valkey", opened) as server, make_deployment("sqlite") as made:
         made.redis = server.as_user("admin")
         made.env |= {"REDIS_URL": server.url_of("worker"), "CELERY_REMOTE_CONTROL": "true"}
-        made.start_worker(command=(*CELERY, "-n", "cancel@shelf-7")).wait_until_consuming()
+        worker = made.start_worker(command=(*CELERY, "-n", "cancel@shelf-7"))
+        worker.wait_until_consuming()
         with flower(made, tmp_path, REDIS_URL=server.url_of("flower"), FLOWER_BASIC_AUTH=":".join(AUTH)) as page:
             made.wait_until(page.listens, "Flower")
             made.wait_until(lambda: page.status("/worker/cancel@shelf-7", AUTH) == 200, "Flower's page of the worker")
 
+        assert 0 == worker.stop()
         assert [] == refusals(made.redis)
 
 
-def test_doctor_names_each_right_that_the_worker_lacks(server: RedisWithUsers) -> None:
-    (line,) = (line for line in (SHIPPED / "users.acl").read_text().splitlines() if line.startswith("user worker "))
-    shipped = line.split()[2:]
-    admin, worker = server.as_user("admin"), server.as_user("worker")
-    password = f">{password_of('worker')}"
-    said = {}
-    # A worker cannot say that it may not select a database or name itself: it has no connection then.
-    for right in [each for each in shipped if each[0] in "+~&" and each not in {"+ping", "+select", "+client"}]:
-        admin.execute_command(
-            "ACL", "SETUSER", "worker", "reset", password, *(each for each in shipped if each != right)
-        )
-        said[right] = missing_rights(worker)
-        worker.connection_pool.disconnect()
-    admin.execute_command("ACL", "SETUSER", "worker", "reset", password, *shipped)
+def test_doctor_names_each_right_that_the_worker_lacks_and_changes_nothing(server: RedisWithUsers) -> None:
+    shipped = rights_of("worker")
+    admin, settings = server.as_user("admin"), Settings(redis_url=server.url_of("worker"))
+    admin.xgroup_create(INBOX, GROUP, "0", mkstream=True)
+    admin.xadd(INBOX, {"job": "{}"})
+    before = all_of(admin)
+    said, held = {}, {}
+    for right in [each for each in shipped if each[0] in "+~&"]:
+        set_rights(admin, [each for each in shipped if each != right])
+        said[right] = " ".join(found.remedy for found in look_at_redis(settings))
+        held[right] = all_of(admin)
+    set_rights(admin, shipped)
 
-    assert "" == missing_rights(worker)
-    assert {} == {right: words for right, words in said.items() if f" {right} " not in words}
+    assert {"rights complete"} == {found.said for found in look_at_redis(settings) if found.said.startswith("rights")}
+    # Of CLIENT the first subcommand that is met is named.
+    assert {} == {right: words for right, words in said.items() if not re.search(rf" {re.escape(right)}[ ,|`]", words)}
+    assert {} == {right: found for right, found in held.items() if found != before}
+
+
+def granted(user: str) -> set[str]:
+    """Return the commands that a user may run, but for those of each connection."""
+    return {right[1:] for right in rights_of(user) if right.startswith("+")} - {"client", "ping"}
+
+
+def rights_of(user: str) -> list[str]:
+    lines = (SHIPPED / "users.acl").read_text().splitlines()
+    return next(line.split()[2:] for line in lines if line.startswith(f"user {user} "))
+
+
+def set_rights(admin: Any, rights: list[str]) -> None:
+    admin.execute_command("ACL", "SETUSER", "worker", "reset", f">{password_of('worker')}", *rights)
+
+
+def all_of(redis: Any) -> dict[bytes, bytes]:
+    """Return every key with all that is in it, groups of readers too; not where doctor tries whether it can write."""
+    return {key: redis.dump(key) for key in redis.scan_iter() if key != VITALS.encode()}

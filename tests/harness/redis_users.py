@@ -5,6 +5,7 @@ Knows the files; does not know what a user may do.
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,12 +67,18 @@ class RedisWithUsers(EmbeddedRedis):
 class RedisWithTls(RedisWithUsers):
     """Speaks TLS only, and only with who has a certificate of the same authority."""
 
-    def __init__(self, folder: Path, authority: Authority, address: str = "127.0.0.1") -> None:
+    def __init__(
+        self, folder: Path, authority: Authority, address: str = "127.0.0.1", options: Sequence[str] = ()
+    ) -> None:
         super().__init__(folder, debians_redis(folder))
         self.url = f"rediss://127.0.0.1:{self.port}/0"
         self._authority = authority
         self._certificate = authority.sign(address)
         self._client = authority.sign("127.0.0.2")
+        self._options = options
+
+    def _command(self) -> list[str]:
+        return [*super()._command(), *self._options]
 
     def _listening(self) -> dict[str, Any]:
         pem, bundle = self._certificate, self._authority.certificate
@@ -111,6 +118,28 @@ def redis_with_users(folder: Path, kind: str, acl: str = "") -> Iterator[RedisWi
         yield made
     finally:
         made.stop()
+
+
+@contextmanager
+def overheard(server: RedisWithUsers) -> Iterator[set[str]]:
+    """Listen to what the server is asked meanwhile, also by scripts; the commands' names are there afterwards."""
+    heard: set[str] = set()
+    with server.as_user("admin") as ours, server.as_user("admin").monitor() as monitor:
+        listener = threading.Thread(target=_listen, args=(monitor, heard), daemon=True)
+        listener.start()
+        yield heard
+        ours.echo(_ENOUGH)
+        listener.join(60)
+        assert not listener.is_alive()
+
+
+_ENOUGH = "enough was heard"
+
+
+def _listen(monitor: Any, heard: set[str]) -> None:
+    while _ENOUGH not in (said := monitor.next_command()["command"]):
+        words = said.lower().split()
+        heard |= {words[0], "|".join(words[:2])}
 
 
 def refusals(redis: Any) -> Sequence[str]:

@@ -1251,6 +1251,21 @@ LIST = [
         ("tests/e2e/test_redis_users.py -k names_each",),
     ),
     Sabotage(
+        "doctor does nothing of what it only asks for",
+        (("cli/doctor/redis_rights.py", "if not _begins(connection):", "if _begins(connection) is None:"),),
+        ("tests/e2e/test_redis_users.py -k names_each",),
+    ),
+    Sabotage(
+        "a right without which there is no connection is named",
+        (("cli/doctor/redis.py", "remedy_of(error) or _unreached(settings)", "_unreached(settings)"),),
+        ("tests/e2e/test_redis_users.py -k names_each",),
+    ),
+    Sabotage(
+        "why a Redis with TLS is not trusted is said",
+        (("inputs/faults.py", '    if kind == "ConnectionError":', '    if kind == "":'),),
+        ("tests/e2e/test_redis_tls.py -k trusts_none",),
+    ),
+    Sabotage(
         "a migration that loses a deadlock with a worker tries again (P8)",
         (("ledger/migrations.py", 'LOCK_TAKEN = {"55P03", "40P01"}', 'LOCK_TAKEN = {"55P03"}'),),
         ("tests/integration/test_migrations_beside_work.py -k waits_for_who",),

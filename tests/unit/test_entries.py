@@ -33,7 +33,7 @@ def test_a_message_that_is_not_kept_whole_says_so() -> None:
 
 
 SCRIPT = "script: 8c1f, on @user_script:11."
-REFUSED = [
+REFUSED: list[tuple[exceptions.RedisError, str, str]] = [
     (exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), "OOM", "maxmemory"),
     (
         exceptions.ResponseError(f"OOM command not allowed when used memory > 'maxmemory'. {SCRIPT}"),
@@ -50,13 +50,39 @@ REFUSED = [
     ),
     (exceptions.ResponseError("WRONGTYPE Operation against a key holding the wrong"), "WRONGTYPE", "rename or delete"),
     (exceptions.ResponseError("The stream has exhausted the last possible ID, unable"), "EXHAUSTED", "repairs"),
-    (exceptions.AuthenticationError("invalid username-password pair (WRONGPASS)"), "WRONGPASS", "REDIS_URL"),
+    (
+        exceptions.NoPermissionError("User w has no permissions to run the 'client|setname' command"),
+        "NOPERM",
+        "+client|setname",
+    ),
+    (exceptions.NoPermissionError("No permissions to access a key"), "NOPERM", "ops/redis/users.acl"),
+    (
+        exceptions.AuthenticationError("invalid username-password pair or user is disabled."),
+        "WRONGPASS",
+        "the user or the password",
+    ),
+    (exceptions.AuthenticationError("Authentication required."), "NOAUTH", "wants a password"),
     (
         exceptions.ResponseError("Command # 1 (XADD a {'Ada MISCONF'}) of pipeline caused error: OOM command not"),
         "OOM",
         "maxmemory",
     ),
 ]
+
+
+CONNECTING = "Error 1 connecting to 127.0.0.1:6379. "
+UNVERIFIED = f"{CONNECTING}[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: "
+# As OpenSSL and redis-py put it.
+NOT_TRUSTED = [
+    (f"{UNVERIFIED}self-signed certificate in certificate chain", "TLS_UNTRUSTED", "ssl_ca_certs"),
+    (f"{UNVERIFIED}certificate has expired", "TLS_UNTRUSTED", "not trusted"),
+    (f"{UNVERIFIED}IP address mismatch, certificate is not valid for", "TLS_OTHER_NAME", "does not name the host"),
+    (f"{UNVERIFIED}Hostname mismatch, certificate is not valid for", "TLS_OTHER_NAME", "does not name the host"),
+    (f"{CONNECTING}[SSL: SSLV3_ALERT_HANDSHAKE_FAILURE] sslv3 alert", "TLS_REFUSED", "ssl_certfile"),
+    (f"{CONNECTING}[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca", "TLS_REFUSED", "ssl_certfile"),
+    ("[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert", "TLS_REFUSED", "ssl_certfile"),
+]
+REFUSED += [(exceptions.ConnectionError(text), word, remedy) for text, word, remedy in NOT_TRUSTED]
 
 
 @pytest.mark.parametrize(("error", "word", "remedy"), REFUSED, ids=lambda each: each if isinstance(each, str) else "")
@@ -69,9 +95,11 @@ def test_what_redis_refuses_is_named_with_its_remedy(error: exceptions.RedisErro
     "error",
     [
         exceptions.ConnectionError("Connection closed by server."),
+        exceptions.ConnectionError("Error 8 while writing to socket. EOF occurred in violation of protocol"),
         exceptions.TimeoutError("Timeout reading from socket"),
         ValueError("OOM"),
         exceptions.ResponseError("a word of a stranger"),
+        exceptions.ResponseError("CERTIFICATE_VERIFY_FAILED"),
     ],
 )
 def test_what_is_no_refusal_is_named_by_its_kind_alone(error: Exception) -> None:

@@ -24,7 +24,10 @@ _REMEDIES = {
     "CLUSTERDOWN": "This Redis is a part of a cluster, which is not supported, and is down: use one server",
     "CROSSSLOT": "This Redis is a part of a cluster, which is not supported: use one server, or Sentinel",
     "EXHAUSTED": "A stranger's id has used up the ids of a stream: a worker repairs that within seconds",
-    "NOPERM": "The user of REDIS_URL lacks a right (NOPERM): allow it scripts and all commands on cancellations:*",
+    "NOPERM": "The user of REDIS_URL lacks a right (NOPERM): ops/redis/users.acl has those of each part",
+    "TLS_UNTRUSTED": "The certificate of this Redis is not trusted: let ssl_ca_certs in REDIS_URL name its authority",
+    "TLS_OTHER_NAME": "The certificate of this Redis does not name the host in REDIS_URL: correct one of them",
+    "TLS_REFUSED": "This Redis refuses our certificate, or none: ssl_certfile and ssl_keyfile in REDIS_URL name it",
 }
 _DATABASE_REMEDIES = {
     "ReadOnlySqlTransaction": "The database is read-only: make it writable, or let DATABASE_URL name the primary",
@@ -46,7 +49,19 @@ _CLASSES = {
 }
 # A script's error carries the word of the command that failed, in front or after "ERR Error running script ...:".
 _WORD = re.compile(rf"(?:^|[\s:-])({'|'.join(_REMEDIES)})\b")
-_COMMAND = re.compile(r"'(evalsha|eval|script\|load|xadd|xreadgroup|client\|reply|wait|[a-z]{2,16})' command")
+_WRONG_PASSWORD = re.compile("WRONGPASS|invalid username-password pair")  # redis-py drops the code word
+_COMMAND = re.compile(r"'([a-z]{2,16}(?:\|[a-z-]{2,16})?)' command")
+# OpenSSL's words in an error of redis-py's, each with ours; the first that is found counts.
+_TLS = {
+    "IP address mismatch": "TLS_OTHER_NAME",
+    "Hostname mismatch": "TLS_OTHER_NAME",
+    "CERTIFICATE_VERIFY_FAILED": "TLS_UNTRUSTED",
+    "ALERT_HANDSHAKE_FAILURE": "TLS_REFUSED",
+    "ALERT_CERTIFICATE_REQUIRED": "TLS_REFUSED",
+    "ALERT_UNKNOWN_CA": "TLS_REFUSED",
+    "ALERT_BAD_CERTIFICATE": "TLS_REFUSED",
+    "ALERT_CERTIFICATE_EXPIRED": "TLS_REFUSED",
+}
 
 
 def word_of(error: BaseException) -> str:
@@ -55,7 +70,9 @@ def word_of(error: BaseException) -> str:
     if not type(error).__module__.startswith("redis."):
         return kind
     if kind in _CLASSES:
-        return "WRONGPASS" if "WRONGPASS" in text else _CLASSES[kind]
+        return "WRONGPASS" if _WRONG_PASSWORD.search(text) else _CLASSES[kind]
+    if kind == "ConnectionError":
+        return next((word for words, word in _TLS.items() if words in text), kind)
     if "exhausted the last possible ID" in text:
         return "EXHAUSTED"
     # The second in a script, which Redis 7.0 does not name.

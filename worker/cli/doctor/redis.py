@@ -17,7 +17,8 @@ from worker.cli.doctor.clock import clock_finding
 from worker.cli.doctor.finding import Finding
 from worker.cli.doctor.redis_rights import missing_rights
 from worker.cli.words import in_bytes, in_time
-from worker.inputs.faults import fault
+from worker.inputs.addresses import parse_redis_url
+from worker.inputs.faults import fault, remedy_of, word_of
 from worker.runtime.transport import Transport
 from worker.streams import INBOX, connect_redis, producer_of
 
@@ -46,7 +47,7 @@ def look_at_redis(settings: Settings) -> Iterator[Finding]:
     try:
         redis.ping()
     except RedisError as error:
-        yield Finding("Redis", type(error).__name__, "Start it, or correct REDIS_URL.")
+        yield Finding("Redis", word_of(error), f"{remedy_of(error) or _unreached(settings)}.")
         return
     try:
         yield from _server(redis)
@@ -56,6 +57,13 @@ def look_at_redis(settings: Settings) -> Iterator[Finding]:
         yield _clock(redis)
     except RedisError as error:
         yield Finding("Redis", fault(error), "Correct this; until then no job can be taken or sent.")
+
+
+def _unreached(settings: Settings) -> str:
+    # From TLS 1.3 on a server that wants a certificate says nothing: it ends the connection.
+    tls = parse_redis_url(settings.redis_url).tls
+    asks = ". If it asks for a certificate: ssl_certfile and ssl_keyfile in REDIS_URL name ours" if tls else ""
+    return f"Start it, or correct REDIS_URL{asks}"
 
 
 def _server(redis: Any) -> Iterator[Finding]:

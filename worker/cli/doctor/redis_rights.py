@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from redis import ResponseError
+from redis.exceptions import NoPermissionError
 
 from worker.streams import GROUP, INBOX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from redis import Redis
 
@@ -90,30 +91,48 @@ _PLACES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def missing_rights(redis: Redis) -> str:
-    """Return what the user of REDIS_URL may not do and a worker does, as a remedy."""
+    """Return what the user of REDIS_URL may not do and a worker does, as a remedy. Raises RedisError."""
     connection: Any = redis.connection_pool.get_connection()
     try:
-        refused = _refused(connection, (("MULTI",), *_COMMANDS, *(words for _, words in _PLACES), ("DISCARD",)))
+        if not _begins(connection):
+            return _remedy("+multi, then ask again")
+        refused = _asked(connection, [*_COMMANDS, *(words for _, words in _PLACES), ("DISCARD",)])
         # Anew, so that it cannot be what was asked for before that is executed.
         connection.disconnect()
-        refused |= _refused(connection, (("EXEC",), ("CLIENT", "REPLY", "ON")))
+        refused |= _asked(connection, [("EXEC",), ("CLIENT", "REPLY", "ON")])
     finally:
         connection.disconnect()
         redis.connection_pool.release(connection)
     wanted = [_right(words) for words, why in refused.items() if why == _COMMAND]
     places = [place for place, words in _PLACES if refused.get(words, _COMMAND) != _COMMAND]
-    missing = " ".join(dict.fromkeys([*wanted, *places]))
+    return _remedy(" ".join(dict.fromkeys([*wanted, *places])))
+
+
+def _remedy(missing: str) -> str:
     return f"Grant the user of REDIS_URL: {missing} (ops/redis/users.acl has them all)." if missing else ""
 
 
 _COMMAND = "a command"
 
 
-def _refused(connection: Any, commands: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
-    """Ask for each command; return which are refused, and whether it is the command or what it names."""
+def _begins(connection: Any) -> bool:
+    """Begin a transaction; return whether that is allowed: without one the commands would be done."""
+    connection.send_command("MULTI", check_health=False)
+    try:
+        connection.read_response()
+    except NoPermissionError:
+        return False
+    return True
+
+
+def _asked(connection: Any, commands: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """Ask for each command; return which are refused, and whether it is the command or what it names.
+
+    All go out at once: a connection that is made anew in between has no transaction, and would do them.
+    """
+    connection.send_packed_command(connection.pack_commands(commands), check_health=False)
     found = {}
     for words in commands:
-        connection.send_command(*words)
         try:
             connection.read_response()
         except ResponseError as error:
