@@ -127,9 +127,11 @@ def overheard(server: RedisWithUsers) -> Iterator[set[str]]:
     with server.as_user("admin") as ours, server.as_user("admin").monitor() as monitor:
         listener = threading.Thread(target=_listen, args=(monitor, heard), daemon=True)
         listener.start()
-        yield heard
-        ours.echo(_ENOUGH)
-        listener.join(60)
+        try:
+            yield heard
+        finally:  # or it would listen on, to a test that has failed
+            ours.echo(_ENOUGH)
+            listener.join(60)
         assert not listener.is_alive()
 
 

@@ -60,7 +60,7 @@ def look_at_redis(settings: Settings) -> Iterator[Finding]:
 
 
 def _unreached(settings: Settings) -> str:
-    # From TLS 1.3 on a server that wants a certificate says nothing: it ends the connection.
+    # From TLS 1.3 on a server that wants a certificate may only end the connection.
     tls = parse_redis_url(settings.redis_url).tls
     asks = ". If it asks for a certificate: ssl_certfile and ssl_keyfile in REDIS_URL name ours" if tls else ""
     return f"Start it, or correct REDIS_URL{asks}"
