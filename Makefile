@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3.14 python3.13 python3.12 python3.11 python3,$(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install parts debian-parts demo test check chaos soak sabotage bench pictures log-events contract docs lock clean
+.PHONY: help install parts debian-parts demo test check chaos soak sabotage bench pictures log-events contract docs sbom release lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -80,17 +80,11 @@ chart: .venv-bench/.installed ## draw docs/pictures/bench.svg again, from the be
 pictures: install ## take the pictures of Flower in docs/pictures again (needs `make parts`)
 	PICTURES=1 $(BIN)/python -m pytest -q tests/e2e/test_flower_browser.py
 
-.PHONY: sbom release
 sbom: install ## write dist/sbom.cdx.json (CycloneDX) and dist/licenses.json of what the image installs, and refuse a licence
 	@PYTHONPATH=tests $(BIN)/python -m harness.supply_chain dist
 
 release: install ## check all that must hold before a release, and build it into dist/; DATE=2026-12-01 where that is not today
 	@PYTHONPATH=tests $(BIN)/python -m harness.release $(if $(DATE),--date $(DATE))
-
-clean: clean-dist
-.PHONY: clean-dist
-clean-dist:
-	@rm -rf dist
 
 log-events: ## write docs/log-events.md from worker/telemetry/events.py
 	$(BIN)/python -m worker.telemetry.event_list > docs/log-events.md
@@ -129,4 +123,4 @@ lock: ## renew requirements/*.lock from pyproject.toml and say what changed (nee
 	@rm -rf .locks-before
 
 clean: ## remove what make made
-	rm -rf $(VENV) .venv-bench $(NODE_PARTS:%/.package-lock.json=%) bench-results site .coverage-data .locks-before .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-bench $(NODE_PARTS:%/.package-lock.json=%) bench-results site dist .coverage-data .locks-before .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -6,12 +6,16 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worker.cli import main
+from worker.cli import main, parts
+from worker.settings import load_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     import pytest
 
     from harness.deployment import Deployment
@@ -25,6 +29,20 @@ def run(deployment: Deployment, *words: str, typed: bytes = b"") -> tuple[int, s
 
 
 Run = Callable[..., tuple[int, str]]
+
+
+WIDE = 300  # columns of a terminal: no table of these tests breaks a line
+
+
+@contextmanager
+def settings_of_commands(monkeypatch: pytest.MonkeyPatch, values: Mapping[str, str]) -> Iterator[None]:
+    """Let commands in this process have these settings, and a wide terminal, until the `with` block ends."""
+    monkeypatch.setattr(parts.console, "_width", WIDE)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    load_settings.cache_clear()
+    yield
+    load_settings.cache_clear()
 
 
 def with_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str = "") -> Run:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.fernet import Fernet
-from harness.commands import with_lines
+from harness.commands import settings_of_commands, with_lines
 from harness.receiver import Receiver
 
-from worker.cli import parts
 from worker.cli.doctor import look_at_connections
 from worker.ledger import audit, connections, deliveries, delivery_notes, endpoints, feed
 from worker.ledger.database import read_only
@@ -47,18 +46,14 @@ def run(
     credential_key: str,
 ) -> Iterator[Callable[..., Run]]:
     """Run a command in this process; return its exit code and what it said."""
-    monkeypatch.setattr(parts.console, "_width", 300)
-    for name, value in {
+    values = {
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
         "CREDENTIAL_KEYS": credential_key,
         "WEBHOOK_ALLOW_PRIVATE": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    load_settings.cache_clear()
-
-    yield with_lines(monkeypatch, capsys)
-    load_settings.cache_clear()
+    }
+    with settings_of_commands(monkeypatch, values):
+        yield with_lines(monkeypatch, capsys)
 
 
 def added(run: Callable[..., Run], url: str = URL, *more: str) -> tuple[str, str]:

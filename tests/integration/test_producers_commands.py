@@ -6,9 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness.commands import with_lines
+from harness.commands import settings_of_commands, with_lines
 
-from worker.cli import parts
 from worker.cli.doctor.redis import look_at_redis
 from worker.ledger import audit, producers
 from worker.ledger.dead_letters import DeadLetter, insert_dead_letters
@@ -43,13 +42,8 @@ def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], database_url: str, redis_url: str
 ) -> Iterator[Callable[..., Run]]:
     """Run a command in this process; return its exit code and what it said."""
-    monkeypatch.setattr(parts.console, "_width", 300)
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setenv("REDIS_URL", redis_url)
-    load_settings.cache_clear()
-
-    yield with_lines(monkeypatch, capsys)
-    load_settings.cache_clear()
+    with settings_of_commands(monkeypatch, {"DATABASE_URL": database_url, "REDIS_URL": redis_url}):
+        yield with_lines(monkeypatch, capsys)
 
 
 def acts(ledger: Engine) -> list[tuple[str, str, str | None, str | None, Any, Any]]:

@@ -141,8 +141,7 @@ class Executor:
         """
         with self._changed:
             self._unconsumed_since = None
-            known = [each for each in ids if isinstance(each, str) and each in self._reserved]
-            sends = [self._reserved.pop(record_id)[0] for record_id in dict.fromkeys(known)]
+            sends = [self._reserved.pop(each)[0] for each in ids if isinstance(each, str) and each in self._reserved]
             self._running.update(send.claim.connection_id for send in sends)
             now = time.time()
             self._started.update((send.claim.id, (send.claim, now)) for send in sends)
