@@ -113,8 +113,8 @@ def test_beside_receivers_of_every_bad_kind_cancels_end_and_the_healthy_one_hear
             server = stack.enter_context(RawServer(*[play] * 200))
             with deployment.ledger.begin() as db:
                 bad[kind] = endpoints.add(db, server.url, vault.encrypt(healthy.secret), types=MONEY)
-        sealed = Hook(receiver, "/sealed", MONEY)
-        other = add(deployment, TokenVault([Fernet.generate_key().decode()]), sealed)
+        unreadable = Hook(receiver, "/unreadable", MONEY)
+        other = add(deployment, TokenVault([Fernet.generate_key().decode()]), unreadable)
         worker = deployment.start_worker()
         wait_for_ends(deployment, enqueue(deployment, shop))
         hears_all(deployment, healthy)
@@ -125,7 +125,7 @@ def test_beside_receivers_of_every_bad_kind_cancels_end_and_the_healthy_one_hear
         assert [] == untruths(deployment, ORDERS, shop)
         assert [] == elsewhere.received
         assert other == worker.told("endpoint.secret_unreadable")["endpoint_id"]
-        assert ([], set()) == (sealed.received, reasons(deployment, other))
+        assert ([], set()) == (unreadable.received, reasons(deployment, other))
 
 
 def test_of_a_hundred_endpoints_of_which_ninety_nine_hang_one_hears_all_before_a_try_has_ended(

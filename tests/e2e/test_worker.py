@@ -1,4 +1,4 @@
-"""One worker process as people and producers see it: its doors, its end, what it tells and what it keeps quiet."""
+"""One worker process as people and producers see it: what it opens, its end, what it tells and what it keeps quiet."""
 
 from __future__ import annotations
 

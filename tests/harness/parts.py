@@ -258,7 +258,7 @@ def part(program: str) -> str:
 
 
 def needs(possible: bool, what: str) -> None:
-    """Leave a test out where this system or user does not permit what it tries; the run's end says so."""
+    """Leave a test out where this system or user refuses what it tries; the run's end says so."""
     if not possible:
         pytest.skip(f"{RIGHT_MISSING} {what}")
 

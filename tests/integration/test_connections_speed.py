@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from worker.ledger.vault import TokenVault
 
 CUSTOMERS, UNKNOWN, CROWD, LIVE = 20, 5_000, 40_000, 30
-MOST_READ = 8 * LIVE + 4 * (CUSTOMERS + connections.SHOWN_UNKNOWN)
+MAX_READ = 8 * LIVE + 4 * (CUSTOMERS + connections.SHOWN_UNKNOWN)
 
 ENDED = """
     INSERT INTO cancellations (id, connection_id, order_id, idempotency_key, priority, requested_at, received_at,
@@ -102,7 +102,7 @@ def test_a_command_about_connections_reads_nothing_that_has_ended(
             db.execute(text("ANALYZE"))
             db.commit()
     with ledger.begin() as db:
-        assert MOST_READ >= read_of_cancellations(db, work)
+        assert MAX_READ >= read_of_cancellations(db, work)
 
 
 def test_what_is_live_is_counted_whatever_its_status(ledger: Engine) -> None:

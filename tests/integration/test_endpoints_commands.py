@@ -98,8 +98,8 @@ def test_several_are_named_with_commas_and_an_id_may_hold_one(
     run: Callable[..., Run], ledger: Engine, shop: str
 ) -> None:
     with ledger.begin() as db:
-        connections.add(db, "a,b", "sealed")
-        connections.add(db, "other", "sealed")
+        connections.add(db, "a,b", "encrypted")
+        connections.add(db, "other", "encrypted")
     added(run, URL, "--types", "refund.released, refund.recalled", "--connections", f"{shop},other", "-c", "a,b")
     code, said = run("endpoints", "add", URL, "--connections", f"{shop},nobody")
     (one,) = map(json.loads, run("endpoints", "list", "--json")[1].splitlines())

@@ -193,7 +193,7 @@ def test_the_same_job_many_times_is_one_row(inbox: Redis, intake: Intake, ledger
 def test_the_same_entry_read_twice_leaves_one_dead_letter(inbox: Redis, intake: Intake, ledger: Engine) -> None:
     entry_id = inbox.xadd(INBOX, {"job": b"{"})
     for _ in range(2):
-        intake._settle([Entry(entry_id.decode(), "job", b"{", stream=INBOX)])
+        intake._store_and_ack([Entry(entry_id.decode(), "job", b"{", stream=INBOX)])
 
     assert 1 == len(dead_letters(ledger))
     assert 1 == len(told(ledger))

@@ -33,7 +33,7 @@ Written = Callable[..., str]
 NOBODYS = "postgresql://nobody@127.0.0.1:1/nothing"
 ROWS = (
     "INSERT INTO connections (id, access_token, created_at, updated_at) VALUES"
-    " ('shop-1', 'sealed', '2026-01-01 00:00:00+00:00', '2026-01-01 00:00:00+00:00')",
+    " ('shop-1', 'encrypted', '2026-01-01 00:00:00+00:00', '2026-01-01 00:00:00+00:00')",
     "INSERT INTO cancellations"
     " (id, connection_id, order_id, idempotency_key, priority, requested_at, received_at, status) VALUES"
     " ('00000000-0000-5000-8000-000000000001', 'shop-1', 'o-1', 'k', 'normal', '2026-01-01 00:00:00+00:00',"

@@ -103,7 +103,7 @@ def test_a_ledger_that_is_in_use_goes_up_and_down_and_keeps_its_rows(empty: Engi
         connection.execute(
             text(
                 "INSERT INTO connections (id, access_token, created_at, updated_at) VALUES "
-                "('shop-1', 'sealed', '2026-01-01 00:00:00+00:00', '2026-01-01 00:00:00+00:00')"
+                "('shop-1', 'encrypted', '2026-01-01 00:00:00+00:00', '2026-01-01 00:00:00+00:00')"
             )
         )
         connection.execute(insert(cancellations).values(**PENDING))

@@ -747,7 +747,7 @@ def find_a_place_of_today(db: Connection) -> None:
     assert 0 < EVENTS - feed.place_since(db, datetime.now(UTC)) < 400  # one a second, and five minutes earlier
 
 
-def tell_some(db: Connection) -> None:
+def read_some(db: Connection) -> None:
     some = db.execute(text("SELECT id FROM events ORDER BY id LIMIT 500 OFFSET 50000")).scalars()
     assert 500 == len(told.read_told(db, list(some)))
 
@@ -775,7 +775,7 @@ ON = ("events", "refunds", "cancellations")
         (1, ask_whether_one_of_these_waits),
         (3 * feed.MAX_READ, read_a_page),
         (400, find_a_place_of_today),
-        (3 * 500, tell_some),
+        (3 * 500, read_some),
         (1, prune_no_refunds),
         (4 * 20, prove_some),
     ],
@@ -819,7 +819,7 @@ def test_places_are_given_to_a_batch_whatever_waits_behind_it(many_told: Engine,
 READY, FAILING, TO_EACH = 50, 50, 1000
 MANY_ENDPOINTS = """
     INSERT INTO endpoints (id, url, secret, state, place, failures, retry_at, created_at)
-    SELECT 'ep-' || n, 'https://oms.example/', 'sealed', 'active', :events - 1000,
+    SELECT 'ep-' || n, 'https://oms.example/', 'encrypted', 'active', :events - 1000,
            CASE WHEN n > :ready THEN 3 ELSE 0 END, now() - interval '1 s', now()
     FROM generate_series(1, :ready + :failing) AS n
 """

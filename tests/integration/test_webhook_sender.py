@@ -184,14 +184,14 @@ class Names:
         self.connected: list[str] = []
         answers = iter(addresses)
 
-        def look_up(*_: object, **__: object) -> list[tuple[Any, ...]]:
+        def resolve(*_: object, **__: object) -> list[tuple[Any, ...]]:
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), 443))]
 
         async def connect(host: str, *_: object, **__: object) -> None:
             self.connected.append(host)
             raise ConnectionRefusedError
 
-        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
         monkeypatch.setattr(asyncio, "open_connection", connect)
 
 

@@ -28,6 +28,7 @@ DOCUMENTS = sorted(
     if "node_modules" not in path.parts
 )
 SOURCES = sorted(WORKER.rglob("*.py"))
+TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__).resolve())
 PACKAGES = sorted(path.parent.name for path in WORKER.glob("*/__init__.py"))
 
 
@@ -354,12 +355,13 @@ GONE = {
     r"\bLEGAL\b": "TRANSITIONS",
     r"\b[Ff]ence\b": "lease, fencing token",
     r"\bby_hand\b": "transitions, an operator",
-    r"\bledger[./](reading|engine|tables|sqltypes|accepting|recording|migrating|credentials)\b": "their new names",
+    r"\b(worker\.ledger\.|ledger/)(reading|engine|tables|sqltypes)\b": "queries, database, schema, dialects",
+    r"\b(worker\.ledger\.|ledger/)(accepting|recording|migrating|credentials)\b": "acceptance, results, vault",
     r"\bsqltypes\b": "dialects",
     r"\bReading[(\],|]|\bSight\b": "ReadBack, OrderState",
     r"\bbury\b|\bKeptLetter\b|\bUnknownLetterError\b|\b_brought\b|\b_letter\b": "dead letters",
     r"\b_TOLD\b": "_FORWARDED_FIELDS",
-    r"\btell_\w+\b": "log_, alert_on_",
+    r"\b_?tell_\w+\(": "log_, alert_on_",
     r"\bPause\b": "OutageBackoff",
     r"(?i)\bgulps?\b|GULP": "refill",
     r"(?i)\blumps?\b|LUMP": "AGING_BATCH",
@@ -381,13 +383,14 @@ GONE = {
     r"\bannounce_leased\b|\bannounce\(": "add_leased_events, add_events",
     r"\b_?settle_interpreter\b": "_tune_gc_and_gil",
     r"\b(MOST|LEAST)_[A-Z]": "MAX_, MIN_",
+    r"\bself\._settle\b|\bintake\._settle\b": "_store_and_ack",
     r"\b_faults_in_a_sentence\b": "_ledger_errors",
     r"\bJudgement\b|\b_judge\b": "OutageDecision, _evaluate",
 }
 
 
 def lines() -> Iterator[tuple[Path, int, str]]:
-    for path in (*SOURCES, *DOCUMENTS):
+    for path in (*SOURCES, *TESTS, *DOCUMENTS):
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             yield path, number, line
 

@@ -80,7 +80,7 @@ def test_every_log_event_and_alert_is_listed_with_its_level_and_fields() -> None
 
 
 def test_no_line_names_a_cancellation_without_its_trace() -> None:
-    by_hand = {
+    written_here = {
         name
         for called, call in calls()
         if level_of(called)
@@ -88,7 +88,7 @@ def test_no_line_names_a_cancellation_without_its_trace() -> None:
         if {each.arg for each in call.keywords} & {"id", "order_id", "ids"}
     }
 
-    assert set() == by_hand
+    assert set() == written_here
 
 
 @pytest.mark.parametrize("event", [each for known in (LOG_EVENTS, ALERTS, STREAM_EVENTS) for each in known.values()])

@@ -84,7 +84,7 @@ def test_seats_are_dealt_in_turn_and_none_is_left_while_somebody_wants_one(room:
 
 
 @given(st.lists(st.integers(1, 40), max_size=300))
-def test_every_eighth_send_slot_goes_by_waiting_time_give_or_take_a_lump(counts: list[int]) -> None:
+def test_every_eighth_send_slot_goes_by_waiting_time_within_one_batch(counts: list[int]) -> None:
     sent = by_age = 0
     for count in counts:
         old = aging_quota(sent, by_age, count)

@@ -36,7 +36,7 @@ def hold(db: sa.Connection, ids: Collection[str], reason: str) -> frozenset[str]
     if not ids:  # as in nearly every commit: nothing is built then
         return frozenset()
     held = _hold(db, k.id.in_(sorted(ids)) & k.hold_reason.is_(None), reason)
-    _tell_of_held(db, held, reason)
+    _add_held(db, held, reason)
     return frozenset(held)
 
 
@@ -47,18 +47,18 @@ def pause(db: sa.Connection, seconds: Mapping[str, float]) -> frozenset[str]:
         for each, length in sorted(seconds.items())
         for name in _hold(db, (k.id == each) & k.hold_reason.is_(None), RATE_LIMITED, length)
     ]
-    _tell_of_held(db, held, RATE_LIMITED)
+    _add_held(db, held, RATE_LIMITED)
     return frozenset(held)
 
 
-def _tell_of_held(db: sa.Connection, held: Collection[str], reason: str) -> None:
+def _add_held(db: sa.Connection, held: Collection[str], reason: str) -> None:
     add_events(db, [(None, "connection.held", {"connection_id": name, "reason": reason}) for name in held])
 
 
 def hold_by_operator(db: sa.Connection, connection_id: str) -> bool:
     """Hold a connection because a person says so, whatever else holds it; return whether it exists."""
     held = _hold(db, k.id == connection_id, OPERATOR)
-    _tell_of_held(db, held, OPERATOR)
+    _add_held(db, held, OPERATOR)
     return bool(held)
 
 
@@ -75,15 +75,15 @@ def resume(db: sa.Connection, ids: Collection[str], reasons: Collection[str]) ->
     if not ids:
         return frozenset()
     resumed = _resume(db, k.id.in_(sorted(ids)) & k.hold_reason.in_(reasons) & k.access_token.is_not(None))
-    return _tell_of_resumed(db, resumed)
+    return _add_resumed(db, resumed)
 
 
 def end_pauses(db: sa.Connection) -> frozenset[str]:
     """End each pause that a server asked for and that is over; return their connections. Any worker may, always."""
-    return _tell_of_resumed(db, _resume(db, TIMED & (k.hold_reason == RATE_LIMITED) & (k.probe_at <= db_now())))
+    return _add_resumed(db, _resume(db, TIMED & (k.hold_reason == RATE_LIMITED) & (k.probe_at <= db_now())))
 
 
-def _tell_of_resumed(db: sa.Connection, resumed: Collection[str]) -> frozenset[str]:
+def _add_resumed(db: sa.Connection, resumed: Collection[str]) -> frozenset[str]:
     add_events(db, [(None, "connection.resumed", {"connection_id": name}) for name in resumed])
     return frozenset(resumed)
 

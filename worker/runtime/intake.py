@@ -78,10 +78,10 @@ class Intake:
                 return 0.0
             self._refusals.note(error)
             raise
-        self._tell_refused()
+        self._note_refusals()
         return 0.0
 
-    def _tell_refused(self) -> None:
+    def _note_refusals(self) -> None:
         """Name what Redis refuses of one inbox while the others are read."""
         for error in self._reader.refused.values():
             self._refusals.note(error)
@@ -93,10 +93,10 @@ class Intake:
         self._look_again()
         entries = self._reader.next()
         self._vitals.responded(REDIS)
-        self._settle(entries)
+        self._store_and_ack(entries)
         while self._reader.suspects and self.loop.running:
             entries += (alone := self._reader.take(self._reader.suspects, idle=TAKE_OVER_AFTER_MS))
-            self._settle(alone)
+            self._store_and_ack(alone)
         return len(entries)
 
     def _look_again(self) -> None:
@@ -112,7 +112,7 @@ class Intake:
         self._keys.update(dict.fromkeys((*self._inboxes.streams, *self._stream_ids.aside), "stream"))
         self._repaired_at = time.monotonic()
 
-    def _settle(self, entries: list[Entry]) -> None:
+    def _store_and_ack(self, entries: list[Entry]) -> None:
         if not entries:
             return
         try:

@@ -108,7 +108,7 @@ class AnswerTally:
         words = [word for pair in counts.items() for word in pair]
         period, reset = self._count(keys=[_KEY], args=[_PERIOD_SECONDS, _PERIODS, _MAX_COUNT, *words])
         if reset:
-            _tell_of_reset(f"{_KEY}{period}", reset)
+            _log_reset(f"{_KEY}{period}", reset)
         failing = any(name.endswith(" bad") for name in counts)
         return self._evaluate(period) if failing else OutageDecision()
 
@@ -137,7 +137,7 @@ class AnswerTally:
         if fields:
             self._redis.hdel(key, *fields)
         if fields or removed:
-            _tell_of_reset(key, fields)
+            _log_reset(key, fields)
 
     @staticmethod
     def _keys(period: int) -> list[str]:
@@ -153,7 +153,7 @@ class AnswerTally:
         return {name: Tally(good=counts[name, "good"], bad=counts[name, "bad"]) for name, _ in counts}
 
 
-def _tell_of_reset(key: str, fields: Collection[bytes]) -> None:
+def _log_reset(key: str, fields: Collection[bytes]) -> None:
     names: list[str | None] = [*sorted({name for field in fields if (name := name_of_count(field))})]
     for name in names[:_MAX_TOLD] or [None]:
         log.warning("tally.reset", key=key, connection_id=name)

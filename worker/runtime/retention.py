@@ -29,7 +29,7 @@ log = structlog.get_logger()
 IDLE_SECONDS = 600.0  # until it is looked again, where nothing is old enough
 PAUSE_SECONDS = 1.0  # between two batches: the work goes first
 NO_RIGHT_SECONDS = 3600.0
-TELL_SECONDS = 60.0  # at most so often
+LOG_SECONDS = 60.0  # at most so often
 
 
 class Forgetting:
@@ -49,7 +49,7 @@ class Forgetting:
         }
         self._next_at = {name: float("-inf") for name, (seconds, _) in self._kinds.items() if seconds}  # monotonic
         self._gone: Counter[str] = Counter()
-        self._tell_at = float("-inf")
+        self._log_at = float("-inf")
 
     def run(self) -> None:
         """Forget a batch of each kind, if it is time for it. Raises SQLAlchemyError."""
@@ -59,7 +59,7 @@ class Forgetting:
                 # First of all: where it fails, nothing else is kept from its turn.
                 self._next_at[name] = now + IDLE_SECONDS
                 self._next_at[name] = now + self._forget(name)
-        if self._gone and self._tell_at <= now:
+        if self._gone and self._log_at <= now:
             gone, self._gone = self._gone, Counter()
             log.info(
                 "retention.pruned",
@@ -70,7 +70,7 @@ class Forgetting:
                 delivery_tries=gone["delivery_tries"],
                 dead_letters=gone["dead_letters"],
             )
-            self._tell_at = now + TELL_SECONDS
+            self._log_at = now + LOG_SECONDS
 
     def _forget(self, name: str) -> float:
         """Forget a batch of one kind; return the seconds until the next."""

@@ -192,7 +192,7 @@ class Pacing:
         reserved = {}
         for (name, (_, wanted)), (count, first, step, end, reset) in zip(wants.items(), answer, strict=True):
             reserved[name] = SlotReservation(now + first / 1e6, step / 1e6, count, end, first > 0 or count < wanted)
-            self._tell_of(name, reset)
+            self._log_reset(name, reset)
         return reserved
 
     def return_unused(self, connection_id: str, slots: SlotReservation, unused: int) -> None:
@@ -203,13 +203,13 @@ class Pacing:
     def pause(self, connection_id: str, seconds: float) -> None:
         """Reserve nothing for so long, LONGEST_PAUSE_SECONDS at most: the server has said that it is too fast."""
         ends = [round(seconds * 1_000_000), _KEPT_MS + round(seconds * 1000)]
-        self._tell_of(connection_id, self._pause(keys=[self._key(connection_id)], args=[*_LIMITS, *ends]))
+        self._log_reset(connection_id, self._pause(keys=[self._key(connection_id)], args=[*_LIMITS, *ends]))
 
     def cap_rate(self, connection_id: str, limit: RateLimit) -> None:
         """Keep to the server's own limit where it is lower than ours, until nothing was sent for ten minutes."""
-        self._tell_of(connection_id, self._cap(keys=[self._key(connection_id)], args=[*_LIMITS, limit, _KEPT_MS]))
+        self._log_reset(connection_id, self._cap(keys=[self._key(connection_id)], args=[*_LIMITS, limit, _KEPT_MS]))
 
-    def _tell_of(self, connection_id: str, reset: int) -> None:
+    def _log_reset(self, connection_id: str, reset: int) -> None:
         if reset:
             log.warning("pace.reset", connection_id=connection_id, key=self._key(connection_id))
 

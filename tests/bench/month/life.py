@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from bench.month.worker import POLICY, Row, Worker
-from bench.month.world import DAY, END, HOUR, MINUTE, Agenda, Order, Shop, seconds_of
+from bench.month.world import DAY, END, HOUR, MINUTE, Order, Shop, Timeline, seconds_of
 from worker.cancellation import answer as words
 from worker.cancellation.status import FINAL, Evidence, Verdict
 from worker.runtime.freshness import ASK_SECONDS
@@ -60,8 +60,8 @@ class Trackstar:
             return took, words.Reply(status=404, body="object", origin="trackstar", message="Order not found")
         fate = self.fates.pop(order.id, "yes")
         if fate == "503 for hours":
-            self._away.setdefault(order.id, self._shop.agenda.now + self._dice.uniform(1, 30) * HOUR)
-            if self._shop.agenda.now < self._away[order.id]:
+            self._away.setdefault(order.id, self._shop.timeline.now + self._dice.uniform(1, 30) * HOUR)
+            if self._shop.timeline.now < self._away[order.id]:
                 self.fates[order.id] = fate
             return took, words.Reply(status=503, body="object")
         if fate == "not done: a 503":
@@ -119,10 +119,10 @@ class Life:
 
     def __init__(self, seed: int, number: int) -> None:
         self.dice = Random(f"{seed}:{number}")
-        self.agenda = Agenda()
-        self.shop = Shop(self.dice, self.agenda)
+        self.timeline = Timeline()
+        self.shop = Shop(self.dice, self.timeline)
         self.trackstar = Trackstar(self.shop, self.dice)
-        self.worker = Worker(self.shop, self.agenda, self.trackstar, self._told)
+        self.worker = Worker(self.shop, self.timeline, self.trackstar, self._told)
         self.false: list[str] = []
         self.undated: list[str] = []
         self.not_ours: Counter[str] = Counter()  # never sent on, and cancelled by others
@@ -132,7 +132,7 @@ class Life:
             self._plan(f"o-{job}", self.dice.uniform(2 * HOUR, END - 6 * HOUR))
 
     def run(self) -> dict[str, Any]:
-        self.agenda.run()
+        self.timeline.run()
         rows = self.worker.rows.values()
         return {
             "jobs": len(rows),
@@ -153,7 +153,7 @@ class Life:
     # -- what happens
 
     def _plan(self, name: str, when: float) -> None:
-        dice, put = self.dice, self.agenda.put
+        dice, put = self.dice, self.timeline.put
         young = dice.random() < 0.05  # younger than the copy
         age = dice.uniform(0, 10 * MINUTE) if young else dice.uniform(9 * HOUR, 3 * DAY)
         send_by = when + dice.uniform(10 * MINUTE, 4 * HOUR) if dice.random() < 0.1 else None
@@ -188,10 +188,10 @@ class Life:
         self._is_dated(row)
         if row.known_by is not None:
             late = row.known_by + timedelta(seconds=ASK_SECONDS + 1)
-            self.agenda.put(seconds_of(late), lambda: self._is_dated(row))
+            self.timeline.put(seconds_of(late), lambda: self._is_dated(row))
         if row.status not in FINAL:
             return
-        row.said.append((self.agenda.now, row.verdict))
+        row.said.append((self.timeline.now, row.verdict))
         if row.verdict in _PROOFS:
             self._is_true(row)
         if row.ended is not None and row.order.id not in self.settled and (row.verdict in _PROOFS or row.needs_person):
@@ -200,7 +200,7 @@ class Life:
     def _is_dated(self, row: Row) -> None:
         if not self.worker.has_a_date(row):
             self.undated.append(
-                f"{row.order.id}: {row.status}, {row.verdict}, {row.known_by} at {self.agenda.now:.0f}"
+                f"{row.order.id}: {row.status}, {row.verdict}, {row.known_by} at {self.timeline.now:.0f}"
             )
 
     def _is_true(self, row: Row) -> None:
@@ -222,18 +222,18 @@ class Life:
         crawls = [(round(a), round(b)) for a, b in self.shop.completed if b > (row.ended or 0) - HOUR][:8]
         return (
             f"{row.order.id}: {row.verdict} by {row.evidence} as of {instant:.0f}, really {real} {history}; "
-            f"ended {row.ended:.0f}, now {self.agenda.now:.0f}, told {self.shop.told}, crawls {crawls}, "
+            f"ended {row.ended:.0f}, now {self.timeline.now:.0f}, told {self.shop.told}, crawls {crawls}, "
             f"copy {row.order.copied}, usual {self.shop.usual}, period {self.shop.period}"
         )
 
     def _is_settled(self, row: Row) -> None:
         assert row.ended is not None
-        seconds = max(0.0, self.agenda.now - row.ended)
+        seconds = max(0.0, self.timeline.now - row.ended)
         self.settled[row.order.id] = seconds
         if seconds == 0.0:
             return
         shop = self.shop
-        works = shop.told and not shop.trouble(row.ended, self.agenda.now)
+        works = shop.told and not shop.trouble(row.ended, self.timeline.now)
         self.proofs.append(
             {
                 "seconds": seconds,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bench.month.world import HOUR, Agenda, Order, Shop, at, seconds_of
+from bench.month.world import HOUR, Order, Shop, Timeline, at, seconds_of
 from worker.cancellation.freshness import Crawls, broken, forecast, needs_forcing, observe
 from worker.cancellation.lifecycle import NOT_FOUND_YET, Moment, State, Transition, decide, expire, must_read
 from worker.cancellation.outcome import OrderState, Outcome, classify, classify_read, judge_order
@@ -82,9 +82,9 @@ class Row:
 class Worker:
     """All workers together, as far as one connection is concerned."""
 
-    def __init__(self, shop: Shop, agenda: Agenda, trackstar: Any, told: Any) -> None:
+    def __init__(self, shop: Shop, timeline: Timeline, trackstar: Any, told: Any) -> None:
         self.shop = shop
-        self.agenda = agenda
+        self.timeline = timeline
         self.trackstar = trackstar
         self.told = told  # what is checked after each change of a row
         self.rows: dict[str, Row] = {}
@@ -100,17 +100,17 @@ class Worker:
 
     @property
     def now(self) -> datetime:
-        return at(self.agenda.now)
+        return at(self.timeline.now)
 
     # -- jobs
 
     def receive(self, order: Order, send_by: float | None) -> None:
-        row = self.rows[order.id] = Row(order, self.agenda.now, send_by)
-        self.agenda.put(self.agenda.now + _TO_A_THREAD, lambda: self._send(row))
+        row = self.rows[order.id] = Row(order, self.timeline.now, send_by)
+        self.timeline.put(self.timeline.now + _TO_A_THREAD, lambda: self._send(row))
 
     def _send_at(self, row: Row, when: float) -> None:
         row.run_at = when
-        self.agenda.put(when + _TO_A_THREAD, lambda: row.run_at == when and self._send(row))
+        self.timeline.put(when + _TO_A_THREAD, lambda: row.run_at == when and self._send(row))
 
     def _send(self, row: Row) -> None:
         row.run_at = None
@@ -121,7 +121,7 @@ class Worker:
             received_at=came,
             send_by=None if row.send_by is None else at(row.send_by),
         )
-        if row.send_by is not None and row.send_by <= self.agenda.now:
+        if row.send_by is not None and row.send_by <= self.timeline.now:
             self._apply(row, state, expire(state, self._moment()))
             return
         if state.awaits_read:
@@ -129,7 +129,7 @@ class Worker:
             return
         took, said = self.trackstar.cancel(row.order)
         outcome = classify(said, row.order.id)
-        self.agenda.put(self.agenda.now + took, lambda: self._answered(row, state, outcome))
+        self.timeline.put(self.timeline.now + took, lambda: self._answered(row, state, outcome))
 
     def _answered(self, row: Row, state: State, outcome: Outcome) -> None:
         read = classify_read(self._read(row.order), row.order.id) if must_read(state, outcome) else None
@@ -140,7 +140,7 @@ class Worker:
 
     def _crawls_now(self) -> Crawls | None:
         """Return what is known of crawls; the questions that brought nothing new were not asked one by one."""
-        if self.crawls is None or self.agenda.now > self._watch_until:
+        if self.crawls is None or self.timeline.now > self._watch_until:
             return self.crawls
         return msgspec.structs.replace(self.crawls, seen_at=self.now)
 
@@ -164,15 +164,15 @@ class Worker:
         if to.run_at is not None:
             self._send_at(row, seconds_of(to.run_at))
         if to.status in FINAL:
-            row.ended = self.agenda.now + 0.1
+            row.ended = self.timeline.now + 0.1
             if row.verdict in _WATCHED:
                 self._watch_until = max(self._watch_until, row.ended + POLICY.watch)
-        self._settle(row, None if to.confirm_at is None else seconds_of(to.confirm_at))
+        self._read_at(row, None if to.confirm_at is None else seconds_of(to.confirm_at))
 
-    def _settle(self, row: Row, confirm_at: float | None) -> None:
+    def _read_at(self, row: Row, confirm_at: float | None) -> None:
         row.confirm_at = confirm_at
         if confirm_at is not None:
-            self.agenda.put(confirm_at + _TO_A_THREAD, lambda: row.confirm_at == confirm_at and self._confirm(row))
+            self.timeline.put(confirm_at + _TO_A_THREAD, lambda: row.confirm_at == confirm_at and self._confirm(row))
         (self.waiting.add if row.unsettled else self.waiting.discard)(row)
         self.told(row)
         if self.waiting or self._is_watched():
@@ -188,15 +188,15 @@ class Worker:
 
     def _confirmed(self, row: Row, found: Confirmation) -> None:
         if found.verdict != row.verdict:
-            row.news.append((self.agenda.now, "contradicted" if found.contradicted else "raised"))
+            row.news.append((self.timeline.now, "contradicted" if found.contradicted else "raised"))
         row.verdict, row.evidence, row.as_of = found.verdict, found.evidence, found.as_of or row.as_of
         row.known_by, row.needs_person = found.known_by, found.needs_person
-        self._settle(row, None if found.confirm_at is None else seconds_of(found.confirm_at))
+        self._read_at(row, None if found.confirm_at is None else seconds_of(found.confirm_at))
 
     # -- crawls, as `runtime.freshness` follows them
 
     def _is_watched(self) -> bool:
-        return bool(self.waiting) or self._watch_until > self.agenda.now
+        return bool(self.waiting) or self._watch_until > self.timeline.now
 
     def _something_changed(self) -> None:
         if self._is_watched():
@@ -204,10 +204,10 @@ class Worker:
 
     def _ask_soon(self, after: float = 0.0) -> None:
         """Ask at the next of the moments at which all workers together ask."""
-        when = (math.floor((self.agenda.now + after) / ASK_SECONDS) + 1) * ASK_SECONDS
-        if self._ask_at <= self.agenda.now or when < self._ask_at:
+        when = (math.floor((self.timeline.now + after) / ASK_SECONDS) + 1) * ASK_SECONDS
+        if self._ask_at <= self.timeline.now or when < self._ask_at:
             self._ask_at = when
-            self.agenda.put(when, lambda: self._ask_at == when and self._ask())
+            self.timeline.put(when, lambda: self._ask_at == when and self._ask())
 
     def _ask(self) -> None:
         self._ask_at = -1.0
@@ -218,14 +218,14 @@ class Worker:
         self._looked_to = self._looked_to or now - timedelta(seconds=FIRST_LOOK_SECONDS)
         self.crawls = crawls = observe(before, self.shop.schedule(), now)
         self._follow(before, crawls, now)
-        if self._look_at is not None and self._look_at <= self.agenda.now:
+        if self._look_at is not None and self._look_at <= self.timeline.now:
             self._look()
         self._force(crawls, now)
         self._asked = True
         if any(row.known_by for row in self.waiting):
             self._ask_soon()
         elif self._look_at is not None:
-            self._ask_soon(self._look_at - self.agenda.now)
+            self._ask_soon(self._look_at - self.timeline.now)
         elif self.waiting:
             self._ask_soon(HOUR / 4)  # what is with a person moves only with the crawls
 
@@ -234,7 +234,7 @@ class Worker:
         if completed:
             self._after_a_crawl()
         elif self._look_at is None and not (crawls and crawls.known):
-            self._look_at = self.agenda.now
+            self._look_at = self.timeline.now
         problem, was = broken(crawls, now), broken(before, before.seen_at) if before else None
         overtaken = any(row.known_by is not None and row.known_by <= now for row in self.waiting)
         passing = not problem and any(row.needs_person in PASSING for row in self.waiting)
@@ -242,14 +242,14 @@ class Worker:
             self._revise(crawls, now)
 
     def _after_a_crawl(self) -> None:
-        self._look_at = self.agenda.now
+        self._look_at = self.timeline.now
         for row in sorted(self.waiting, key=lambda each: each.order.id):
             if row.known_by is None and row.needs_person not in PASSING:
                 continue
             if row.ended is not None:
-                self._settle(row, self.agenda.now)
-            elif row.run_at is not None and row.run_at > self.agenda.now:
-                self._send_at(row, self.agenda.now)
+                self._read_at(row, self.timeline.now)
+            elif row.run_at is not None and row.run_at > self.timeline.now:
+                self._send_at(row, self.timeline.now)
 
     def _revise(self, crawls: Crawls | None, now: datetime) -> None:
         for row in sorted(self.waiting, key=lambda each: each.order.id):
@@ -259,14 +259,14 @@ class Worker:
             if (then.known_by, then.needs_person) != (row.known_by, row.needs_person):
                 row.known_by, row.needs_person = then.known_by, then.needs_person
                 again = None if then.confirm_at is None else seconds_of(then.confirm_at)
-                self._settle(row, row.confirm_at or again)
+                self._read_at(row, row.confirm_at or again)
 
     def _force(self, crawls: Crawls | None, now: datetime) -> None:
         waits = any(row.known_by for row in self.waiting)
-        if waits and self._asked and self._force_after <= self.agenda.now and needs_forcing(crawls, now):
+        if waits and self._asked and self._force_after <= self.timeline.now and needs_forcing(crawls, now):
             self.counts["forced"] += 1
             took = self.shop.force()
-            self._force_after = self.agenda.now + (FORCE_SECONDS if took else REFUSED_SECONDS)
+            self._force_after = self.timeline.now + (FORCE_SECONDS if took else REFUSED_SECONDS)
 
     # -- the second look
 
@@ -286,7 +286,7 @@ class Worker:
                     self._confirmed(row, found)
         known = crawls is not None and crawls.known
         self._looked_to = max(looked_to, all_known_to(looked_to, crawls, self.now))
-        self._look_at = None if known else self.agenda.now + HOUR
+        self._look_at = None if known else self.timeline.now + HOUR
 
     # -- what is promised at any instant
 

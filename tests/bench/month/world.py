@@ -34,7 +34,7 @@ def seconds_of(instant: datetime) -> float:
     return (instant - EPOCH).total_seconds()
 
 
-class Agenda:
+class Timeline:
     """What happens next."""
 
     def __init__(self) -> None:
@@ -107,9 +107,9 @@ class Trouble:
 class Shop:
     """One connection: its warehouse and its crawls."""
 
-    def __init__(self, dice: Random, agenda: Agenda) -> None:
+    def __init__(self, dice: Random, timeline: Timeline) -> None:
         self.dice = dice
-        self.agenda = agenda
+        self.timeline = timeline
         self.orders: dict[str, Order] = {}
         self.told = dice.random() >= 0.03  # whether Trackstar tells of its crawls
         self.forced = dice.random() >= 0.03  # whether it crawls on request
@@ -130,10 +130,10 @@ class Shop:
         self._taken: set[Order] = set()
         self.completed: list[tuple[float, float]] = []
         self.on_schedule: Callable[[], None] = lambda: None
-        agenda.put(dice.uniform(0, self.period), self._by_the_clock)
+        timeline.put(dice.uniform(0, self.period), self._by_the_clock)
         for trouble in self.troubles:
-            agenda.put(trouble.begin, self._enter)
-            agenda.put(trouble.end, self._leave)
+            timeline.put(trouble.begin, self._enter)
+            timeline.put(trouble.end, self._leave)
 
     def _draw_troubles(self) -> list[Trouble]:
         found: list[Trouble] = []
@@ -149,7 +149,7 @@ class Shop:
         return any(each.begin <= end and begin <= each.end + 2 * self.period for each in self.troubles)
 
     def _trouble_now(self) -> str | None:
-        now = self.agenda.now
+        now = self.timeline.now
         return next((each.kind for each in self.troubles if each.begin <= now < each.end), None)
 
     # -- the warehouse
@@ -158,7 +158,7 @@ class Shop:
         """Let an order become cancelled or shipped, which is for ever but for goods that leave after all."""
         if order.real in {"shipped", state}:
             return
-        change = Change(self.agenda.now, state, touches=touches, missed=missed)
+        change = Change(self.timeline.now, state, touches=touches, missed=missed)
         order.changes.append(change)
         order.uncopied.append(change)
         self._changing.add(order)
@@ -169,32 +169,32 @@ class Shop:
         self.change(order, state, touches=state == "shipped" or not missed, missed=missed)
 
     def create(self, name: str) -> Order:
-        order = self.orders[name] = Order(name, self.agenda.now)
+        order = self.orders[name] = Order(name, self.timeline.now)
         self._changing.add(order)
         return order
 
     def take(self, order: Order, seconds: float, *, in_doubt: bool) -> None:
         """Take a cancel that is applied later. In doubt: at the latest before the second crawl from now begins."""
-        order.late, order.begins = self.agenda.now + seconds, 0
-        order.in_doubt_since = self.agenda.now if in_doubt else None
+        order.late, order.begins = self.timeline.now + seconds, 0
+        order.in_doubt_since = self.timeline.now if in_doubt else None
         self._taken.add(order)
-        self.agenda.put(order.late, lambda: self._apply(order))
+        self.timeline.put(order.late, lambda: self._apply(order))
 
     def _apply(self, order: Order) -> None:
         if order in self._taken:
             self._taken.discard(order)
             if order.real == "open":
-                order.cancelled_by_us = self.agenda.now
+                order.cancelled_by_us = self.timeline.now
                 self.change(order, "cancelled")
 
     def cancel_now(self, order: Order, *, shown: bool) -> None:
         """Apply our cancel; after a success of our own the copy is fresh at once."""
-        order.cancelled_by_us = self.agenda.now
+        order.cancelled_by_us = self.timeline.now
         self.change(order, "cancelled")
         if shown:
             order.uncopied.clear()
-            order.copied.append((self.agenda.now, "cancelled"))
-            order.updated = self.agenda.now
+            order.copied.append((self.timeline.now, "cancelled"))
+            order.updated = self.timeline.now
 
     # -- crawls
 
@@ -207,7 +207,7 @@ class Shop:
     def _next_by_the_clock(self) -> None:
         self._clock += 1
         number = self._clock
-        self.agenda.put(self.agenda.now + self.period, lambda: self._clock == number and self._by_the_clock())
+        self.timeline.put(self.timeline.now + self.period, lambda: self._clock == number and self._by_the_clock())
 
     def force(self) -> bool:
         """Crawl on request; False where that is refused."""
@@ -224,15 +224,15 @@ class Shop:
             return
         self._crawls += 1
         self._running = number = self._crawls
-        self._start, self._status = self.agenda.now, CrawlStatus.IN_PROGRESS
+        self._start, self._status = self.timeline.now, CrawlStatus.IN_PROGRESS
         for order in sorted(self._taken, key=lambda each: each.id):
             order.begins += 1
             if order.in_doubt_since is not None and order.begins >= 2:
                 self._apply(order)
         length = self.usual * self.dice.uniform(0.6, 1.1)
         if trouble != "stuck":
-            begin = self.agenda.now
-            self.agenda.put(begin + length, lambda: self._end_of(number, begin, fails=trouble == "error"))
+            begin = self.timeline.now
+            self.timeline.put(begin + length, lambda: self._end_of(number, begin, fails=trouble == "error"))
         self.on_schedule()
 
     def _end_of(self, number: int, begin: float, *, fails: bool) -> None:
@@ -241,18 +241,18 @@ class Shop:
         self._running = 0
         if fails:
             self._status = CrawlStatus.ERROR
-            self._end = self.agenda.now if self._ends_what_fails else self._end
+            self._end = self.timeline.now if self._ends_what_fails else self._end
         else:
             disabled = self._trouble_now() == "disabled"
             self._status = CrawlStatus.DISABLED if disabled else CrawlStatus.ENABLED
-            self._end = self.agenda.now
+            self._end = self.timeline.now
             self._copy(begin)
-            self.completed.append((begin, self.agenda.now))
+            self.completed.append((begin, self.timeline.now))
         self.on_schedule()
 
     def _copy(self, begin: float) -> None:
         """Bring all that changed before the crawl began, and some of what changed while it ran."""
-        now = self.agenda.now
+        now = self.timeline.now
         for order in sorted(self._changing, key=lambda each: each.id):
             reads = self.dice.uniform(begin, now)
             if order.created > reads:
@@ -278,7 +278,9 @@ class Shop:
         if self._status is CrawlStatus.DISABLED:
             self._status = CrawlStatus.ENABLED
             self.on_schedule()
-        elif self._running and self.agenda.now - (self._start or 0.0) > 2 * self.usual:  # stuck: given up, begun again
+        elif (
+            self._running and self.timeline.now - (self._start or 0.0) > 2 * self.usual
+        ):  # stuck: given up, begun again
             self._running = 0
             self._begin()
 
@@ -288,7 +290,7 @@ class Shop:
         """Return what Trackstar says of its crawls, in the ledger's time as far as its `Date` allows."""
         if not self.told:
             return None
-        now = self.agenda.now
+        now = self.timeline.now
         date = at(math.floor(now + self._ahead(now)))
         said = Schedule(self._told(self._start), self._told(self._end), self.period, self._status)
         return said.in_ledger_time(ahead_of(date, at(now - 0.3)))
@@ -304,6 +306,6 @@ class Shop:
 
     def changed_since(self, instant: float) -> tuple[list[Order], int]:
         """Return what the incremental list shows of the known orders, and how many pages all of it has."""
-        hours = max(0.0, self.agenda.now - instant) / HOUR
+        hours = max(0.0, self.timeline.now - instant) / HOUR
         pages = 1 + int(self._churn * hours) // 1_000
         return [order for order in self.orders.values() if order.copied and order.updated >= instant], pages
