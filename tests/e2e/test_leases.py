@@ -120,4 +120,4 @@ def test_what_a_killed_worker_had_claimed_goes_on_soon_after_its_lease(deploymen
     assert ["worker_lost", "accepted", "read_cancelled"] == [row["reason"] for row in attempts]
     # By the ledger's clock: the lease, the poll that sees its end, the first backoff, and a slow machine.
     passed = (attempts[1]["started_at"] - attempts[0]["started_at"]).total_seconds()
-    assert float(SHORT["LEASE_SECONDS"]) <= passed < float(SHORT["LEASE_SECONDS"]) + 10
+    assert float(SHORT["LEASE_SECONDS"]) <= passed < float(SHORT["LEASE_SECONDS"]) + 20

@@ -209,7 +209,7 @@ def drip(head: bytes, forever: bytes) -> Callable[[socket.socket], None]:
     def play(sock: socket.socket) -> None:
         sock.sendall(head)
         # Bounded, so that a client without a bound fails the test and does not hang it.
-        for _ in range(40):
+        for _ in range(200):
             sock.sendall(forever)
             time.sleep(0.1)
 

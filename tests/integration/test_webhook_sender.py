@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 REQUEST = b"POST /hook HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
 LIMIT = 0.6  # seconds, of tests whose subject is the limit
 AMPLE = 20.0
+BUSY = 8.0  # what a busy machine may take more; what is not cut off takes far longer
 
 
 def try_(url: str, seconds: float = AMPLE, **more: Any) -> Tried:
@@ -45,7 +46,7 @@ def hangs(sock: socket.socket) -> None:
 
 def drips(sock: socket.socket) -> None:
     with suppress(OSError):
-        for _ in range(100):
+        for _ in range(1000):
             sock.sendall(b"H")
             time.sleep(0.05)
 
@@ -82,19 +83,19 @@ def test_an_answer_that_hangs_or_drips_is_cut_off(play: Callable[[socket.socket]
     found = tried(play, seconds=LIMIT)
 
     assert ("timeout", None) == (found.reason, found.status)
-    assert time.monotonic() - began < LIMIT + 3
+    assert time.monotonic() - began < LIMIT + BUSY
 
 
 def test_a_name_that_takes_too_long_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [][: release.wait(10)])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [][: release.wait(60)])
     began = time.monotonic()
     found = try_("https://slow.example/", LIMIT)
     took = time.monotonic() - began
     release.set()
 
     assert "timeout" == found.reason
-    assert took < LIMIT + 3
+    assert took < LIMIT + BUSY
 
 
 def test_a_body_that_drips_after_a_yes_is_delivered_and_does_not_hold_the_try() -> None:
@@ -103,7 +104,7 @@ def test_a_body_that_drips_after_a_yes_is_delivered_and_does_not_hold_the_try() 
         drips(sock)
 
     assert tried(yes_and_drip).delivered
-    assert tried(yes_and_drip).seconds < 1 + 3
+    assert tried(yes_and_drip).seconds < 1 + BUSY
 
 
 def test_after_an_answer_without_a_body_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

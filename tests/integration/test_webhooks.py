@@ -382,7 +382,7 @@ def test_of_a_hundred_endpoints_of_which_ninety_nine_hang_the_healthy_one_is_not
     sending: Sending, receiver: Receiver
 ) -> None:
     sending.add(receiver.url)
-    network = Network(allow_private=True, tls=trust(), seconds=10)
+    network = Network(allow_private=True, tls=trust(), seconds=30)
     worker = sending.start(Rules(), concurrency=64, network=network)
     sending.tell(held(0))
     receiver.wait_for(1)
@@ -397,7 +397,7 @@ def test_of_a_hundred_endpoints_of_which_ninety_nine_hang_the_healthy_one_is_not
             took.append(time.monotonic() - began)
         hang = len(worker._running)
 
-    assert max(took) < 5, took  # half of the time that a try may last; on an idle machine a tenth of a second
+    assert max(took) < 15, took  # half of the time that a try may last; on an idle machine a tenth of a second
     assert 16 < hang <= 32 + MAX_AT_ONCE
 
 
