@@ -1,6 +1,7 @@
-"""What an OMS imports: enqueue, ask, wait, withdraw. Needs Redis to enqueue and the ledger to ask.
+"""What an OMS imports: enqueue, ask, wait, change, withdraw, follow events.
 
-Knows the inbox and the ledger's questions; does not know Celery, workers, HTTP or any setting of Trackstar's.
+Needs Redis to enqueue, and the ledger for all else. Knows the inbox and the ledger; does not know Celery, workers or
+HTTP, and needs no credentials of Trackstar's.
 """
 
 from __future__ import annotations
@@ -150,20 +151,21 @@ class CancelClient:
         request = _request(fields)
         if session is not None:
             _insert(session, request)
-        elif ended := self._send([request]):
-            raise _already_ended(ended, map(self.get, ended), [request.record_id])
+        elif ended := self._send_all([request]):
+            raise _already_ended(ended, self._records(ended), [request.record_id])
         return request.record_id
 
     def enqueue_many(self, jobs: Iterable[Mapping[str, Any]]) -> list[str]:
         """Enqueue many jobs, each a mapping with the fields of `enqueue`; return their ids in the same order.
 
-        All are checked before the first is sent. After InboxUnavailableError some may have been sent: send all again.
-        AlreadyEndedError comes last: what it does not name was enqueued.
+        All are checked before the first is sent: after InvalidRequest and KeyConflictError nothing was. After
+        InboxUnavailableError some may have been sent: send all again. AlreadyEndedError comes last: what it does not
+        name was enqueued.
         """
         requests = [_request(job) for job in jobs]
         ids = [request.record_id for request in requests]
         if ended := self._send_all(requests):
-            raise _already_ended(ended, map(self.get, ended), ids)
+            raise _already_ended(ended, self._records(ended), ids)
         return ids
 
     def enqueue_unless_ended(self, jobs: Iterable[Mapping[str, Any]]) -> dict[str, Standing]:
@@ -313,17 +315,18 @@ class CancelClient:
             return question(db, *about)
 
     def _send_all(self, requests: Sequence[CancelRequest]) -> dict[str, Standing]:
+        """Send what has not ended; return what has, by record id. A conflict with any of them comes before all."""
+        chunks = [requests[start : start + CHUNK] for start in range(0, len(requests), CHUNK)]
         ended: dict[str, Standing] = {}
-        for start in range(0, len(requests), CHUNK):
-            ended |= self._send(requests[start : start + CHUNK])
+        for chunk in chunks:
+            ended |= self._find_ended(chunk)
+        for chunk in chunks:
+            self._send([request for request in chunk if request.record_id not in ended])
         return ended
 
-    def _send(self, requests: Sequence[CancelRequest]) -> dict[str, Standing]:
-        """Send what has not ended; return what has, by record id."""
-        ended = self._find_ended(requests)
-        live = [request for request in requests if request.record_id not in ended]
+    def _send(self, requests: Sequence[CancelRequest]) -> None:
         try:
-            jobs = [request.to_json() for request in live]
+            jobs = [request.to_json() for request in requests]
             put_jobs(self._redis, jobs, inbox=self._inbox, replicas=self._replicas_to_wait_for())
         except NotReplicatedError as error:
             raise InboxUnavailableError(f"{error}; enqueue again, the same intent stays one record.") from error
@@ -333,7 +336,6 @@ class CancelClient:
             raise InboxUnavailableError(
                 f"{why}. It is not certain that all was enqueued: enqueue again, the same intent stays one record."
             ) from error
-        return ended
 
     def _replicas_to_wait_for(self) -> int:
         """Return 1 where Redis has a replica: what that has too survives a failover."""
@@ -349,6 +351,13 @@ class CancelClient:
             self._replicas_asked_at = time.monotonic()
             self._replicas = min(1, len(role[2])) if role and role[0] in {b"master", "master"} else 0
         return self._replicas
+
+    def _records(self, ids: Iterable[str]) -> list[Cancellation | None]:
+        """Return these records; none where the ledger has gone away since it said that they have ended."""
+        try:
+            return [self.get(each) for each in ids]
+        except LedgerUnavailableError:
+            return []
 
     def _find_ended(self, requests: Sequence[CancelRequest]) -> dict[str, Standing]:
         if self._database_url is None:

@@ -5,7 +5,7 @@ CancelError
 ├── KeyConflictError            its key belongs to another order: use another key
 ├── AlreadyEndedError           it has ended before: replay it, or state a new intent with a key of its own
 ├── UnknownCancellationError    nothing has this id
-├── TooLateError                it was sent: it cannot be taken back
+├── TooLateError                it was sent, or has ended: it cannot be taken back or changed
 ├── EventError                  an entry of the stream of events is not to be believed: ask the ledger
 ├── CursorError                 the feed of events has never come so far: another ledger, or a restored one
 ├── InboxUnavailableError       Redis is away or refuses: the text says why; enqueue again
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class CancelError(Exception):
-    """The base of every error that `CancelClient` raises by itself."""
+    """The base of what `CancelClient` raises, but for TimeoutError of `wait` and ValueError for its settings."""
 
 
 class KeyConflictError(CancelError, ValueError):
@@ -31,8 +31,8 @@ class KeyConflictError(CancelError, ValueError):
 class AlreadyEndedError(CancelError, ValueError):
     """Intents that have ended already, so nothing is sent for them; the text says how they stand and what to do.
 
-    `cancellations` are their records as they stand (`worker.Cancellation`). `ids` are the records of all jobs of the
-    call, in order: those that have not ended were enqueued.
+    `cancellations` are their records as they stand (`worker.Cancellation`); none where the ledger went away just then.
+    `ids` are the records of all jobs of the call, in order: those that have not ended were enqueued.
     """
 
     def __init__(self, sentence: str, cancellations: Sequence[Any], ids: Sequence[str]) -> None:
@@ -46,7 +46,7 @@ class UnknownCancellationError(CancelError, LookupError):
 
 
 class TooLateError(CancelError, ValueError):
-    """The cancellation cannot be taken back; the text says why."""
+    """The cancellation cannot be taken back or changed; the text says why."""
 
 
 class EventError(CancelError, ValueError):
@@ -62,4 +62,4 @@ class InboxUnavailableError(CancelError, ConnectionError):
 
 
 class LedgerUnavailableError(CancelError, ConnectionError):
-    """The database could not be reached. What was enqueued is not lost; ask again."""
+    """The database could not be reached, or DATABASE_URL is not set. What was enqueued is not lost; ask again."""

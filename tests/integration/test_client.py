@@ -21,6 +21,7 @@ from worker.cancellation.request import CancelRequest, InvalidRequest
 from worker.cancellation.status import SafeToRefund
 from worker.dev.embedded import free_port
 from worker.errors import (
+    AlreadyEndedError,
     InboxUnavailableError,
     KeyConflictError,
     LedgerUnavailableError,
@@ -138,6 +139,37 @@ def test_a_key_of_another_order_is_refused_before_anything_is_sent(
     with pytest.raises(KeyConflictError, match=r"'k'.*'o-1'.*'o-2'"):
         client.enqueue("shop-1", "o-2", idempotency_key="k")
     assert [] == jobs(redis)
+
+
+def test_a_key_of_another_order_among_many_stops_all_before_the_first_is_sent(
+    client: CancelClient, intake: Intake, redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.client.CHUNK", 2)
+    client.enqueue("shop-1", "o-1", idempotency_key="k")
+    intake.take()
+
+    with pytest.raises(KeyConflictError, match="'k'"):
+        client.enqueue_many(
+            [{"connection_id": "shop-1", "order_id": f"o-{number}"} for number in range(2, 6)]
+            + [{"connection_id": "shop-1", "order_id": "o-6", "idempotency_key": "k"}]
+        )
+    assert 0 == redis.xlen(INBOX)
+
+
+def test_a_ledger_that_goes_away_after_it_said_that_all_has_ended_is_no_other_error(
+    client: CancelClient, intake: Intake, ledger: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_id = client.enqueue("shop-1", "o-1")
+    intake.take()
+    end(ledger, record_id)
+
+    def get(*_: object) -> None:
+        raise LedgerUnavailableError("away")
+
+    monkeypatch.setattr(client, "get", get)
+    with pytest.raises(AlreadyEndedError, match="o-1") as raised:
+        client.enqueue("shop-1", "o-1")
+    assert ((), [record_id]) == (raised.value.cancellations, raised.value.ids)
 
 
 def test_many_jobs_keep_their_order(client: CancelClient, intake: Intake, redis: Redis) -> None:

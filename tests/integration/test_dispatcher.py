@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis import RedisError
+from sqlalchemy import text
 
 from worker.cancellation.request import CancelRequest
-from worker.ledger import filters, transitions
+from worker.ledger import filters, holds, transitions
 from worker.runtime.dispatcher import Dispatcher
 from worker.runtime.executor import Executor
 from worker.telemetry.health import Vitals
@@ -128,6 +129,72 @@ def test_a_message_that_could_not_be_published_is_given_back_and_goes_out_again(
     handed = published.get(timeout=10)
     assert {"in_flight": len(handed), "pending": JOBS - len(handed)} == statuses(ledger)
     assert len(handed) == executor.in_use().total()
+
+
+@pytest.fixture
+def probed(ledger: Engine, shop: str) -> str:
+    """Return a connection that is held, and may be probed now."""
+    with ledger.begin() as db:
+        assert {shop} == holds.hold(db, [shop], holds.OUTAGE)
+        db.execute(text("UPDATE connections SET probe_at = held_at"))
+    return shop
+
+
+def test_a_probe_for_which_redis_keeps_no_send_slot_is_given_back(
+    ledger: Engine,
+    make_dispatcher: Callable[..., Dispatcher],
+    probed: str,
+    published: queue.SimpleQueue[Sequence[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def reserve(*_: object) -> None:
+        raise RedisError("away")
+
+    dispatcher = make_dispatcher(published.put)
+    with monkeypatch.context() as away:
+        away.setattr(dispatcher._pacing, "reserve", reserve)
+        with pytest.raises(RedisError):
+            dispatcher.tick()
+    assert {"in_flight": 1, "pending": JOBS - 1} == statuses(ledger)
+    dispatcher.tick()
+
+    assert {"pending": JOBS} == statuses(ledger)
+    assert published.empty()
+    with ledger.connect() as db:
+        found = filters.find(db, limit=JOBS)
+    assert {(probed, None, "outage")} == {(row.connection_id, row.first_sent_at, row.hold_reason) for row in found}
+
+
+def test_a_probe_that_would_have_to_wait_is_given_back(
+    ledger: Engine,
+    make_dispatcher: Callable[..., Dispatcher],
+    probed: str,
+    redis: Redis,
+    published: queue.SimpleQueue[Sequence[str]],
+) -> None:
+    dispatcher = make_dispatcher(published.put)
+    Pacing(redis, "write").pause(probed, 30)
+    dispatcher.tick()
+    dispatcher.tick()
+
+    assert {"pending": JOBS} == statuses(ledger)
+    assert published.empty()
+
+
+def test_a_probe_is_handed_out_alone(
+    ledger: Engine,
+    make_dispatcher: Callable[..., Dispatcher],
+    probed: str,
+    published: queue.SimpleQueue[Sequence[str]],
+) -> None:
+    dispatcher = make_dispatcher(published.put)
+    dispatcher.tick()
+    dispatcher.tick()
+
+    assert 1 == len(published.get(timeout=10))
+    assert published.empty()
+    assert {"in_flight": 1, "pending": JOBS - 1} == statuses(ledger)
+    assert "shop-1" == probed
 
 
 def test_a_message_that_nobody_consumes_in_time_is_given_back_and_finds_nothing_when_it_comes(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis import Redis, ResponseError
 from sqlalchemy import Engine, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from worker.cancellation.request import CancelRequest
 from worker.inputs.entries import Entry
@@ -197,6 +197,28 @@ def test_the_same_entry_read_twice_leaves_one_dead_letter(inbox: Redis, intake: 
 
     assert 1 == len(dead_letters(ledger))
     assert 1 == len(told(ledger))
+
+
+def test_what_was_stored_before_a_dead_letter_failed_is_announced_all_the_same(
+    inbox: Redis, ledger: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[Any] = []
+    intake = Intake(inbox, ledger, "w-1", announced.append, VITALS)
+    put_jobs(inbox, [GOOD, b"{"])
+
+    def fail(*_: object) -> None:
+        raise OperationalError("INSERT", {}, Exception("away"))
+
+    with monkeypatch.context() as away:
+        away.setattr("worker.runtime.acceptance.insert_dead_letters", fail)
+        with pytest.raises(OperationalError):
+            intake.take()
+    assert (["good"], []) == (list(rows(ledger)), announced)
+    intake.take()
+
+    assert [{"shop-1"}] == announced
+    assert 1 == len(dead_letters(ledger))
+    assert (0, 0) == unsettled(inbox)
 
 
 def test_a_long_queue_is_taken_in_batches(inbox: Redis, intake: Intake, ledger: Engine) -> None:

@@ -16,11 +16,12 @@ from sqlalchemy import Connection, Engine, event, func, select, text, update
 
 from worker.cancellation.answer import Answer, NoReply, Reply, read_reply
 from worker.cancellation.lifecycle import Moment, decide, expire
-from worker.cancellation.outcome import ReadBack, classify, classify_read
+from worker.cancellation.outcome import Kind, Outcome, ReadBack, classify, classify_read
 from worker.cancellation.policy import Policy
 from worker.cancellation.proof import confirm
 from worker.cancellation.request import CancelRequest
 from worker.cancellation.status import SafeToRefund, Status
+from worker.inputs.headers import RetryAfter
 from worker.ledger import (
     claims,
     connections,
@@ -122,6 +123,12 @@ def answered(claimed: AttemptClaim, answer: Answer, seen: ReadBack | None = None
     return AttemptResult(claim=claimed, attempts=(row,), transition=transition)
 
 
+def not_sent(claimed: AttemptClaim, outcome: Outcome) -> AttemptResult:
+    """Judge a claim for which nothing was sent."""
+    transition = decide(claimed.state, outcome, None, Moment(now=claimed.claimed_at, jitter=0.5, policy=POLICY))
+    return AttemptResult(claim=claimed, attempts=(), transition=transition)
+
+
 def rescue(lost: AttemptClaim) -> AttemptResult:
     context = AttemptContext(
         trackstar=None,  # type: ignore[arg-type] - a rescue asks nobody
@@ -129,6 +136,7 @@ def rescue(lost: AttemptClaim) -> AttemptResult:
         policy=POLICY,
         pace=None,  # type: ignore[arg-type]
         start_within=0.0,
+        lease_seconds=LEASE,
         jitter=lambda: 0.5,
     )
     return rescue_in(lost, context)
@@ -719,6 +727,53 @@ def test_a_lost_worker_leaves_a_cancellation_in_doubt(ledger: Engine, shop: str)
     assert ["worker_lost"] == reasons(ledger, found.id)
 
 
+def test_a_lost_attempt_is_dated_by_the_first_or_by_its_lease(ledger: Engine, shop: str) -> None:
+    claimed = accepted_and_claimed(ledger, connection_id=shop, lease=OVER)
+    first = get(ledger, claimed.id).first_sent_at
+    found = []
+    for _ in range(2):
+        with ledger.begin() as db:
+            (lost,) = claims.take_over(db, "w-2", LEASE, 10)
+        (row,) = rescue(lost).attempts
+        found.append((row.started_at, lost.claimed_at))
+        write(ledger, answered(lost, reply(503)))
+        make_due(ledger, claimed.id, "first_sent_at")
+        make_due(ledger, claimed.id)
+        with ledger.begin() as db:
+            transitions.promote_due(db, 10)
+        claim(ledger, lease=OVER)
+
+    (one, _), (two, rescued) = found
+    assert first == one
+    assert rescued - timedelta(seconds=LEASE) == two
+
+
+def test_what_was_never_sent_has_no_retry_horizon(ledger: Engine, shop: str) -> None:
+    too_late = Outcome(kind=Kind.SLOW_DOWN, reason="started_too_late", retry_after=RetryAfter(0.0))
+    no_token = Outcome(kind=Kind.NO_ACCESS, reason="no_access_token")
+    unsent = []
+    for number, outcome in enumerate((too_late, no_token)):
+        claimed = accepted_and_claimed(ledger, connection_id=shop, order_id=f"o-{number}")
+        write(ledger, not_sent(claimed, outcome))
+        unsent.append(get(ledger, claimed.id))
+        with ledger.begin() as db:
+            holds.resume(db, [shop], holds.ALL)
+
+    assert ["waiting", "pending"] == [found.status for found in unsent]
+    assert [None, None] == [found.first_sent_at for found in unsent]
+
+
+def test_what_was_sent_once_keeps_its_retry_horizon_when_it_is_given_back(ledger: Engine, shop: str) -> None:
+    claimed = accepted_and_claimed(ledger, connection_id=shop)
+    write(ledger, answered(claimed, reply(503)))
+    sent = get(ledger, claimed.id).first_sent_at
+    again = send_again(ledger, claimed.id)
+    write(ledger, not_sent(again, Outcome(kind=Kind.SLOW_DOWN, reason="started_too_late")))
+
+    assert sent is not None
+    assert sent == get(ledger, claimed.id).first_sent_at
+
+
 def test_a_live_claim_is_not_taken_over(ledger: Engine, shop: str) -> None:
     accepted_and_claimed(ledger, connection_id=shop)
 
@@ -1033,6 +1088,16 @@ def test_a_probe_that_is_answered_opens_the_connection(ledger: Engine, shop: str
     assert {shop} == write(ledger, answered(probe, yes())).resumed
     assert hold_of(ledger) is None
     assert "connection.resumed" in [kind for kind, _ in told(ledger)]
+
+
+@pytest.mark.parametrize("reason", [holds.OUTAGE, holds.TRACKSTAR_OUTAGE])
+def test_a_read_says_nothing_of_a_warehouse_that_is_down(ledger: Engine, shop: str, reason: str) -> None:
+    unconfirmed(ledger, shop)
+    _hold(ledger, reason)
+    summary = write(ledger, read_again(ledger, yes()))
+
+    assert (frozenset(), False) == (summary.resumed, summary.trackstar_resumed)
+    assert reason == hold_of(ledger)
 
 
 @pytest.mark.parametrize("answer", [WRONG_TOKEN, NoReply("connect_failed", sent=False)], ids=["401", "no_reply"])

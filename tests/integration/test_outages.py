@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 from harness.parts import Proxy
+from redis import RedisError
 
 from worker.cancellation.lifecycle import State, Transition
 from worker.cancellation.request import CancelRequest
@@ -56,6 +57,12 @@ def answer(connection_id: str, status: int | None, reason: str = "for_a_test") -
     )
     row = AttemptRow(kind="cancel", started_at=NOW, reason=reason, status=status)
     return AttemptResult(claim=claim, attempts=(row,), transition=ENDED)
+
+
+def reads(connection_id: str, status: int, count: int) -> list[Result]:
+    one = answer(connection_id, status)
+    row = msgspec.structs.replace(one.attempts[0], kind="read")
+    return [msgspec.structs.replace(one, attempts=(row,))] * count
 
 
 def answers(connection_id: str, *, good: int = 0, bad: int = 0) -> list[Result]:
@@ -126,6 +133,13 @@ def test_only_silence_and_errors_of_a_server_are_failures(
 @pytest.mark.parametrize("status", [401, 429])
 def test_what_says_nothing_of_an_outage_is_not_counted_for_good_either(tally: AnswerTally, status: int) -> None:
     assert down("shop-1") == tally.count([answer("shop-1", status)] * 100 + answers("shop-1", bad=10))
+
+
+@pytest.mark.parametrize(("expected", "bad"), [(down("shop-1"), 10), (NOBODY, 0)], ids=["hide", "make"])
+def test_reads_hide_no_outage_and_make_none(tally: AnswerTally, expected: OutageDecision, bad: int) -> None:
+    read = reads("shop-1", 200, 100) if bad else reads("shop-1", 503, 100)
+
+    assert expected == tally.count([*read, *answers("shop-1", bad=bad)])
 
 
 def test_the_guess_that_a_worker_was_lost_is_no_answer(tally: AnswerTally, redis: Redis) -> None:
@@ -282,6 +296,28 @@ def test_a_connection_that_resumes_is_not_held_for_what_was_before(
 
     assert {"shop-2"} == held.get(timeout=SOON)
     assert hold_of(ledger) is None
+
+
+def test_a_connection_that_resumes_while_redis_is_away_begins_anew_when_it_is_back(
+    ledger: Engine, redis: Redis, held: SimpleQueue[frozenset[str] | int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MIN_SECONDS", 0.0)
+    outages = Outages(redis, ledger, held.put)
+    outages.put(answers("shop-1", bad=20), NOTHING_CHANGED)
+    outages._tick()
+    outages.put(answers("shop-1", good=1), resumed("shop-1"))
+    with monkeypatch.context() as away:
+        away.setattr(AnswerTally, "reset", raise_redis_error)
+        with pytest.raises(RedisError):
+            outages._tick()
+    outages.put(answers("shop-1", bad=1), NOTHING_CHANGED)
+    outages._tick()
+
+    assert NOBODY == AnswerTally(redis).count(answers("shop-1", bad=8))
+
+
+def raise_redis_error(*_: object) -> None:
+    raise RedisError("away")
 
 
 def test_when_trackstar_resumes_nobody_is_held_for_what_was_before(

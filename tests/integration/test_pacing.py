@@ -11,7 +11,9 @@ import pytest
 from harness.slots import SlotLog
 from redis import Redis
 
+from worker.cancellation.answer import Reply
 from worker.cancellation.pace import LOOKAHEAD_SECONDS, interval
+from worker.trackstar import pacing as module
 from worker.trackstar.pacing import Pace, Pacing, SendSlot, SlotReservation
 
 
@@ -94,6 +96,26 @@ def test_the_servers_lower_limit_is_kept_and_a_higher_one_changes_nothing(pacing
 
     assert interval(10) == pytest.approx(granted["shop-1"].interval, rel=0.001)
     assert interval(50) == pytest.approx(granted["shop-2"].interval, rel=0.001)
+
+
+def test_a_limit_that_redis_forgot_is_kept_again(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    pace = Pace(redis, 50, 10)
+    told = []
+    for again in (module.CAP_AGAIN_SECONDS, 0.0):
+        monkeypatch.setattr(module, "CAP_AGAIN_SECONDS", again)
+        for _ in range(2):
+            pace.observe("cancel", "shop-1", Reply(status=200, rate_limit=20.0))
+            told.append(pace.writes.limit("shop-1"))
+            redis.flushall()
+
+    assert [20, None, 20, 20] == told, "at most once in that time: it comes with every answer"
+
+
+def test_a_limit_between_the_usual_rate_and_a_connections_own_is_kept(redis: Redis) -> None:
+    pace = Pace(redis, 50, 10)
+    pace.observe("cancel", "shop-1", Reply(status=200, rate_limit=80.0))
+
+    assert interval(80) == pytest.approx(pace.writes.reserve({"shop-1": (100.0, 1)})["shop-1"].interval, rel=0.001)
 
 
 def test_reads_have_a_pace_of_their_own(redis: Redis, pacing: Pacing) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 from unit.fakes import ME, Paces, Trackstar, confirm_claim, make_context, monotonic_ago, refusal_claim, send_claim
 
@@ -462,6 +463,39 @@ def test_a_bug_in_a_read_back_is_reported_and_ends_no_thread() -> None:
     assert [("error", "cancellation.read_back_failed", [broken.id])] == [
         (line["log_level"], line["event"], line["ids"]) for line in logs
     ]
+
+
+def test_read_backs_that_hang_leave_half_of_the_threads_to_cancels(process: Process) -> None:
+    process.trackstar.gate.clear()
+    process.executor.confirm([confirm_claim(number, f"shop-{number}") for number in range(1, 9)])
+    process.arrived(2)
+    process.run(send_claim(11, "shop-11"), send_claim(12, "shop-12"))
+    process.arrived(2)
+    kinds = Counter(kind for kind, _ in process.trackstar.asked)
+    process.trackstar.gate.set()
+    results = [process.results.get(timeout=SOON) for _ in range(10)]
+
+    assert {"read": 2, "cancel": 2} == kinds
+    assert 8 == sum(isinstance(result, ConfirmResult) for result in results)
+
+
+def test_what_gets_no_thread_in_time_is_not_read_back(process: Process) -> None:
+    process.trackstar.gate.clear()
+    hanging, late = ([confirm_claim(number, f"shop-{number}") for number in numbers] for numbers in ((1, 2), (3, 4)))
+    process.executor.confirm(hanging)
+    process.arrived(2)
+    process.executor.confirm(late)
+    waiting = process.executor._to_read_back
+    process.executor._to_read_back = deque(
+        (batch, replace(clock, monotonic=monotonic_ago(11))) for batch, clock in waiting
+    )
+    process.executor.confirm([confirm_claim(5, "shop-5")])
+    process.trackstar.gate.set()
+    results = [process.results.get(timeout=SOON) for _ in range(3)]
+    process.drain()
+
+    assert {"o-1", "o-2", "o-5"} == {result.claim.order_id for result in results}
+    assert process.results.empty()
 
 
 # ---- the end

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 c = cancellations.c
 
-# Reads are answered from Trackstar's own copy: a warehouse that is down does not keep them from being told. And they
-# have a limit of their own.
+# Reads are answered from Trackstar's own copy, so they are made while the warehouse is down too; and they have a rate
+# limit of their own.
 STILL_READ = ("outage", "rate_limited", "trackstar_outage")
 
 
@@ -43,7 +43,7 @@ class _Claim(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     claimed_at: datetime  # the ledger's time
     encrypted_token: str | None
-    hold_reason: str | None  # of its connection: this attempt is a probe
+    hold_reason: str | None  # of its connection when it was claimed; a cancel or a refusal with one is a probe
     priority: str = "normal"
     requested_at: datetime | None = None
     traceparent: str | None = None

@@ -12,6 +12,7 @@ import msgspec
 import sqlalchemy as sa
 
 from worker.cancellation.lifecycle import Transition
+from worker.cancellation.outage import is_failure
 from worker.cancellation.proof import Confirmation
 from worker.ledger import holds
 from worker.ledger.attempts import WORKER_LOST, AttemptRow, keep_attempts
@@ -144,9 +145,8 @@ def _end_holds(db: sa.Connection, results: Sequence[Result], no_access: set[str]
 
 
 def _answers(r: Result, reason: str) -> bool:
-    statuses = [attempt.status for attempt in r.attempts if attempt.status is not None]
+    answers = [attempt for attempt in r.attempts if attempt.status is not None]
     if reason == holds.CREDENTIALS:
-        return any(status != HTTPStatus.UNAUTHORIZED for status in statuses)
-    return any(
-        status < HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.NOT_IMPLEMENTED for status in statuses
-    )
+        return any(each.status != HTTPStatus.UNAUTHORIZED for each in answers)
+    # A read is answered from Trackstar's own copy, also while the warehouse is down.
+    return any(each.kind == "cancel" and not is_failure(each.status) for each in answers)

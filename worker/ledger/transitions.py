@@ -283,6 +283,18 @@ def _claiming(dialect: str, chosen: sa.Select[tuple[str]]) -> ReturningUpdate[An
 # ---- in_flight → pending, without a request
 
 
+# What was never sent may wait for its connection for ever: it has no retry horizon yet. With its limit the
+# subquery is asked for one row at a time, by the key of `attempts`.
+_WAS_SENT = (
+    sa.select(attempts.c.number)
+    .where(attempts.c.cancellation_id == c.id, attempts.c.generation == c.generation, attempts.c.kind == "cancel")
+    .correlate(cancellations)
+    .limit(1)
+    .scalar_subquery()
+    .is_not(None)
+)
+
+
 @_writes(frm={S.IN_FLIGHT}, to={S.PENDING})
 def release_unsent(db: sa.Connection, leases: Collection[Lease]) -> list[str]:
     """Give back claims whose request was never begun; return the connection of each that was still ours."""
@@ -294,10 +306,6 @@ def release_unsent(db: sa.Connection, leases: Collection[Lease]) -> list[str]:
 @built_once_per_dialect
 def _release(dialect: str) -> ReturningUpdate[tuple[str]]:
     leases = sa.select(*rows_parameter(dialect, _LEASE).c).cte("leases")
-    # What was never sent may wait for its connection for ever: it has no retry horizon yet.
-    sent = sa.select(attempts.c.number).where(
-        attempts.c.cancellation_id == c.id, attempts.c.generation == c.generation, attempts.c.kind == "cancel"
-    )
     return (
         sa.update(cancellations)
         .where(joined_by_id(dialect, c.id, leases), _held_by(leases))
@@ -305,7 +313,7 @@ def _release(dialect: str) -> ReturningUpdate[tuple[str]]:
             status=S.PENDING.value,
             lease_owner=sa.null(),
             lease_expires_at=sa.null(),
-            first_sent_at=sa.case((sent.correlate(cancellations).exists(), c.first_sent_at), else_=sa.null()),
+            first_sent_at=sa.case((_WAS_SENT, c.first_sent_at), else_=sa.null()),
         )
         .returning(c.connection_id)
     )
@@ -412,6 +420,7 @@ def _applying(dialect: str, source: sa.CTE, guard: sa.ColumnElement[bool]) -> Re
             lease_owner=sa.null(),
             lease_expires_at=sa.null(),
             ended_at=sa.case((final, db_now()), else_=sa.null()),
+            first_sent_at=sa.case((final, c.first_sent_at), (_WAS_SENT, c.first_sent_at), else_=sa.null()),
         )
         .returning(
             *KNOWN,

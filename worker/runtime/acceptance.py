@@ -1,4 +1,4 @@
-"""From entries to rows: each is judged, and becomes a cancellation or a dead letter, in one transaction for all.
+"""From entries to rows: each is judged, and becomes a cancellation or a dead letter, in batches.
 
 Knows what a job is, who may bring it, and how it gets into the ledger; does not know how entries are read or settled.
 All of it is safe to do twice.
@@ -48,14 +48,21 @@ class Acceptance:
         self._inboxes = inboxes
         self._metrics = metrics
         self._ended = RecentlyTold()
+        self._new: list[CancelRequest] = []  # stored, and not returned yet
 
     def take_in(self, entries: list[Entry]) -> list[CancelRequest]:
-        """Store each as a row or a dead letter; return what is new. Raises SQLAlchemyError where nothing is stored."""
+        """Store each as a row or a dead letter; return what is new.
+
+        Raises SQLAlchemyError where some of it may not be stored: to take it in again is harmless, and what is new
+        is returned then.
+        """
         requests, dead_letters = sort_out(entries)
         if any(_producer(entry) for entry, _ in requests):
             requests, refused = self._allowed(requests)
             dead_letters += refused
-        return self._store(requests, dead_letters)
+        self._store(requests, dead_letters)
+        new, self._new = self._new, []
+        return new
 
     def _allowed(self, requests: list[Candidate]) -> tuple[list[Candidate], list[DeadLetter]]:
         """Return what its producer may bring, and what is kept because it may not."""
@@ -63,36 +70,38 @@ class Acceptance:
         judged = list(zip(requests, why, strict=True))
         return [each for each, no in judged if not no], [_dead_letter(each[0], *no) for each, no in judged if no]
 
-    def _store(self, requests: list[Candidate], dead_letters: list[DeadLetter]) -> list[CancelRequest]:
+    def _store(self, requests: list[Candidate], dead_letters: list[DeadLetter]) -> None:
         try:
-            return self._commit(requests, dead_letters)
+            self._commit(requests, dead_letters)
         except (SQLAlchemyError, UnicodeError) as error:
             if not _is_at_fault_itself(error):
                 raise
-        # One job that the ledger refuses for good, whatever we thought of it, may not stop the others.
-        self._commit([], dead_letters)
-        return [request for candidate in requests for request in self._store_alone(candidate)]
+            # One job that the ledger refuses for good, whatever we thought of it, may not stop the others.
+            self._commit([], dead_letters)
+            for candidate in requests:
+                self._store_alone(candidate)
 
-    def _store_alone(self, candidate: Candidate) -> list[CancelRequest]:
+    def _store_alone(self, candidate: Candidate) -> None:
         try:
-            return self._commit([candidate], [])
+            self._commit([candidate], [])
         except (SQLAlchemyError, UnicodeError) as error:
             if not _is_at_fault_itself(error):
                 raise
             sentence = f"The ledger refused it: {type(error).__name__}."
-        return self._commit([], [_dead_letter(candidate[0], "refused_by_ledger", sentence)])
+            self._commit([], [_dead_letter(candidate[0], "refused_by_ledger", sentence)])
 
-    def _commit(self, requests: list[Candidate], dead_letters: list[DeadLetter]) -> list[CancelRequest]:
+    def _commit(self, requests: list[Candidate], dead_letters: list[DeadLetter]) -> None:
+        """Store requests in one transaction, and dead letters, also of what was refused there, in a second."""
         candidates = [request for _, request in requests]
         new_ids = accept_batch(self._ledger, candidates, [_producer(entry) for entry, _ in requests])
+        first_of_each = {candidate[1].record_id: candidate for candidate in reversed(requests)}
+        accepted = [candidate for record_id, candidate in first_of_each.items() if record_id in new_ids]
+        self._count(accepted)
+        self._new += [request for _, request in accepted]
         # A record that was there already, or came twice in this batch, may be for another order.
         repeated = len(new_ids) < len(candidates)
         if repeated or dead_letters:
             self._keep_dead_letters(requests if repeated else [], dead_letters)
-        first_of_each = {candidate[1].record_id: candidate for candidate in reversed(requests)}
-        accepted = [candidate for record_id, candidate in first_of_each.items() if record_id in new_ids]
-        self._count(accepted)
-        return [request for _, request in accepted]
 
     def _count(self, accepted: list[Candidate]) -> None:
         found = Counter((_source(entry), priority_label(request.priority)) for entry, request in accepted)

@@ -1,6 +1,7 @@
 """One attempt from start to finish, as a pipeline of verbs: call, classify, read back, decide.
 
-Knows a claim and how to reach Trackstar; does not know the ledger, Celery, threads, or who waits for the result.
+Knows a claim and how to reach Trackstar; does not know how the ledger is asked, Celery, threads, or who waits for the
+result.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class AttemptContext(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy
     pace: Pace
     start_within: float  # seconds after the claim; a later start could outlive the lease
+    lease_seconds: float = 0.0  # for so long nobody else takes a claim
     crawls: Callable[[str], Crawls | None] = lambda _connection_id: None  # what is known of a connection's crawls
     jitter: Callable[[], float] = random.random  # uniform in [0, 1)
 
@@ -78,7 +80,7 @@ def attempt(claim: SendClaim, clock: LedgerClock, context: AttemptContext) -> At
     """
     if clock.elapsed() > context.start_within:
         return give_back(claim, clock, context)
-    crawls = context.crawls(claim.connection_id)  # before it is asked: what a later crawl brings, it is not shown
+    crawls = context.crawls(claim.connection_id)  # before it is sent: a crawl that ends meanwhile has not seen it
     token = _token(claim, context)
     if token is None:
         transition = context.decide(claim, _NO_TOKEN, None, clock.now(), crawls)
@@ -134,9 +136,15 @@ def rescue(claim: AttemptClaim, context: AttemptContext) -> AttemptResult:
     else:
         kind = "cancel"
         outcome, read = Outcome(kind=Kind.IN_DOUBT, reason=WORKER_LOST), None
-    row = AttemptRow(kind=kind, started_at=claim.state.first_sent_at, reason=WORKER_LOST)
+    row = AttemptRow(kind=kind, started_at=_began(claim, context), reason=WORKER_LOST)
     transition = context.decide(claim, outcome, read, claim.claimed_at, context.crawls(claim.connection_id))
     return AttemptResult(claim=claim, attempts=(row,), transition=transition)
+
+
+def _began(claim: AttemptClaim, context: AttemptContext) -> datetime:
+    """Return when a lost attempt began: the first one's time is known; of others, the last moment that it can be."""
+    first = claim.state.first_sent_at
+    return max(first, claim.claimed_at - timedelta(seconds=context.lease_seconds)) if claim.state.attempts else first
 
 
 _NO_TOKEN = Outcome(kind=Kind.NO_ACCESS, reason="no_access_token")

@@ -1,6 +1,6 @@
 """Ledger to Celery: claims what may be sent now and hands it to this worker. Any number of workers run; no leader.
 
-    demand, pace, fairness → claim → reserve a thread → publish
+    demand → fairness → pace → claim → reserve a thread → publish
 
 Each worker takes as much as it has threads for; what nobody has room for stays in the ledger. Knows who is ready, send
 slots and how to publish ids; does not know what an attempt is.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-MAX_BATCH = 256  # ids in one Celery message, which costs as much as a dozen of them
+MAX_BATCH = 256  # ids in one Celery message; a message itself costs as much as handling a dozen ids
 # A message that was not consumed for so long is taken for lost, and its claims are given back.
 CONSUME_WITHIN_SECONDS = 10.0
 # A message costs the same for 1 id as for 32: a worker without room waits until so many threads are free (a fraction
@@ -86,7 +86,8 @@ class Dispatcher:
 
     def stop(self) -> None:
         """Hand out nothing more, and give back what was not consumed."""
-        self.loop.stop(10)
+        if not self.loop.stop(10):
+            return  # it hangs in the ledger, and so would this: the leases end by themselves
         try:
             self._give_back_unconsumed(all_of_them=True)
         except SQLAlchemyError as error:
@@ -96,7 +97,7 @@ class Dispatcher:
         """Hand out what may be sent now; return the seconds until there may be more."""
         self._give_back_unconsumed()
         if probing := self._demand.refresh():
-            self._send_probes(probing)
+            self._hand_out_probes(probing)
         rates = self._demand.rates
         wanted = self._divide_threads(rates)
         if not wanted:
@@ -104,7 +105,7 @@ class Dispatcher:
         slots = self._pacing.reserve({name: (rates[name], count) for name, count in wanted.items()})
         granted = {name: each.count for name, each in slots.items() if each.count}
         if granted:
-            self._hand_out(granted, slots)
+            self._claim_and_hand_out(granted, slots)
         if rates and granted == wanted:
             return self._until_there_is_room()
         return self._until_the_next_slot(slots)
@@ -129,13 +130,13 @@ class Dispatcher:
     def _limit(self, name: str, in_use: Counter[str], free: int, contenders: int) -> int:
         return fair_limit(in_use[name], free, self._executor.threads, contenders)
 
-    def _hand_out(self, granted: dict[str, int], slots: dict[str, SlotReservation]) -> None:
+    def _claim_and_hand_out(self, granted: dict[str, int], slots: dict[str, SlotReservation]) -> None:
         aged = {
             name: old for name, count in granted.items() if (old := aging_quota(*self._sent.get(name, (0, 0)), count))
         }
         claimed, asked_at = claim_shares(self._ledger, granted, self._owner, self._lease_seconds, aged)
         self._last = next(reversed(granted))
-        self._send(claimed, slots, asked_at)
+        self._hand_out(claimed, slots, asked_at)
         for name, count in granted.items():
             found = len(claimed.get(name, []))
             sent, old = self._sent.get(name, (0, 0))
@@ -144,19 +145,26 @@ class Dispatcher:
                 self._demand.served(name)
                 self._pacing.return_unused(name, slots[name], count - found)
 
-    def _send_probes(self, rates: dict[str, float]) -> None:
-        """Send one job of each held connection whose hold may be over."""
+    def _hand_out_probes(self, rates: dict[str, float]) -> None:
+        """Hand out one job of each held connection whose hold may be over."""
         with self._ledger.begin() as db:
             asked_at = time.monotonic()
             due = dict.fromkeys(holds.claim_probes(db), 1)
             claimed = claim_next(db, due, self._owner, self._lease_seconds, probes=True)
-        # A probe takes a send slot as any request does: right behind it the backlog may begin.
-        slots = self._pacing.reserve({name: (rates.get(name, self._default_rate), 1) for name in claimed})
-        for claim, *_ in claimed.values():
+        # A probe takes a send slot as any request does: right behind it the backlog may begin. Without one nothing is
+        # sent: the next tick gives its claim back.
+        try:
+            slots = self._pacing.reserve({name: (rates.get(name, self._default_rate), 1) for name in claimed})
+        except RedisError:
+            self._to_release += _leases(claimed.values())
+            raise
+        self._to_release += _leases(claims for name, claims in claimed.items() if not slots[name].count)
+        probes = {name: claims for name, claims in claimed.items() if slots[name].count}
+        for claim, *_ in probes.values():
             log.info("connection.probed", **claim.named)
-        self._send(claimed, slots, asked_at)
+        self._hand_out(probes, slots, asked_at)
 
-    def _send(
+    def _hand_out(
         self, claimed: dict[str, list[AttemptClaim]], slots: dict[str, SlotReservation], asked_at: float
     ) -> None:
         sends = sorted(
@@ -206,3 +214,7 @@ class Dispatcher:
         # Who got no thread this time waits for room, not for a slot.
         crowded = len(slots) < len(rates)
         return min(soonest, FULL_SECONDS if crowded else FULL_SCAN_SECONDS)
+
+
+def _leases(groups: Iterable[Sequence[AttemptClaim]]) -> list[Lease]:
+    return [claim.lease for claims in groups for claim in claims]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,14 +28,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-IDLE_SECONDS = 20.0  # who has published nothing for so long had nothing to consume
+IDLE_SECONDS = 20.0  # without a publish for so long there was no message that nobody could have consumed
+# So many of the threads (a fraction) read back what has ended, at most: reads that hang may not delay a cancel.
+READ_BACK_FRACTION = 2
 
 
 class Send(msgspec.Struct, frozen=True):
     """One claim that is to be attempted."""
 
     claim: AttemptClaim
-    asked_at: float  # monotonic, before the claim was asked for: a pause of this process since then counts
+    asked_at: float  # monotonic, just before the claim's statement: its lease is counted from here
     slot: SendSlot  # its place in its connection's pace
 
     @property
@@ -75,6 +77,8 @@ class Executor:
         self._running: Counter[str] = Counter()  # by connection
         self._started: dict[str, tuple[AttemptClaim, float]] = {}  # the same, by record id, with their time of day
         self._in_hand: set[Lease] = set()
+        self._to_read_back: deque[tuple[list[ConfirmClaim], LedgerClock]] = deque()
+        self._reading_back = 0  # threads
         self._reserved_at = float("-inf")
         self._unconsumed_since: float | None = None
         self.released_at = float("-inf")  # when a thread was given back last, by the clock
@@ -168,9 +172,18 @@ class Executor:
     # -- what the housekeeper says
 
     def confirm(self, due: Sequence[ConfirmClaim]) -> None:
-        """Read back these ended cancellations."""
+        """Read back these ended cancellations; those without a thread in time are left out: the ledger has their next."""
         clock = LedgerClock(due[0].claimed_at, time.monotonic())
-        for batch in batches_of_reads(due):
+        with self._changed:
+            while self._to_read_back and self._to_read_back[0][1].elapsed() > self._context.start_within:
+                self._to_read_back.popleft()
+            self._to_read_back.extend((batch, clock) for batch in batches_of_reads(due))
+            self._read_back_more()
+
+    def _read_back_more(self) -> None:
+        while self._to_read_back and self._reading_back < max(1, self.threads // READ_BACK_FRACTION):
+            batch, clock = self._to_read_back.popleft()
+            self._reading_back += 1
             self._requests.submit(self._confirm, batch, clock)
 
     def rescue(self, lost: Iterable[AttemptClaim]) -> None:
@@ -192,6 +205,7 @@ class Executor:
         """Wait until nothing is running, and end the threads. Who waits long for a send slot gives its claim back."""
         self._context.pace.end_waiting()
         with self._changed:
+            self._to_read_back.clear()
             self._changed.wait_for(lambda: not self._running)
         self._requests.shutdown()
 
@@ -201,7 +215,8 @@ class Executor:
         def when_its_slot_comes() -> list[AttemptResult]:
             until = clock.monotonic + self._context.start_within
             in_time = self._context.pace.wait_to_write(claim.connection_id, slot, until)
-            return [(attempt if in_time else give_back)(claim, clock, self._context)]
+            one = attempt if in_time else give_back
+            return [one(claim, clock, self._context)]
 
         self._run_batch([claim], when_its_slot_comes)
 
@@ -225,6 +240,10 @@ class Executor:
                 self._record(result)
         except Exception:  # noqa: BLE001 - a bug: its next time stands in the ledger already
             report_bug("cancellation.read_back_failed", **_named(batch))
+        finally:
+            with self._changed:
+                self._reading_back -= 1
+                self._read_back_more()
 
     def _release(self, batch: Sequence[AttemptClaim]) -> None:
         with self._changed:

@@ -96,12 +96,15 @@ class AnswerTally:
         self._evaluated_at = 0.0
 
     def count(self, results: Iterable[Result]) -> OutageDecision:
-        """Count the answers among these results, and say who is down now."""
+        """Count what cancels were answered among these results, and say who is down now.
+
+        A read says nothing of it: it is answered from Trackstar's own copy.
+        """
         counts = Counter(
             f"{result.claim.connection_id} {'bad' if failed else 'good'}"
             for result in results
             for row in result.attempts
-            if row.reason != WORKER_LOST and (failed := is_failure(row.status)) is not None
+            if row.kind == "cancel" and row.reason != WORKER_LOST and (failed := is_failure(row.status)) is not None
         )
         if not counts:
             return OutageDecision()
@@ -177,14 +180,22 @@ class Outages:
 
     def _tick(self) -> float:
         while self._waiting:
-            self._evaluate_results(*self._waiting.popleft())
+            results, summary = self._waiting.popleft()
+            try:
+                self._begin_anew(summary)
+            except RedisError:
+                self._waiting.appendleft((results, summary))  # else what was before the hold would begin it again
+                raise
+            self._hold_who_is_down(results)
         return NEVER
 
-    def _evaluate_results(self, results: list[Result], summary: CommitSummary) -> None:
+    def _begin_anew(self, summary: CommitSummary) -> None:
         if summary.trackstar_resumed:
             self._tally.reset()
         elif summary.resumed:
             self._tally.reset(sorted(summary.resumed))
+
+    def _hold_who_is_down(self, results: list[Result]) -> None:
         decision = self._tally.count(results)
         if not decision.connections and not decision.all_of_them:
             return

@@ -146,6 +146,7 @@ class Supervisor:
             policy=settings.policy,
             pace=pace,
             start_within=settings.start_within_seconds,
+            lease_seconds=settings.lease_seconds,
             crawls=self._crawls.of,
         )
 

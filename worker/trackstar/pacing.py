@@ -117,8 +117,9 @@ _LIMITS = (MIN_RATE, MAX_RATE)
 
 # A read that would have to wait longer is put off in the ledger instead of holding a thread.
 READ_WAIT_SECONDS = 1.0
-# A wait that is longer than the way to any send slot ends with this process; a shorter one is just slept.
+# Longer waits are cut short when this process ends; shorter ones are slept to their end.
 BRIEF_SECONDS = 0.25
+CAP_AGAIN_SECONDS = 60.0  # a limit is written again so often: a key that is idle, or a Redis that is emptied, loses it
 
 
 class SendSlot(msgspec.Struct, frozen=True):
@@ -132,14 +133,14 @@ class SendSlot(msgspec.Struct, frozen=True):
 class SlotReservation(Reservation, frozen=True):
     """Send slots by this process's monotonic clock."""
 
-    end_token: bytes = b""  # what Redis knows their end by
-    saturated: bool = False  # others stand before or behind them: this connection sends all that it may
+    end_token: bytes = b""  # `next` as this reservation has left it, by which unused slots can be returned
+    saturated: bool = False  # its connection has more to send than its rate allows
 
     def slot(self, number: int) -> SendSlot:
         return SendSlot(self.send_at(number), 1 / (self.interval * TARGET_UTILISATION), self.saturated)
 
 
-# A request that is this late says nothing of a server's window: just below what TARGET_UTILISATION leaves of a second.
+# A request may leave so late and still fit the server's second: sending at TARGET_UTILISATION leaves 20 ms of it free.
 LATE_SECONDS = 0.015
 
 
@@ -228,7 +229,7 @@ class Pace:
         self.writes = Pacing(redis, "w")
         self._reads = Pacing(redis, "r", READ_WAIT_SECONDS)
         self._default = {"cancel": writes_per_second, "read": reads_per_second}
-        self._observed: dict[tuple[str, str], float] = {}
+        self._observed: dict[tuple[str, str], tuple[float, float]] = {}  # what Redis was told last, and when
         self._ignored: set[tuple[str, str, LimitProblem]] = set()
         self._ending = threading.Event()
 
@@ -290,9 +291,8 @@ class Pace:
                 self._obey(kind, connection_id, answer.retry_after)
             elif isinstance(answer.rate_limit, LimitProblem):
                 self._ignore(kind, connection_id, answer.rate_limit)
-            elif answer.rate_limit is not None and self._changes_limit(kind, connection_id, answer.rate_limit):
-                self._of(kind).cap_rate(connection_id, answer.rate_limit)
-                self._observed[kind, connection_id] = answer.rate_limit
+            elif answer.rate_limit is not None:
+                self._cap_rate(kind, connection_id, answer.rate_limit)
         except RedisError as error:
             log.warning("pace.redis_away", error=type(error).__name__)
 
@@ -309,6 +309,9 @@ class Pace:
             self._ignored.add((kind, connection_id, problem))
             log.warning("pace.limit_ignored", connection_id=connection_id, kind=kind, problem=problem)
 
-    def _changes_limit(self, kind: str, connection_id: str, limit: float) -> bool:
-        known = self._observed.get((kind, connection_id), self._default[kind])
-        return limit != known and min(limit, known) < self._default[kind]
+    def _cap_rate(self, kind: str, connection_id: str, limit: RateLimit) -> None:
+        """Tell Redis a limit that it was not told lately: it comes with every answer, and Redis may forget it."""
+        known, told_at = self._observed.get((kind, connection_id), (None, 0.0))
+        if limit != known or time.monotonic() - told_at > CAP_AGAIN_SECONDS:
+            self._of(kind).cap_rate(connection_id, limit)
+            self._observed[kind, connection_id] = limit, time.monotonic()
