@@ -2,7 +2,8 @@
 -- one; holds no password: `ALTER ROLE cancel_worker PASSWORD '...'`, or `\password cancel_worker` in psql.
 --
 --   cancel_owner     owns the tables; `cancel-worker migrate` runs as it, and nothing else does
---   cancel_worker    the worker: no DDL, no change of what was asked for, of an endpoint, or of an act in `audit`
+--   cancel_worker    the worker: no DDL, no change of what was asked for, of an endpoint's address, secret or wishes, or of an
+--                    act in `audit`; it removes an endpoint whose receiver answers 410
 --   cancel_operator  the commands that people run: also what a worker may not change; no DDL
 --   cancel_reader    dashboards and reports: the views, and tables without documents, audit, tokens, secrets, and texts
 --
@@ -155,6 +156,7 @@ BEGIN
         ('cancel_worker', 'endpoints', 'SELECT', ''),
         ('cancel_worker', 'endpoints', 'UPDATE',
             'state place failures failing_since counted_at told retry_at lease_owner lease_expires_at'),
+        ('cancel_worker', 'endpoints', 'DELETE', ''),  -- one whose receiver answers that it is gone
         ('cancel_worker', 'deliveries', 'SELECT', ''),
         ('cancel_worker', 'deliveries', 'INSERT', ''),
         ('cancel_worker', 'deliveries', 'UPDATE', 'due_at tries'),

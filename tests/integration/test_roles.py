@@ -233,7 +233,6 @@ def test_who_acts_and_who_asks_about_it(server: PostgresServer, role: str, *, as
         "UPDATE endpoints SET url = 'https://elsewhere.example/'",
         "UPDATE endpoints SET secret = 'known'",
         "INSERT INTO endpoints SELECT * FROM endpoints",
-        "DELETE FROM endpoints",
         "DELETE FROM connections",
         "DELETE FROM audit",
         "SELECT raw FROM dead_letters",

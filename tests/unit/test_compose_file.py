@@ -208,6 +208,16 @@ def test_no_time_limit_of_the_worker_is_set_behind_the_back_of_its_grace() -> No
     assert not {name: value for name, value in environment.items() if name.endswith("_SECONDS") and value is not None}
 
 
+def test_each_setting_reaches_the_worker_and_what_is_no_secret_the_commands() -> None:
+    of_the_image = {"HEALTH_PORT", "HEALTH_ADDRESS", "REVISION"}
+    settings = {name.upper() for name in Settings.model_fields} - of_the_image
+    reaching = {name: {each.removesuffix("_FILE") for each in SERVICES[name]["environment"]} for name in OURS}
+    of_requests = {"CA_BUNDLE", "TRACKSTAR_API_KEY"}  # which no command of `operator` sends
+
+    assert set() == settings - reaching["worker"]
+    assert {name for name in settings if not SECRET.search(name)} - of_requests <= reaching["operator"]
+
+
 def test_there_may_be_any_number_of_workers() -> None:
     worker = SERVICES["worker"]
 

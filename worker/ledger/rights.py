@@ -28,7 +28,7 @@ WORKER = {
     "events": "SELECT INSERT UPDATE DELETE USAGE",
     "refunds": "SELECT INSERT UPDATE DELETE",
     "cursors": "SELECT INSERT UPDATE",
-    "endpoints": "SELECT UPDATE",
+    "endpoints": "SELECT UPDATE DELETE",
     "deliveries": "SELECT INSERT UPDATE DELETE",
     "delivery_tries": "SELECT INSERT DELETE USAGE",
     "dead_letters": "SELECT INSERT UPDATE DELETE USAGE",

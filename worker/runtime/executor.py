@@ -172,7 +172,7 @@ class Executor:
     # -- what the housekeeper says
 
     def confirm(self, due: Sequence[ConfirmClaim]) -> None:
-        """Read back these ended cancellations; those without a thread in time are left out: the ledger has their next."""
+        """Read back what has ended; what gets no thread in time is left out: its next time stands in the ledger."""
         clock = LedgerClock(due[0].claimed_at, time.monotonic())
         with self._changed:
             while self._to_read_back and self._to_read_back[0][1].elapsed() > self._context.start_within:
