@@ -1,7 +1,8 @@
 """The Trackstar cancel worker: stops an order before the warehouse ships it.
 
 Follow one job: `client` puts it on the inbox; in a worker `runtime.intake` brings it into the ledger,
-`runtime.dispatcher` claims it when its turn comes and hands it to `runtime.executor` through a Celery message,
+`runtime.dispatcher` claims it when its turn comes and puts its id on this worker's own Celery list
+(`broker.worker_queue`), Celery's task `attempt_batch` (`broker.bootstep`) hands it to `runtime.executor`,
 `runtime.attempt` calls Trackstar and decides, `runtime.recorder` keeps what came of it. The rules they all obey are in
 `cancellation/`: what a job may hold, what an answer means, which transition is legal. The SQL is in `ledger/`.
 

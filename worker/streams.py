@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
-INBOX = "cancellations:inbox"  # of the one producer that needs no name; those with one have `inbox_of` theirs
+INBOX = "cancellations:inbox"  # of the one producer that needs no name; a producer with a name has `inbox_of(name)`
 EVENTS = "cancellations:events"
 DEAD_LETTERS = "cancellations:dead-letters"  # events about them: a flood of bad messages pushes no outcome off
 HINTS = "cancellations:hints"  # look again at this order, or at this connection, now

@@ -59,7 +59,7 @@ class CancelWorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]
         redis = connect_redis(settings.redis_url)
         queue = WorkerQueue(redis, owner)
         self._known_keys = KnownKeys(redis, owner, [fingerprint(key) for key in settings.keys])
-        # In a signal handler Celery writes to the descriptor itself, for ever where nobody empties that pipe.
+        # In a signal handler Celery writes to the descriptor itself, and blocks for ever where that pipe is full.
         celery_worker.safe_say = lambda said, *_: sys.stderr.write(f"{said}\n")
         # Celery's banner counts its own pool; `worker.started` says how many requests run at once.
         worker.quiet = True

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from worker.ledger.claims import AttemptClaim
 
 TASK_NAME = "cancel_order"
-# In each event: who hears only the last of them, counts it under the right names.
+# In each event: a listener that comes late learns the names of the task and of the queue from it.
 NAMED = {"name": TASK_NAME, "queue": CELERY_LIST}
 NO_RETRY = {"exception": None, "traceback": None, "eta": None}  # nothing is left of one before the end
 MAX_WAITING = 20_000  # events; beyond that Flower is behind for good

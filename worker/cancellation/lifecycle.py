@@ -65,7 +65,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
-    """One legal change of a cancellation; what is not named here ends with its claim."""
+    """One legal change of a cancellation; the lease is not named: each transition ends it."""
 
     status: Status
     attempts: int

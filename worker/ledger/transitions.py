@@ -1,6 +1,6 @@
 """Every statement that writes a status, each named from → to. There is no other file that does.
 
-Which of these are legal, `cancellation.status.TRANSITIONS` says: a statement that is not cannot be declared here.
+Which of these are legal, `cancellation.status.TRANSITIONS` says: a declaration that is not in it is refused at import.
 Knows guards and columns; how a transition is decided, `cancellation.lifecycle` knows.
 """
 
@@ -73,7 +73,7 @@ k = connections.c
 S = Status
 Statement = TypeVar("Statement")
 
-MAX_AGE_SECONDS = 3600  # a job may have waited so long before it came here: what it says beyond that is not believed
+MAX_AGE_SECONDS = 3600  # before its receipt, at most, `requested_at` counts: an older one would overtake everybody
 
 WRITES: dict[str, set[tuple[Status, Status]]] = {}  # of each function below: from which status to which
 

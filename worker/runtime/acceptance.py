@@ -145,7 +145,7 @@ class RecentlyTold:
     """Which records were told of lately: a producer that repeats itself is answered once a minute for each."""
 
     SECONDS = 60.0
-    MOST = 1_000  # in that time: events about what is known already may push no outcome off the stream
+    MOST = 1_000  # in that time: the stream keeps 100,000 events, and repeats may push no outcome off it
 
     def __init__(self) -> None:
         self._since = 0.0

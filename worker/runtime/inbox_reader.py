@@ -57,7 +57,7 @@ class InboxReader:
         self._not_before: dict[str, float] = {}  # of an inbox whose rate is used up, or that cannot be read
         self._looked_at = -TAKE_OVER_EVERY_SECONDS
         self._held: dict[tuple[str, bytes, bytes, int], float] = {}  # by other readers, and since when we know
-        self._more = True  # than was taken last: then there is nothing to wait for
+        self._more = True  # entries may be left in Redis: read at once, wait for nothing
         self.suspects: tuple[Inbox, ...] = ()  # with entries in hand that are to be taken one by one
         self.refused: dict[str, ResponseError] = {}  # what Redis refuses, by stream, while others are read
 
@@ -77,7 +77,7 @@ class InboxReader:
         idle = self._idle()
         if len(self._inboxes) > 1:
             self._inboxes = (*self._inboxes[1:], self._inboxes[0])
-        # Also of one whose rate is used up: what a dead reader left there was read already.
+        # Includes inboxes whose rate is used up: what a dead reader had taken was counted already.
         ready = self._ready() if idle < 0 else tuple(each for each in self._inboxes if each.stream not in self.refused)
         if ready and (self._more or idle >= 0):
             entries = self.take(ready, idle=idle)

@@ -122,7 +122,7 @@ class Intake:
             raise
         if accepted:
             self._on_accepted({request.connection_id for request in accepted})
-            time.sleep(0)  # gives up the GIL: the dispatcher goes first, an acknowledgement can wait
+            time.sleep(0)  # lets the dispatcher's thread run first: an acknowledgement can wait
         # Only now: what is acknowledged is in the ledger.
         self._reader.settle(entries)
         for request in accepted:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
 NAMES = "cancellations:keys:"
-LOG_SECONDS = 10.0
+TELL_SECONDS = 10.0
 ENDED = b"ended"
 BOUND_FORM = "bound"  # told beside the keys by each release that reads what is bound to its row
 FORGOTTEN_SECONDS = 60  # a worker that was not heard of for so long has died
@@ -35,7 +35,7 @@ class KnownKeys:
 
     def _tell(self) -> float:
         self._redis.set(self._name, self._told, ex=FORGOTTEN_SECONDS)
-        return LOG_SECONDS
+        return TELL_SECONDS
 
     def _forget(self) -> None:
         # Its reading of the inbox is remembered as long.

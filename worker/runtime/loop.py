@@ -65,11 +65,10 @@ class Loop:
     ) -> None:
         self.name = name
         self.recovered_at = -NEVER  # monotonic; when a part that had been away answered again
-        # What keeps it from its work, for health: since when no tick succeeds; the last failure, when and what; since
-        # when it is in one tick.
-        self.failing_since: float | None = None
-        self.failed: tuple[float, str] | None = None
-        self.ticking_since: float | None = None
+        # For health, what keeps it from its work; all times are monotonic.
+        self.failing_since: float | None = None  # no tick has succeeded since then
+        self.failed: tuple[float, str] | None = None  # the last failure: when, and what
+        self.ticking_since: float | None = None  # the tick that runs began then
         self._tick = tick
         self._expected = expected
         self._drain = drain

@@ -1,6 +1,7 @@
-"""What time brings: due retries, leases and deadlines that end, read-backs, events. Every worker does it; no leader.
+"""What time brings: due retries, leases and deadlines that end, read-backs, events, and what is past its retention.
 
-Knows the ledger's deadlines; does not know whose turn it is, nor what an attempt is. All of it is safe to do twice.
+Every worker does it; there is no leader. Knows the ledger's deadlines; does not know whose turn it is, nor what an
+attempt is. All of it is safe to do twice.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ FOR_EVER = Retention(facts=0, documents=0, dead_letters=0)
 
 
 class Handlers(msgspec.Struct, frozen=True, kw_only=True):
-    """Where what is due goes to."""
+    """What the housekeeper calls for each thing that is due."""
 
     at_start: Callable[[Engine], None]  # once, as soon as the ledger answers
     on_ready: Callable[[Iterable[str]], None]  # connections that have something to send again

@@ -1,4 +1,4 @@
-"""Outcome events from the outbox to the stream `cancellations:events`, at least once.
+"""Events from the outbox to the streams `cancellations:events` and `cancellations:dead-letters`, at least once.
 
 What this process has just written is handed over in memory; what it could not publish in time, or what nobody was
 there to publish, is found in the outbox.

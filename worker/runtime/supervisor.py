@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# What an ending worker gives a ledger that is away, for results that are in hand; and the others, to say the last.
+# Seconds that an ending worker waits for the ledger to take results that are in hand, and for each other thread to end.
 MIN_GRACE_SECONDS = 10.0
 LAST_WORD_SECONDS = 3.0
 
@@ -117,13 +117,13 @@ class Supervisor:
         watched = self._open_ledger()  # for both who only look, a moment every few seconds
         self._backlog = self._make_backlog(redis, pace, vitals, watched)
         self._loops += [self._backlog.loop, self._freshness.loop, self._hints.loop]
-        # Not what only a page for people would miss.
-        vitals.watch(loop for loop in self._loops if loop not in self._of_no_cancel(subscriber))
+        # Readiness is about cancels: Flower, proof, gauges and webhooks make no worker unready.
+        vitals.watch(loop for loop in self._loops if loop not in self._not_for_readiness(subscriber))
         self._gauges = self._make_gauges(redis, vitals, watched)
         self._loops += [self._gauges.loop, self._webhooks.loop]
         self._health = _health_server(settings, self._loops, vitals, self._metrics)
 
-    def _of_no_cancel(self, subscriber: LoopingSubscriber) -> tuple[Loop, ...]:
+    def _not_for_readiness(self, subscriber: LoopingSubscriber) -> tuple[Loop, ...]:
         return subscriber.loop, self._freshness.loop, self._hints.loop
 
     def _context(self, pace: Pace) -> AttemptContext:
@@ -253,7 +253,7 @@ class Supervisor:
         }
 
     def _open_ledger(self) -> Engine:
-        # Each part keeps to a connection of its own, whose server process has its few statements at hand.
+        # Each part keeps to a connection of its own: PostgreSQL keeps that part's few prepared statements there.
         ledger = open_ledger(self._settings.database_url, pool_size=1, plan_once=True)
         self._ledgers.append(ledger)
         return ledger
@@ -302,7 +302,7 @@ class Supervisor:
                 decrypt = partial(self._vault.decrypt, place=place)
                 ensure_default(db, lambda: binding.encrypt(db, self._vault, token, place), decrypt, token)
 
-    # -- who hears of what: each of these only puts something into a queue
+    # -- who hears of what: `_on_committed` and `_on_refused` run in the recorder's thread, and wait for nothing
 
     def _on_committed(self, results: list[Result], summary: CommitSummary) -> None:
         self.executor.forget(result.claim.lease for result in results)
