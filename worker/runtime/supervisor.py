@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# Seconds that an ending worker waits for the ledger to take results that are in hand, and for each other thread to end.
+# Seconds that an ending worker waits for the ledger to take the results in hand, and for each other thread to end.
 MIN_GRACE_SECONDS = 10.0
 LAST_WORD_SECONDS = 3.0
 
