@@ -7,7 +7,6 @@ HTTP, and needs no credentials of Trackstar's.
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +16,7 @@ from redis import RedisError, ResponseError
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from worker import shared_settings
 from worker.cancellation.lifecycle import why_not_change
@@ -43,7 +42,7 @@ from worker.ledger.audit import Action, Kind
 from worker.ledger.changes import Change, change
 from worker.ledger.database import open_ledger, read_only
 from worker.ledger.feed_reader import FeedReader
-from worker.ledger.problems import ledger_problem
+from worker.ledger.problems import ledger_errors
 from worker.ledger.queries import Standing
 from worker.streams import NotReplicatedError, connect_redis, inbox_of, put_jobs, refusal
 
@@ -217,7 +216,7 @@ class CancelClient:
         self.get(cancellation_id)  # a connection that was cut is replaced here, where to ask twice is harmless
         by = audit.acting(shared_settings.actor(self._actor), reason)
         with (
-            _ledger_errors(),
+            ledger_errors(),
             self._ledger.begin() as db,
             audit.recorded(db, by, Action.WITHDRAW, Kind.CANCELLATION, [cancellation_id]),
         ):
@@ -242,7 +241,7 @@ class CancelClient:
         wish = Change(priority=priority, send_by=send_by, now=now)
         by = audit.acting(shared_settings.actor(self._actor), reason)
         with (
-            _ledger_errors(),
+            ledger_errors(),
             self._ledger.begin() as db,
             audit.recorded(db, by, Action.CHANGE, Kind.CANCELLATION, [cancellation_id]),
         ):
@@ -267,7 +266,7 @@ class CancelClient:
         found = self.get(cancellation_id)
         if found is None:
             raise UnknownCancellationError(f"No cancellation has the id {cancellation_id}.")
-        with _ledger_errors(), self._ledger.begin() as db:
+        with ledger_errors(), self._ledger.begin() as db:
             return hints.look_again(db, found.connection_id, found.order_id) > 0
 
     def events(
@@ -301,7 +300,7 @@ class CancelClient:
             self._ledger.dispose()
 
     def _ask(self, question: Callable[..., Answer], *about: object) -> Answer:
-        with _ledger_errors():
+        with ledger_errors():
             try:
                 return self._ask_once(question, *about)
             except DBAPIError as error:
@@ -386,14 +385,6 @@ def not_ended(cancellation_id: str, found: Cancellation | None, seconds: float) 
     """Return what `wait` raises after so many seconds."""
     state = f"is {found.status}" if found else "is not in the ledger yet"
     return TimeoutError(f"Cancellation {cancellation_id} {state} after {seconds:g} s; it goes on: ask again.")
-
-
-@contextmanager
-def _ledger_errors() -> Iterator[None]:
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise LedgerUnavailableError(ledger_problem(error)) from error
 
 
 def _request(fields: Mapping[str, Any]) -> CancelRequest:

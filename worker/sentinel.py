@@ -15,6 +15,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 from redis.retry import Retry
 
+from worker.inputs.text import as_text
+
 if TYPE_CHECKING:
     from worker.inputs.addresses import RedisAddress
 
@@ -56,7 +58,7 @@ class Primary:
         """Return what one sentinel says; None where it does not know the service. Raises RedisError."""
         with closing(self._client(sentinel)) as redis:
             found = redis.sentinel_get_master_addr_by_name(self.service)
-        return (_text(found[0]), int(found[1])) if found else None
+        return (as_text(found[0]), int(found[1])) if found else None
 
     def _client(self, sentinel: tuple[str, int]) -> Any:
         host, port = sentinel
@@ -89,7 +91,7 @@ class PrimaryConnection(Connection):
             role = super().read_response()
         except ResponseError:
             return  # no right to ask: its first write will tell
-        if _text(role[0]) != "master":
+        if as_text(role[0]) != "master":
             raise NoPrimaryError(
                 f"The server that a sentinel names as the primary of {self._primary.service} is none."
             )
@@ -107,7 +109,3 @@ class PrimaryConnection(Connection):
 
 class PrimarySSLConnection(PrimaryConnection, SSLConnection):
     """The same, to servers and sentinels that speak TLS."""
-
-
-def _text(answer: bytes | str) -> str:
-    return answer.decode() if isinstance(answer, bytes) else answer

@@ -16,6 +16,7 @@ from redis.credentials import CredentialProvider
 from worker.environment import from_environment
 from worker.inputs.addresses import RedisAddress, parse_redis_url
 from worker.inputs.faults import remedy_of, word_of
+from worker.inputs.text import as_text
 from worker.sentinel import Primary
 
 if TYPE_CHECKING:
@@ -144,14 +145,10 @@ def refusal(redis: Any, error: RedisError, keys: Mapping[str, str]) -> str | Non
     if word_of(error) == "WRONGTYPE":
         for name, right in keys.items():
             with suppress(RedisError):
-                found = _text(redis.type(name))
+                found = as_text(redis.type(name))
                 if found not in {right, "none"}:
                     return f"{name} holds {_article(found)}, not {_article(right)}: rename or delete it"
     return remedy_of(error)
-
-
-def _text(answer: bytes | str) -> str:
-    return answer.decode() if isinstance(answer, bytes) else answer
 
 
 def _article(kind: str) -> str:
@@ -188,7 +185,7 @@ def forget_events(redis: Any, numbers: AbstractSet[int]) -> int:
     while entries := redis.xrange(EVENTS, start, "+", count=1_000):
         found = [entry for entry, fields in entries if fields.get(b"event_id") in ours]
         gone += redis.xdel(EVENTS, *found) if found else 0
-        start = f"({_text(entries[-1][0])}"
+        start = f"({as_text(entries[-1][0])}"
     return gone
 
 

@@ -332,13 +332,13 @@ def test_a_right_that_is_missing_is_named(
 
 
 def test_a_worker_leaves_word_of_its_problems_until_it_is_not_heard_of_any_more(redis: Redis) -> None:
-    Transport(redis).look("w-1", ["It stands."])
-    Transport(redis).look("w-2")
-    Transport(redis).look()
+    Transport(redis).look_at([INBOX], "w-1", ["It stands."])
+    Transport(redis).look_at([INBOX], "w-2")
+    Transport(redis).look_at([INBOX])
 
     assert {"w-1": ["It stands."], "w-2": []} == what_workers_say(redis)
 
     redis.hset(VITALS, "w-1", f'{int(redis.time()[0]) - KEPT_SECONDS - 1} ["It stands."]')
     assert {"w-2": []} == what_workers_say(redis)
-    Transport(redis).look("w-2")
+    Transport(redis).look_at([INBOX], "w-2")
     assert [b"w-2"] == redis.hkeys(VITALS)

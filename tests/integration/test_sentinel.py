@@ -194,7 +194,7 @@ def test_a_cluster_is_refused_in_a_sentence(tmp_path: Path, make_database: Calla
             wait_until(lambda: "ok" == node.admin.execute_command("CLUSTER INFO")["cluster_state"], "a cluster")
         url = f"redis://127.0.0.1:{node.port}/0"
         with closing(connect_redis(url)) as redis, pytest.raises(RedisError) as refused:
-            Transport(redis).look("worker")
+            Transport(redis).look_at([INBOX], "worker")
         assert "part of a cluster, which is not supported" in fault(refused.value)
         operator = Operator(tmp_path, DATABASE_URL=make_database("sqlite"), REDIS_URL=url)
         assert any("part of a cluster, which is not supported" in said for _, said in of(operator, "Redis"))

@@ -517,7 +517,7 @@ LIST = [
     ),
     Sabotage(
         "a server that is no primary is not used as one, whoever names it (P1)",
-        (("sentinel.py", 'if _text(role[0]) != "master":', "if not role:"),),
+        (("sentinel.py", 'if as_text(role[0]) != "master":', "if not role:"),),
         ("tests/integration/test_sentinel.py",),
     ),
     Sabotage(

@@ -17,7 +17,7 @@ from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
 from worker.cancellation.pace import is_long
 from worker.cancellation.policy import Policy
 from worker.cancellation.proof import ENOUGH_CRAWLS, READ_SECONDS, NeedsPerson, prospect
-from worker.cancellation.status import FINAL, TRANSITIONS, UNSENT, Evidence, Status, Verdict
+from worker.cancellation.status import FINAL, PROVEN, TRANSITIONS, UNSENT, Evidence, Status, Verdict
 from worker.inputs.headers import RetryAfter
 
 S = Status
@@ -129,7 +129,7 @@ def _succeed(state: State, outcome: Outcome, read: ReadBack | None, at: Moment) 
 def _ended(status: Status, verdict: Verdict, evidence: Evidence | None, at: Moment, **facts: Any) -> Transition:
     """End a cancellation; without proof, with the time by which there is one."""
     transition = Transition(status=status, verdict=verdict, evidence=evidence, as_of=at.now, **facts)
-    if verdict in {Verdict.CANCELLED, Verdict.NOT_CANCELLED}:
+    if verdict in PROVEN:
         return transition
     then = prospect(at.now, at.now, at.crawls, at.policy)
     return msgspec.structs.replace(

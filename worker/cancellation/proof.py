@@ -17,7 +17,7 @@ import msgspec
 from worker.cancellation.answer import Order
 from worker.cancellation.freshness import CrawlStatus, broken, crawls_since
 from worker.cancellation.outcome import OrderState
-from worker.cancellation.status import Evidence, Verdict
+from worker.cancellation.status import PROVEN, Evidence, Verdict
 
 if TYPE_CHECKING:
     from worker.cancellation.freshness import Crawls
@@ -181,7 +181,7 @@ def confirm(known: Unproven, read: ReadBack, *, now: datetime, crawls: Crawls | 
     if read.shows is OrderState.SHIPPED and _contradicts_or_proves(known, now, crawls):
         contradicted = known.verdict in {Verdict.ACCEPTED, Verdict.CANCELLED}
         return _proof(Verdict.NOT_CANCELLED, Evidence.READ_BACK, now, read.order, contradicted=contradicted)
-    if known.verdict in {Verdict.CANCELLED, Verdict.NOT_CANCELLED}:
+    if known.verdict in PROVEN:
         return Confirmation(verdict=known.verdict, evidence=known.evidence, as_of=known.as_of)
     if read.shows in {OrderState.LATER, OrderState.NO_ACCESS}:
         return _not_read(known, read, now, crawls, policy)

@@ -65,6 +65,7 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     S.EXPIRED: frozenset({S.PENDING}),
     S.WITHDRAWN: frozenset({S.PENDING}),
 }
+UNPROVEN = (Verdict.ACCEPTED, Verdict.UNKNOWN)
 PROVEN = frozenset({Verdict.CANCELLED, Verdict.NOT_CANCELLED})
 FINAL = frozenset({S.SUCCEEDED, S.REJECTED, S.EXHAUSTED, S.EXPIRED, S.WITHDRAWN})
 UNSENT = frozenset({S.PENDING, S.QUEUED, S.WAITING})  # no request is in flight

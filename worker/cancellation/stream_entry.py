@@ -13,6 +13,7 @@ import msgspec
 from worker.cancellation.event import Event, make_event, read_event, write_event
 from worker.cancellation.signature import SIGNATURE
 from worker.errors import EventError
+from worker.inputs.text import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +44,7 @@ def read_entry(fields: Mapping[Any, Any], signer: Signer | None) -> Event:
     Raises EventError where it is none, or `signer` did not sign it.
     """
     try:
-        entry = {_text(name): _text(value) for name, value in fields.items()}
+        entry = {as_text(name): as_text(value) for name, value in fields.items()}
         body = entry["event"].encode()
         if signer is not None:
             _check(signer, entry, body)
@@ -75,7 +76,3 @@ def _read_before(type_: str, number: int, body: bytes) -> Event:
     facts = msgspec.json.decode(body, type=dict[str, Any])
     at = msgspec.convert(facts.get("at") or NEVER_SAID, datetime)
     return make_event(number, type_, at, {**facts, "cancellation_id": facts.get("id"), "schema": BEFORE})
-
-
-def _text(value: str | bytes) -> str:
-    return value if isinstance(value, str) else value.decode()

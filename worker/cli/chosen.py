@@ -13,7 +13,7 @@ from msgspec import structs
 
 from worker.cancellation.status import Status, Verdict
 from worker.cli.filters import batched
-from worker.cli.parts import console, ledger
+from worker.cli.parts import console, ledger, recorded
 from worker.cli.progress import progress
 from worker.errors import UnknownCancellationError
 from worker.ledger import audit, filters, queries
@@ -36,11 +36,7 @@ def in_parts(
     done = 0
     with progress(action, len(chosen)) as shown:
         for part in batched([row.id for row in chosen], CHUNK):
-            with (
-                ledger() as opened,
-                opened.begin() as db,
-                audit.recorded(db, by, action, Kind.CANCELLATION, part),
-            ):
+            with recorded(by, action, Kind.CANCELLATION, part) as db:
                 done += len(act(db, part))
             shown.advance(len(part))
     return done

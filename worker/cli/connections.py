@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger
+from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger, recorded
 from worker.cli.times import moment
 from worker.cli.words import in_few_words
 from worker.inputs.text import visible
-from worker.ledger import audit, binding, connections, freshness, holds, queries
+from worker.ledger import binding, connections, freshness, holds, queries
 from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
 from worker.ledger.vault import TokenVault, of_connection
 from worker.settings import load_settings
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from sqlalchemy import Connection
-
 
 MAX_ID_LENGTH = 255
 TrackstarId = Annotated[
@@ -60,7 +54,7 @@ def add(
     _check_trackstar_id(trackstar_id)
     _check_texts(name, owner, integration)
     token = _read_token(connection_id)
-    with ledger() as opened, opened.begin() as db, _act(db, Action.ADD, connection_id, acting(who, reason)):
+    with recorded(acting(who, reason), Action.ADD, Kind.CONNECTION, [connection_id]) as db:
         connections.add(
             db,
             connection_id,
@@ -94,8 +88,8 @@ def set_(
         raise typer.BadParameter("say what: --name, --owner, --integration, --writes-per-second or --trackstar-id")
     _check_trackstar_id(trackstar_id)
     _check_texts(name, owner, integration)
-    with ledger() as opened, opened.begin() as db, _act(db, Action.SET, connection_id, acting(who, reason)):
-        _known(db, connection_id)
+    with recorded(acting(who, reason), Action.SET, Kind.CONNECTION, [connection_id]) as db:
+        connections.known(db, connection_id)
         connections.change(
             db,
             connection_id,
@@ -150,9 +144,9 @@ def rotate(connection_id: Annotated[str, typer.Argument(metavar="ID")], reason: 
     vault = TokenVault(load_settings().keys)
     vault.encrypt("")  # says how to make a key before anybody types a secret
     with ledger() as opened, read_only(opened) as db:
-        _known(db, connection_id)
+        connections.known(db, connection_id)
     token = _read_token(connection_id)
-    with ledger() as opened, opened.begin() as db, _act(db, Action.ROTATE, connection_id, acting(who, reason)):
+    with recorded(acting(who, reason), Action.ROTATE, Kind.CONNECTION, [connection_id]) as db:
         connections.add(db, connection_id, binding.encrypt(db, vault, token, of_connection(connection_id)))
     console.print(f"Connection {connection_id} has a new token.")
 
@@ -163,8 +157,8 @@ def hold(connection_id: Annotated[str, typer.Argument(metavar="ID")], reason: Wh
 
     Example: cancel-worker connections hold shop-1 --reason "stock-taking"
     """
-    with ledger() as opened, opened.begin() as db, _act(db, Action.HOLD, connection_id, acting(who, reason)):
-        _known(db, connection_id)
+    with recorded(acting(who, reason), Action.HOLD, Kind.CONNECTION, [connection_id]) as db:
+        connections.known(db, connection_id)
         holds.hold_by_operator(db, connection_id)
     console.print(f"Connection {connection_id} is held.")
 
@@ -176,8 +170,8 @@ def resume(connection_id: Annotated[str, typer.Argument(metavar="ID")], reason: 
     Example: cancel-worker connections resume shop-1 --reason "it is over"
     """
     by = acting_for_a_reason(who, reason)
-    with ledger() as opened, opened.begin() as db, _act(db, Action.RESUME, connection_id, by):
-        row = _known(db, connection_id)
+    with recorded(by, Action.RESUME, Kind.CONNECTION, [connection_id]) as db:
+        row = connections.known(db, connection_id)
         if not row.has_token:
             raise ValueError(
                 f"Connection {connection_id} has no token: give it one with `connections add {connection_id}`."
@@ -201,8 +195,8 @@ def remove(
     Example: cancel-worker connections remove shop-1 --reason "they have left"
     """
     by = acting_for_a_reason(who, reason)
-    with ledger() as opened, opened.begin() as db, _act(db, Action.REMOVE, connection_id, by):
-        _known(db, connection_id)
+    with recorded(by, Action.REMOVE, Kind.CONNECTION, [connection_id]) as db:
+        connections.known(db, connection_id)
         waiting = connections.count_waiting(db, connection_id)
         if waiting and not force:
             raise ValueError(
@@ -220,17 +214,9 @@ def _check_trackstar_id(trackstar_id: str | None) -> None:
         )
 
 
-def _act(db: Connection, action: Action, connection_id: str, by: audit.By) -> AbstractContextManager[None]:
-    return audit.recorded(db, by, action, Kind.CONNECTION, [connection_id])
-
-
 def _check_texts(*texts: str | None) -> None:
     if any(text is not None and len(text) > MAX_ID_LENGTH for text in texts):
         raise typer.BadParameter(f"a name, an owner and a warehouse system have {MAX_ID_LENGTH} characters at most")
-
-
-def _known(db: Connection, connection_id: str) -> connections.ConnectionRow:
-    return connections.known(db, connection_id)
 
 
 def _read_token(connection_id: str) -> str:

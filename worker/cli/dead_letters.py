@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.cancellation.request import parse_request
-from worker.cli.parts import Who, Why, acting, client, console, ledger
+from worker.cli.parts import Who, Why, acting, client, console, ledger, recorded
 from worker.cli.times import moment
-from worker.ledger import audit, dead_letters
+from worker.ledger import dead_letters
 from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
 from worker.streams import INBOX, producer_of
@@ -101,11 +101,7 @@ def requeue(
     with closing(client(producer=_producer_of(letter))) as producer:
         producer.enqueue_many([msgspec.structs.asdict(request)])
     made = {"cancellation_id": request.record_id}
-    with (
-        ledger() as opened,
-        opened.begin() as db,
-        audit.recorded(db, by, Action.REQUEUE, Kind.DEAD_LETTER, [number], **made),
-    ):
+    with recorded(by, Action.REQUEUE, Kind.DEAD_LETTER, [number], **made) as db:
         dead_letters.note_requeued(db, number)
     console.print(f"{request.record_id}  {request.order_id}")
 

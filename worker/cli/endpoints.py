@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from worker.cli.events import AGAIN, NAMED, Types
-from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger, print_json
+from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger, print_json, recorded
 from worker.cli.times import moment
 from worker.inputs.receivers import read_receiver
 from worker.ledger import audit, binding, connections, endpoints
@@ -20,8 +20,6 @@ from worker.settings import load_settings
 from worker.webhooks.request import new_secret
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from sqlalchemy import Connection
 
     from worker.ledger.endpoints import EndpointRow
@@ -156,7 +154,7 @@ def rotate(endpoint_id: Id, reason: Why = None, who: Who = None) -> None:
     """
     secret = new_secret()
     vault = TokenVault(load_settings().keys)
-    with ledger() as opened, opened.begin() as db, _act(db, Action.ROTATE, endpoint_id, acting(who, reason)):
+    with recorded(acting(who, reason), Action.ROTATE, Kind.ENDPOINT, [endpoint_id]) as db:
         endpoints.rotate(db, endpoint_id, binding.encrypt(db, vault, secret, of_endpoint(endpoint_id)))
     console.print("The new secret, which is not shown again (the one before signs too for a day):")
     console.print(secret, soft_wrap=True)
@@ -168,7 +166,7 @@ def pause(endpoint_id: Id, reason: Why = None, who: Who = None) -> None:
 
     Example: cancel-worker endpoints pause ep_0123456789abcdef
     """
-    with ledger() as opened, opened.begin() as db, _act(db, Action.PAUSE, endpoint_id, acting(who, reason)):
+    with recorded(acting(who, reason), Action.PAUSE, Kind.ENDPOINT, [endpoint_id]) as db:
         paused = endpoints.pause(db, endpoint_id)
     console.print(f"Endpoint {endpoint_id} {'is' if paused else 'was already'} paused.")
 
@@ -179,7 +177,7 @@ def resume(endpoint_id: Id, reason: Why = None, who: Who = None) -> None:
 
     Example: cancel-worker endpoints resume ep_0123456789abcdef
     """
-    with ledger() as opened, opened.begin() as db, _act(db, Action.RESUME, endpoint_id, acting(who, reason)):
+    with recorded(acting(who, reason), Action.RESUME, Kind.ENDPOINT, [endpoint_id]) as db:
         endpoints.resume(db, endpoint_id)
     console.print(f"Endpoint {endpoint_id} goes on.")
 
@@ -191,10 +189,6 @@ def remove(endpoint_id: Id, reason: Why = None, who: Who = None) -> None:
     Example: cancel-worker endpoints remove ep_0123456789abcdef --reason moved
     """
     by = acting_for_a_reason(who, reason)
-    with ledger() as opened, opened.begin() as db, _act(db, Action.REMOVE, endpoint_id, by):
+    with recorded(by, Action.REMOVE, Kind.ENDPOINT, [endpoint_id]) as db:
         endpoints.remove(db, endpoint_id)
     console.print(f"Endpoint {endpoint_id} is removed.")
-
-
-def _act(db: Connection, action: Action, endpoint_id: str, by: audit.By) -> AbstractContextManager[None]:
-    return audit.recorded(db, by, action, Kind.ENDPOINT, [endpoint_id])

@@ -24,9 +24,9 @@ from worker.settings import known_secrets
 from worker.telemetry.logs import MIN_SECRET_LENGTH, without_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
     from worker.ledger.record import Cancellation
 
@@ -94,6 +94,15 @@ def opened_ledger(address: str, *, by_index: bool = False) -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+@contextmanager
+def recorded(
+    by: audit.By, action: audit.Action, kind: audit.Kind, ids: Sequence[str | int], **more: Any
+) -> Iterator[Connection]:
+    """Act on the ledger in one transaction, and write down who did: `audit.recorded`."""
+    with ledger() as opened, opened.begin() as db, audit.recorded(db, by, action, kind, ids, **more):
+        yield db
 
 
 _COLOURS = {SafeToRefund.YES: "green", SafeToRefund.NO: "red", SafeToRefund.NOT_YET: "yellow"}

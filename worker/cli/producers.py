@@ -8,19 +8,15 @@ import msgspec
 import typer
 from rich.table import Table
 
-from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger, print_json
+from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger, print_json, recorded
 from worker.cli.times import moment
 from worker.inputs.identifiers import problem_of_name
-from worker.ledger import audit, producers
+from worker.ledger import producers
 from worker.ledger.audit import Action, Kind
 from worker.ledger.database import read_only
 from worker.streams import inbox_of
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from sqlalchemy import Connection
-
     from worker.ledger.producers import ProducerRow
 
 ALL, NO_LIMIT = "all", 0.0
@@ -54,7 +50,7 @@ def add(
     """
     by = acting(who, reason)
     named = _read_connections(connections)
-    with ledger() as opened, opened.begin() as db, _act(db, Action.ADD, name, by):
+    with recorded(by, Action.ADD, Kind.PRODUCER, [name]) as db:
         limit = per_second or None
         producers.add(db, name, by=by.actor, connections=named, urgent=urgent, per_second=limit)
     console.print(f"Producer {name} is added. Its user in Redis needs this line of an ACL file (Redis 7 or newer):")
@@ -91,7 +87,7 @@ def change(
         rights["per_second"] = None if per_second == NO_LIMIT else per_second
     if not rights:
         raise typer.BadParameter("say what: --connections, --urgent, --not-urgent or --per-second")
-    with ledger() as opened, opened.begin() as db, _act(db, Action.CHANGE, name, acting(who, reason)):
+    with recorded(acting(who, reason), Action.CHANGE, Kind.PRODUCER, [name]) as db:
         producers.change(db, name, **rights)
     console.print(f"Producer {name} is changed.")
 
@@ -152,13 +148,9 @@ def remove(name: Name, reason: Why = None, who: Who = None) -> None:
     Example: cancel-worker producers remove oms-a --reason "it was shut down"
     """
     by = acting_for_a_reason(who, reason)
-    with ledger() as opened, opened.begin() as db, _act(db, Action.REMOVE, name, by):
+    with recorded(by, Action.REMOVE, Kind.PRODUCER, [name]) as db:
         producers.remove(db, name)
     console.print(f"Producer {name} is removed. Remove its user from Redis' ACL as well.")
-
-
-def _act(db: Connection, action: Action, name: str, by: audit.By) -> AbstractContextManager[None]:
-    return audit.recorded(db, by, action, Kind.PRODUCER, [name])
 
 
 def _read_connections(text: str) -> list[str] | None:

@@ -14,8 +14,8 @@ from worker.cancellation.policy import Policy
 from worker.cancellation.status import UNSENT, Status, Verdict
 from worker.cli.chosen import allowed, chosen, in_parts
 from worker.cli.filters import DryRun, by_filter
-from worker.cli.parts import Who, Why, acting, acting_for_a_reason, client, console, ledger, overview
-from worker.ledger import audit, confirmations, transitions
+from worker.cli.parts import Who, Why, acting, acting_for_a_reason, client, console, overview, recorded
+from worker.ledger import confirmations, transitions
 from worker.ledger.audit import Action, Kind
 from worker.ledger.filters import Filter  # noqa: TC001 - the command line reads it
 
@@ -72,11 +72,7 @@ def resolve(
     Example: cancel-worker resolve 6f1d0c1e-94a5-5e0a-8a0e-3b1f5f6d2c47 cancelled --reason "seen there"
     """
     by = acting_for_a_reason(who, reason, ask="say what you saw")
-    with (
-        ledger() as opened,
-        opened.begin() as db,
-        audit.recorded(db, by, Action.RESOLVE, Kind.CANCELLATION, [record_id]),
-    ):
+    with recorded(by, Action.RESOLVE, Kind.CANCELLATION, [record_id]) as db:
         confirmations.resolve(db, record_id, Verdict(seen.value), by=by.actor, note=by.reason or "")
     refund = "yes" if seen is Seen.CANCELLED else "no"
     console.print(f"{record_id}  {seen.value}, says {by.actor}. Safe to refund: {refund}.", soft_wrap=True)

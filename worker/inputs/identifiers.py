@@ -8,7 +8,7 @@ MAX_NAME_LENGTH = 255  # Trackstar's own limit for an Idempotency-Key
 
 # Letters and marks that show nothing, though Unicode does not call them format characters: fillers, selectors of a
 # variant, and a blank among the symbols.
-_BLANK = frozenset(
+BLANK = frozenset(
     map(
         chr,
         [
@@ -51,7 +51,7 @@ def problem_of_name(name: str) -> str | None:
 def _problem_of(char: str) -> str | None:
     if char == " ":
         return None
-    return "an invisible character" if char in _BLANK else _PROBLEMS.get(unicodedata.category(char))
+    return "an invisible character" if char in BLANK else _PROBLEMS.get(unicodedata.category(char))
 
 
 def _named(char: str) -> str:

@@ -10,6 +10,8 @@ import unicodedata
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from worker.inputs.identifiers import BLANK
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -17,13 +19,13 @@ MAX_MESSAGE_LENGTH = 500  # of an error text that is kept: enough for a sentence
 MAX_SHOWN_LENGTH = 2000  # characters of one value on a terminal: above all that a job may hold, below a flood
 MAX_MARKS = 2  # combining marks on one letter; more of them paint over the lines around it
 
-# Characters that Python calls printable and that no font shows: joiners, fillers, variation selectors, a blank Braille
-# cell.
-_BLANK = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
-)
 _LIKE_AN_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 _EDGE = re.compile(r"\A +| +\Z")
+
+
+def as_text(value: bytes | str) -> str:
+    """Return what Redis answers, as bytes or as text, as text."""
+    return value if isinstance(value, str) else value.decode()
 
 
 def printable(text: str) -> str:
@@ -47,7 +49,7 @@ def _characters(text: str) -> Iterator[str]:
     marks = MAX_MARKS  # a mark without a letter would stand on what is written before it
     for char in text:
         marks = marks + 1 if unicodedata.category(char) in {"Mn", "Me"} else 0
-        shown = char.isprintable() and marks <= MAX_MARKS and not _BLANK.match(char)
+        shown = char.isprintable() and marks <= MAX_MARKS and char not in BLANK
         yield char if shown else escape(char)
 
 

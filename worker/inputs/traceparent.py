@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-LENGTH = 55  # of version 00; what a later version adds behind it is not kept
-
 _FORM = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII | re.DOTALL)
 _INVALID_VERSION = "ff"
 _MOST = 512  # characters that are looked at: a later version may be longer than ours

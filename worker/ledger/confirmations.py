@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from worker.cancellation.proof import Confirmation
 from worker.cancellation.request import is_record_id
-from worker.cancellation.status import PROVEN, Evidence, Verdict
+from worker.cancellation.status import PROVEN, UNPROVEN, Evidence, Verdict
 from worker.errors import UnknownCancellationError
 from worker.inputs.text import printable
 from worker.ledger.claims import CLAIM_COLUMNS, ConfirmClaim, confirm_claim
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 c = cancellations.c
 
-UNPROVEN = (Verdict.ACCEPTED, Verdict.UNKNOWN)
 Found = tuple[ConfirmClaim, Confirmation]
 
 _CONFIRMATION = {

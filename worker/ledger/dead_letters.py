@@ -40,15 +40,10 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     error: str
 
 
-class DeadLetterRow(msgspec.Struct, frozen=True, kw_only=True):
+class DeadLetterRow(DeadLetter, frozen=True, kw_only=True):
     """One message that is kept, with its number."""
 
     id: int
-    source: str  # the stream or list it came from
-    entry_id: str | None
-    raw: bytes  # as it came; may hold anything
-    reason: str
-    error: str
     received_at: datetime
     requeued_at: datetime | None
 

@@ -52,7 +52,7 @@ class EndpointRow(msgspec.Struct, frozen=True, kw_only=True):
     behind: int  # events of the feed that it was not looked at for, up to MAX_COUNTED
 
 
-class Try(msgspec.Struct, frozen=True, kw_only=True):
+class Try(msgspec.Struct, frozen=True):
     """One try, as it is kept."""
 
     event_number: int
@@ -133,18 +133,9 @@ def _row(db: sa.Connection, row: Any) -> EndpointRow:
 
 def last_tries(db: sa.Connection, endpoint_id: str, limit: int) -> list[Try]:
     """Return the newest tries of an endpoint, also of one that is gone."""
-    query = sa.select(delivery_tries).where(t.endpoint_id == endpoint_id).order_by(t.id.desc()).limit(limit)
-    return [
-        Try(
-            event_number=row.event_number,
-            try_=getattr(row, "try"),
-            at=row.at,
-            duration_ms=row.duration_ms,
-            status=row.status,
-            reason=row.reason,
-        )
-        for row in db.execute(query)
-    ]
+    columns = (t.event_number, t["try"], t.at, t.duration_ms, t.status, t.reason)
+    query = sa.select(*columns).where(t.endpoint_id == endpoint_id).order_by(t.id.desc()).limit(limit)
+    return [Try(*row) for row in db.execute(query)]
 
 
 def waiting(db: sa.Connection, endpoint_id: str, limit: int) -> Sequence[Any]:

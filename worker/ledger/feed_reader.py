@@ -7,7 +7,7 @@ a replica, it reads what has got its place elsewhere, and keeps none.
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,7 +19,7 @@ from worker.inputs.identifiers import problem_of_name
 from worker.ledger import feed
 from worker.ledger.database import read_only
 from worker.ledger.dialects import takes_no_writes
-from worker.ledger.problems import ledger_problem, passes
+from worker.ledger.problems import ledger_errors, ledger_problem, passes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -73,7 +73,7 @@ class FeedReader:
 
     def start(self, after: str | None, since: datetime | None) -> int:
         """Return the place to begin at. Raises CursorError or LedgerUnavailableError."""
-        with _errors():
+        with ledger_errors():
             self._refuse_consumer_of_replica()
             if after == NOW or since is not None:
                 self._place_what_is_there()
@@ -137,7 +137,7 @@ class FeedReader:
         return True
 
     def _say_what_has_no_place(self) -> None:
-        with _errors(), read_only(self._ledger) as db:
+        with ledger_errors(), read_only(self._ledger) as db:
             if feed.without_place(db) and takes_no_writes(db):
                 raise LedgerUnavailableError(NO_PLACES)
 
@@ -190,11 +190,3 @@ def _place(cursor: str) -> int:
     if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= MAX_DIGITS):
         raise CursorError(f"{cursor!r} is no cursor: use the `cursor` of an event, or `now`.")
     return int(cursor)
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise LedgerUnavailableError(ledger_problem(error)) from error

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from worker.cancellation.policy import Policy
 from worker.cancellation.request import is_record_id
-from worker.cancellation.status import FINAL, SafeToRefund, Status, Verdict
+from worker.cancellation.status import FINAL, UNPROVEN, SafeToRefund, Status, Verdict
 from worker.errors import UnknownCancellationError
 from worker.ledger import outlook, queries
 from worker.ledger.dialects import id_in_chosen, json_member_is
@@ -34,7 +34,6 @@ c = cancellations.c
 
 STRETCHES = (1_000, 10_000, 50_000)  # rows; the last one again and again
 LOOK_AT = 500_000  # rows that one page looks at, at most
-UNPROVEN = (Verdict.ACCEPTED, Verdict.UNKNOWN)
 UNENDED = frozenset(Status) - FINAL
 _OPEN = {Status.PENDING: PENDING, Status.WAITING: WAITING, Status.QUEUED: LEASED, Status.IN_FLIGHT: LEASED}
 

@@ -11,8 +11,8 @@ import msgspec
 import sqlalchemy as sa
 
 from worker.cancellation.fairness import PRIORITY_RANK
+from worker.cancellation.status import UNPROVEN
 from worker.inputs.headers import MAX_RATE, MIN_RATE
-from worker.ledger.confirmations import UNPROVEN
 from worker.ledger.dialects import UtcTimestamp, db_now
 from worker.ledger.schema import (
     HOLD_REASONS,

@@ -81,10 +81,6 @@ def _own_connection(engine: Engine) -> Iterator[Connection]:
         yield db
 
 
-def _nobody_hears(_sentence: str) -> None:
-    pass
-
-
 @contextmanager
 def _alone(db: Connection, waiting: Callable[[str], object]) -> Iterator[None]:
     """Open a transaction in which nobody else migrates; while another does, wait, and say so once."""
@@ -177,7 +173,7 @@ def refuse_newer(found: str | None) -> None:
         raise SchemaError(f"The ledger's schema is {found}, which a newer cancel-worker has made: migrate with that.")
 
 
-def migrate(engine: Engine, revision: str = "head", waiting: Callable[[str], object] = _nobody_hears) -> None:
+def migrate(engine: Engine, revision: str = "head", waiting: Callable[[str], object] = lambda _: None) -> None:
     """Bring the schema to a revision, forwards, each step in a transaction of its own.
 
     A second migration waits as long as the first works, and either for who holds a table; `waiting` is told why, in a
@@ -214,7 +210,7 @@ def _upgrade_one(db: Connection, wanted: list[str]) -> bool:
 
 def roll_back(engine: Engine, revision: str = "base") -> None:
     """Bring the schema back to a revision. What later revisions held is gone."""
-    with _own_connection(engine) as db, _alone(db, _nobody_hears):
+    with _own_connection(engine) as db, _alone(db, lambda _: None):
         command.downgrade(alembic_config(db), revision)
 
 

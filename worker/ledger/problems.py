@@ -6,10 +6,13 @@ A driver's text may hold an address, a password that stands in the wrong place o
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from sqlalchemy.exc import DBAPIError, NotSupportedError, SQLAlchemyError
 
+from worker.errors import LedgerUnavailableError
 from worker.ledger.rights import WHERE_ROLES_ARE
 from worker.ledger.sessions import ROLE
 
@@ -92,6 +95,15 @@ def ledger_problem(error: SQLAlchemyError) -> str:
     if found := _find(error):
         return found.sentence
     return UNREACHABLE.replace(".", f" ({type(error).__name__}).", 1)
+
+
+@contextmanager
+def ledger_errors() -> Iterator[None]:
+    """Raise LedgerUnavailableError, with what is wrong, for whatever the block meets in the ledger."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise LedgerUnavailableError(ledger_problem(error)) from error
 
 
 def lacks_a_right(error: SQLAlchemyError) -> bool:

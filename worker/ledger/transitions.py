@@ -371,7 +371,7 @@ def end_unsent(db: sa.Connection, decided: Sequence[tuple[str, Transition]]) -> 
     _check_targets("end_unsent", (transition for _, transition in decided))
     changed = _apply(db, _end_unsent(db), [(Lease(each, "", 0), transition) for each, transition in decided])
     add_events(db, [*_ends(changed), *refund_events(db, _proven(changed))])
-    return _ids(changed)
+    return {str(row.id) for row in changed}
 
 
 @built_once_per_dialect
@@ -437,10 +437,6 @@ def _apply(
     if not decided:
         return ()
     return db.execute(statement, bind_rows(_transition_row(*each) for each in decided)).all()
-
-
-def _ids(changed: Sequence[sa.Row[Any]]) -> set[str]:
-    return {str(row.id) for row in changed}
 
 
 def _ends(changed: Sequence[sa.Row[Any]]) -> list[NewEvent]:

@@ -27,8 +27,6 @@ from worker.runtime.loop import Loop
 from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections import Counter
-
     from sqlalchemy import Engine
 
     from worker.ledger.claims import AttemptClaim, Lease
@@ -122,13 +120,10 @@ class Dispatcher:
         # Who has nothing in flight is served first, from the reserve if need be.
         shares = round_robin(free, [(name, 1) for name in order if not in_use[name]])
         rest = max(0, free - len(shares) - reserve_size(threads))
-        more = [(name, self._limit(name, in_use, free, contenders) - shares.get(name, 0)) for name in order]
+        more = [(name, fair_limit(in_use[name], free, threads, contenders) - shares.get(name, 0)) for name in order]
         for name, count in round_robin(rest, more).items():
             shares[name] = shares.get(name, 0) + count
         return shares
-
-    def _limit(self, name: str, in_use: Counter[str], free: int, contenders: int) -> int:
-        return fair_limit(in_use[name], free, self._executor.threads, contenders)
 
     def _claim_and_hand_out(self, granted: dict[str, int], slots: dict[str, SlotReservation]) -> None:
         aged = {

@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cancellation.answer import NoReply
 from worker.cancellation.freshness import ahead_of, broken, forecast, needs_forcing, observe
+from worker.cancellation.outage import is_failure
 from worker.cancellation.proof import foresee
 from worker.ledger import freshness, rereads
 from worker.ledger.database import read_only
@@ -224,5 +225,4 @@ class Freshness:
 
 def _is_final(status: int) -> bool:
     """Whether asking again soon would be answered in the same way: neither too fast, nor no access, nor a failure."""
-    passing = status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT}
-    return not passing and (status < HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.NOT_IMPLEMENTED)
+    return is_failure(status) is False and status != HTTPStatus.REQUEST_TIMEOUT

@@ -11,8 +11,6 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-import structlog
-
 from worker.cancellation.answer import NoReply
 from worker.cancellation.freshness import CrawlStatus
 from worker.cancellation.outcome import OrderState, judge_order
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from worker.ledger.freshness import Watch
     from worker.ledger.results import Result
     from worker.runtime.attempt import AttemptContext, LedgerClock
-
-log = structlog.get_logger()
 
 LEASE_SECONDS = 60.0  # after which another worker may read what this one has not
 BUDGET_SECONDS = 20.0  # of one run; what is left is read by the next, or by another worker

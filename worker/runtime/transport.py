@@ -84,10 +84,6 @@ class Transport:
     def __init__(self, redis: Redis) -> None:
         self._look: Any = redis.register_script(_LOOK)
 
-    def look(self, worker: str = "", problems: Sequence[str] = ()) -> InboxLook:
-        """Look at the inbox without a name, as `look_at` does."""
-        return self.look_at((INBOX,), worker, problems)[0]
-
     def look_at(self, inboxes: Sequence[str], worker: str = "", problems: Sequence[str] = ()) -> list[InboxLook]:
         """Look at inboxes, and leave word of this worker's problems; without a name, only try to write."""
         said = msgspec.json.encode(problems).decode()

@@ -52,10 +52,6 @@ _CONNECTIONS, _CONNECTION = "/connections", "/connections/{connection_id}"
 _SYNC, _MAGIC_LINKS = "/connections/sync", "/magic-links"
 
 
-def _nobody(*_: object) -> None:
-    pass
-
-
 class TrackstarClient:
     """Calls Trackstar for one organisation. Safe to share between threads."""
 
@@ -71,7 +67,7 @@ class TrackstarClient:
         retry_cap: float = DEFAULT_RETRY_CAP,
         ca_bundle: str = "",
         proxy: str = "",
-        observe: Observe = _nobody,
+        observe: Observe = lambda *_: None,
     ) -> None:
         self._observe = observe
         self._base_url = base_url.rstrip("/")
@@ -161,28 +157,18 @@ class TrackstarClient:
         most: int = 1,
     ) -> Answer:
         began = time.monotonic()
-        answer = self._answer(method, path, headers, read, body, most)
-        reason = answer.reason if isinstance(answer, NoReply) else ""
-        self._observe(method, template, answer.status, reason, time.monotonic() - began)
-        return answer
-
-    def _answer(
-        self,
-        method: str,
-        path: str,
-        headers: dict[str, str],
-        read: Callable[..., Reply],
-        body: bytes | None,
-        most: int,
-    ) -> Answer:
+        answer: Answer
         with self._watchdog.limit(self._request_timeout) as call:
             try:
                 prepared = self._prepared(method, path, headers, body)
-                return self._exchange(prepared, call, read, most * self._max_response_bytes)
+                answer = self._exchange(prepared, call, read, most * self._max_response_bytes)
             except (RequestException, HTTPError, OSError) as error:
                 # Its kind, or OpenSSL's own words: its text may hold a header.
                 detail = certificate_problem(error) or type(error).__name__
-                return NoReply(_why(error, call), call.sent, detail, call.status)
+                answer = NoReply(_why(error, call), call.sent, detail, call.status)
+        reason = answer.reason if isinstance(answer, NoReply) else ""
+        self._observe(method, template, answer.status, reason, time.monotonic() - began)
+        return answer
 
     def _prepared(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None

@@ -158,16 +158,13 @@ class Pacing:
 
     def key(self, connection_id: str) -> str:
         """Return where the pace of a connection is kept."""
-        return self._key(connection_id)
-
-    def _key(self, connection_id: str) -> str:
         return f"cancellations:pace:{self._kind}:{connection_id}"
 
     def ahead(self, connection_id: str) -> float | None:
         """Return the seconds to the next free send slot (below zero: it has passed); None where nobody can tell."""
         seconds, micros = self._redis.time()
         try:
-            free = float(self._redis.hget(self._key(connection_id), "next") or 0)
+            free = float(self._redis.hget(self.key(connection_id), "next") or 0)
         except (ResponseError, ValueError):  # a key of another type, or no number
             return None
         return free / 1e6 - seconds - micros / 1e6 if free < float("inf") else None
@@ -175,7 +172,7 @@ class Pacing:
     def limit(self, connection_id: str) -> float | None:
         """Return the server's own limit (requests per second) where it is known to be lower than ours."""
         try:
-            found = float(self._redis.hget(self._key(connection_id), "limit") or 0)
+            found = float(self._redis.hget(self.key(connection_id), "limit") or 0)
         except (ResponseError, ValueError):  # a key of another type, or no number
             return None
         return found if MIN_RATE <= found <= MAX_RATE else None
@@ -187,7 +184,7 @@ class Pacing:
         words = [word for rate, wanted in wants.values() for word in (rate, wanted)]
         fixed = (*_LIMITS, TARGET_UTILISATION, self._ahead, round(LONGEST_PAUSE_SECONDS * 1_000_000), _KEPT_MS)
         asked = time.monotonic()
-        answer = self._reserve(keys=[self._key(name) for name in wants], args=[*fixed, *words])
+        answer = self._reserve(keys=[self.key(name) for name in wants], args=[*fixed, *words])
         # Redis looked at its clock somewhere between the two; the middle is right to half a round trip.
         now = (asked + time.monotonic()) / 2
         reserved = {}
@@ -199,20 +196,20 @@ class Pacing:
     def return_unused(self, connection_id: str, slots: SlotReservation, unused: int) -> None:
         """Return the last slots of a reservation that nobody needed."""
         if unused:
-            self._return(keys=[self._key(connection_id)], args=[slots.end_token, round(unused * slots.interval * 1e6)])
+            self._return(keys=[self.key(connection_id)], args=[slots.end_token, round(unused * slots.interval * 1e6)])
 
     def pause(self, connection_id: str, seconds: float) -> None:
         """Reserve nothing for so long, LONGEST_PAUSE_SECONDS at most: the server has said that it is too fast."""
         ends = [round(seconds * 1_000_000), _KEPT_MS + round(seconds * 1000)]
-        self._log_reset(connection_id, self._pause(keys=[self._key(connection_id)], args=[*_LIMITS, *ends]))
+        self._log_reset(connection_id, self._pause(keys=[self.key(connection_id)], args=[*_LIMITS, *ends]))
 
     def cap_rate(self, connection_id: str, limit: RateLimit) -> None:
         """Keep to the server's own limit where it is lower than ours, until nothing was sent for ten minutes."""
-        self._log_reset(connection_id, self._cap(keys=[self._key(connection_id)], args=[*_LIMITS, limit, _KEPT_MS]))
+        self._log_reset(connection_id, self._cap(keys=[self.key(connection_id)], args=[*_LIMITS, limit, _KEPT_MS]))
 
     def _log_reset(self, connection_id: str, reset: int) -> None:
         if reset:
-            log.warning("pace.reset", connection_id=connection_id, key=self._key(connection_id))
+            log.warning("pace.reset", connection_id=connection_id, key=self.key(connection_id))
 
 
 class Pace:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 import msgspec
 
@@ -19,8 +18,6 @@ from worker.settings import Settings
 LIMIT_SECONDS = 6.0
 # Of one answer of Redis or Trackstar: below the limit, so that what hangs is named, with the reason.
 PATIENCE_SECONDS = 2.5
-
-Answer = TypeVar("Answer")
 
 
 class Part(msgspec.Struct, frozen=True):
