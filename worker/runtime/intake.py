@@ -90,7 +90,7 @@ class Intake:
 
     def take(self) -> int:
         """Take one batch: what was in hand, what is new, what was put aside. Return how many entries were settled."""
-        self._look_again()
+        self._refresh_inboxes()
         entries = self._reader.next()
         self._vitals.responded(REDIS)
         self._store_and_ack(entries)
@@ -99,7 +99,7 @@ class Intake:
             self._store_and_ack(alone)
         return len(entries)
 
-    def _look_again(self) -> None:
+    def _refresh_inboxes(self) -> None:
         """Every few seconds, learn which inboxes there are, and repair what is ahead."""
         if time.monotonic() - self._repaired_at < TAKE_OVER_EVERY_SECONDS:
             return
