@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-IDLE_SECONDS = 20.0  # without a publish for so long there was no message that nobody could have consumed
+IDLE_SECONDS = 20.0  # after so long without a publish there is no telling whether anybody consumes
 # So many of the threads (a fraction) read back what has ended, at most: reads that hang may not delay a cancel.
 READ_BACK_FRACTION = 2
 

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# Per connection a hash: `next`, the first free moment in microseconds; `limit`, the server's own word where it is
-# lower than ours. It is forgotten when nothing was sent for ten minutes.
+# Per connection a hash: `next`, the first free moment in microseconds; `limit`, the server's own word, which counts
+# where it is lower than the rate that is asked for. It is forgotten when nothing was sent for ten minutes.
 _KEPT_MS = 600_000
 
 # What stands in Redis is outside of this process: `read` believes nothing but a number within its limits. A key that
@@ -170,7 +170,7 @@ class Pacing:
         return free / 1e6 - seconds - micros / 1e6 if free < float("inf") else None
 
     def limit(self, connection_id: str) -> float | None:
-        """Return the server's own limit (requests per second) where it is known to be lower than ours."""
+        """Return the server's own limit (requests per second), where it has named one lately."""
         try:
             found = float(self._redis.hget(self.key(connection_id), "limit") or 0)
         except (ResponseError, ValueError):  # a key of another type, or no number
