@@ -120,7 +120,9 @@ class Settings(BaseSettings):
     lease_seconds: Seconds = 180.0
     writes_per_second: PerSecond = DOCUMENTED_WRITES_PER_SECOND
     reads_per_second: PerSecond = DOCUMENTED_READS_PER_SECOND
-    read_back_seconds: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_split)] = (120.0, 900.0, 4200.0)
+    read_back_seconds: Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_split), Field(min_length=1)] = (
+        *(120.0, 900.0, 4200.0),
+    )
     not_found_grace_seconds: Annotated[float, BeforeValidator(_numeral), Field(ge=0, le=MAX_SECONDS)] = 4500.0
     force_sync: bool = True
     watch_days: Annotated[float, BeforeValidator(_numeral), Field(gt=0, le=365)] = 14.0

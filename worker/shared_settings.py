@@ -62,8 +62,13 @@ def _user() -> str:
 
 
 def _numbers(name: str, default: tuple[float, ...]) -> tuple[float, ...]:
-    given = [part.strip() for part in (from_environment(name) or "").split(",") if part.strip()]
+    stated = from_environment(name)
+    if stated is None:
+        return default
+    given = [part.strip() for part in stated.split(",") if part.strip()]
+    if not given:
+        raise SettingsError(f"{name}: must be a number.")
     for each in given:
         if (problem := problem_of_number(each)) or not 0 < float(each) <= MAX_SECONDS:
             raise SettingsError(f"{name}: {problem or f'must be above 0 and at most {MAX_SECONDS:.0f}'}.")
-    return tuple(map(float, given)) or default
+    return tuple(map(float, given))

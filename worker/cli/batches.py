@@ -93,7 +93,7 @@ def stop(name: Name, dry_run: DryRun = False, reason: Why = None, who: Who = Non
 
 
 def _unsent(name: str) -> list[Cancellation]:
-    which = Filter(batch=name, status=tuple(sorted(UNSENT)))
+    which = Filter(batch=name, status=tuple(sorted(UNSENT)), undoubted=True)
     with ledger(by_index=True) as opened, read_only(opened) as db:
         return allowed(filters.find(db, which, limit=AT_ONCE), why_not_withdraw, "withdrawn", quiet=True)
 

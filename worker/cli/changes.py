@@ -54,7 +54,7 @@ def change(
         return
     done = in_parts(may, by, Action.CHANGE, lambda db, part: change_them(db, part, wish))
     console.print(f"{done} are changed; {len(found) - done} are not.")
-    if ids and done < len(ids):
+    if ids and done < len(found):
         raise typer.Exit(1)
 
 

@@ -13,7 +13,7 @@ from msgspec import structs
 
 from worker.cancellation.status import Status, Verdict
 from worker.cli.filters import batched
-from worker.cli.parts import console, ledger, recorded
+from worker.cli.parts import console, ledger, print_beside, recorded
 from worker.cli.progress import progress
 from worker.errors import UnknownCancellationError
 from worker.ledger import audit, filters, queries
@@ -44,12 +44,22 @@ def in_parts(
 
 def chosen(ids: list[str] | None, which: Filter, meant: Iterable[Status], limit: int) -> list[Cancellation]:
     """Return what a person names by ids or by a filter; without a status, those of the statuses that are meant."""
-    if not ids and which == EVERYTHING:
-        raise typer.BadParameter("say which: give ids, or at least one option that chooses, such as --status")
+    one_way(ids, which)
     with ledger(by_index=True) as opened, read_only(opened) as db:
         if ids:
-            return [_known(queries.get(db, record_id), record_id) for record_id in ids]
-        return filters.find(db, structs.replace(which, status=which.status or tuple(meant)), limit=limit)
+            return [_known(queries.get(db, record_id), record_id) for record_id in dict.fromkeys(ids)]
+        found = filters.find(db, structs.replace(which, status=which.status or tuple(meant)), limit=limit + 1)
+    if len(found) > limit:
+        print_beside(f"There are more than {limit:,}: run it again, or raise --limit.")
+    return found[:limit]
+
+
+def one_way(ids: list[str] | None, which: Filter) -> None:
+    """Refuse a choice by nothing, and one by ids and by options: of the options nobody would ask."""
+    if bool(ids) == (which != EVERYTHING):
+        raise typer.BadParameter(
+            "say which: either ids, or at least one option that chooses, such as --status"
+        )
 
 
 def allowed(

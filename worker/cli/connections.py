@@ -11,6 +11,8 @@ from rich.table import Table
 from worker.cli.parts import Who, Why, acting, acting_for_a_reason, console, ledger, recorded
 from worker.cli.times import moment
 from worker.cli.words import in_few_words
+from worker.inputs.headers import MAX_RATE, MIN_RATE
+from worker.inputs.identifiers import problem_of_name
 from worker.inputs.text import visible
 from worker.ledger import binding, connections, freshness, holds, queries
 from worker.ledger.audit import Action, Kind
@@ -25,7 +27,9 @@ TrackstarId = Annotated[
 Name = Annotated[str | None, typer.Option(help="For people; shown beside its id. An empty one is none.")]
 Owner = Annotated[str | None, typer.Option(help="Who answers for it, for people; shown beside its id.")]
 Integration = Annotated[str | None, typer.Option(help="The warehouse system's name.")]
-WritesPerSecond = Annotated[float | None, typer.Option(min=0.1, help="Where its limit is not the usual.")]
+WritesPerSecond = Annotated[
+    float | None, typer.Option(min=MIN_RATE, max=MAX_RATE, help="Where its limit is not the usual.")
+]
 
 app = typer.Typer(
     help="Add, list, change, hold, rotate connections: one customer's warehouse, one access token each.\n\n"
@@ -49,6 +53,8 @@ def add(
 
     Example: cancel-worker connections add shop-1 --name "Shop One" --owner ann
     """
+    if problem := problem_of_name(connection_id):
+        raise typer.BadParameter(f"{connection_id!r} {problem}: no job could name it", param_hint="ID")
     vault = TokenVault(load_settings().keys)
     vault.encrypt("")  # says how to make a key before anybody types a secret
     _check_trackstar_id(trackstar_id)

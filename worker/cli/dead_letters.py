@@ -25,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Number = Annotated[int, typer.Argument(metavar="ID", help="Its number in `dead-letters list`.")]
+Number = Annotated[int, typer.Argument(min=1, max=2**63 - 1, metavar="ID", help="Its number in `dead-letters list`.")]
 
 
 @app.command(name="list")

@@ -124,7 +124,9 @@ def redact(
     by = acting_for_a_reason(who, reason)
     with ledger(by_index=True) as opened:
         with read_only(opened) as db:
-            rows = filters.find(db, Filter(name=order, connection_id=connection), limit=MOST) or _of_id(db, order)
+            rows = filters.find(db, Filter(name=order, connection_id=connection), limit=MOST + 1) or _of_id(db, order)
+        if len(rows) > MOST:
+            raise typer.BadParameter(f"more than {MOST:,} cancellations have it: say of which --connection")
         with opened.begin() as db:
             done = redaction.redact(db, [row.id for row in rows])
             letters = redaction.redact_dead_letters(db, _names(order, rows), connection)

@@ -8,15 +8,17 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
+from msgspec import structs
 
 from worker.cancellation.lifecycle import why_not_replay, why_not_withdraw
 from worker.cancellation.policy import Policy
 from worker.cancellation.status import UNSENT, Status, Verdict
-from worker.cli.chosen import allowed, chosen, in_parts
+from worker.cli.chosen import allowed, chosen, in_parts, one_way
 from worker.cli.filters import DryRun, by_filter
 from worker.cli.parts import Who, Why, acting, acting_for_a_reason, client, console, overview, recorded
+from worker.errors import TooLateError, UnknownCancellationError
 from worker.ledger import confirmations, transitions
-from worker.ledger.audit import Action, Kind
+from worker.ledger.audit import Action, By, Kind
 from worker.ledger.filters import Filter  # noqa: TC001 - the command line reads it
 
 # What is meant where only a connection or a time is given: neither what succeeded nor what somebody took back.
@@ -40,18 +42,33 @@ def withdraw(
     """
     by = acting(who, reason)
     if ids and not dry_run:
-        with closing(client(by.actor)) as producer:
-            for record_id in ids:
-                producer.withdraw(record_id, reason=by.reason)
-                console.print(f"{record_id}  withdrawn")
+        one_way(ids, which)
+        _withdraw_each(ids, by)
         return
-    found = allowed(chosen(ids, which, sorted(UNSENT), limit), why_not_withdraw, "withdrawn")
+    undoubted = which if ids else structs.replace(which, undoubted=True)
+    found = allowed(chosen(ids, undoubted, sorted(UNSENT), limit), why_not_withdraw, "withdrawn")
     if dry_run:
         console.print(overview(found))
         console.print(f"{len(found)} would be withdrawn.")
         return
     withdrawn = in_parts(found, by, Action.WITHDRAW, lambda db, part: transitions.withdraw_all(db, part, Policy()))
     console.print(f"{withdrawn} are withdrawn; {len(found) - withdrawn} were sent meanwhile.")
+
+
+def _withdraw_each(ids: list[str], by: By) -> None:
+    """Withdraw each of these that can be; exit 1 where one cannot, when all were tried."""
+    refused = False
+    with closing(client(by.actor)) as producer:
+        for record_id in dict.fromkeys(ids):
+            try:
+                producer.withdraw(record_id, reason=by.reason)
+            except (TooLateError, UnknownCancellationError) as error:
+                refused = True
+                console.print(str(error), soft_wrap=True)
+            else:
+                console.print(f"{record_id}  withdrawn")
+    if refused:
+        raise typer.Exit(1)
 
 
 class Seen(StrEnum):
@@ -104,5 +121,5 @@ def replay(
     until = send_by.replace(tzinfo=UTC) if send_by else None
     replayed = in_parts(may, by, Action.REPLAY, lambda db, part: transitions.replay(db, part, send_by=until))
     console.print(f"{replayed} are pending again, each with a new key; {len(found) - replayed} are not.")
-    if ids and replayed < len(ids):
+    if ids and replayed < len(found):
         raise typer.Exit(1)

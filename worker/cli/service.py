@@ -78,9 +78,11 @@ def health(
     address = from_environment("HEALTH_ADDRESS") or "127.0.0.1"
     host = f"[{address.strip('[]')}]" if ":" in address else address
     try:
-        answer = requests.get(f"http://{host}:{port}/{'readyz' if ready else 'livez'}", timeout=5)
+        with requests.Session() as session:
+            session.trust_env = False  # a proxy of the environment leads away from this machine
+            answer = session.get(f"http://{host}:{port}/{'readyz' if ready else 'livez'}", timeout=5)
         problems = answer.json()["problems"]
-    except (requests.RequestException, ValueError, KeyError):
+    except (requests.RequestException, ValueError, KeyError, TypeError):
         problems = [f"No worker answers on port {port}: start it with HEALTH_PORT={port}."]
     for problem in problems:
         console.print(problem)

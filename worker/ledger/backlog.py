@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from worker.cancellation.standstill import Head, Unsent
 from worker.ledger.dialects import RecordId, bind_rows, built_once_per_dialect, db_now, id_in_chosen, rows_parameter
-from worker.ledger.schema import PENDING, cancellations, connections
+from worker.ledger.schema import PENDING, cancellations, connections, freshness
 from worker.ledger.selection import OPEN, in_turn
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ class Surveyed(msgspec.Struct, frozen=True):
     hold_reason: str | None
     encrypted_token: str | None
     writes_per_second: float | None  # None: the setting
+    trackstar_id: str
     waiting: int  # up to MAX_COUNTED
 
 
@@ -118,8 +119,10 @@ def survey(db: sa.Connection, limit: int) -> Survey:
     total, unknown = db.execute(
         sa.select(sa.func.count(k.access_token), sa.func.count() - sa.func.count(k.access_token))
     ).one()
+    trackstars = sa.func.coalesce(freshness.c.trackstar_id, k.id)
     rows = db.execute(
-        sa.select(k.id, k.name, k.owner, k.hold_reason, k.access_token, k.writes_per_second)
+        sa.select(*(k.id, k.name, k.owner, k.hold_reason, k.access_token, k.writes_per_second), trackstars)
+        .select_from(connections.outerjoin(freshness, freshness.c.connection_id == k.id))
         .where(known)
         .order_by(k.hold_reason.is_(None), k.id)
         .limit(limit)

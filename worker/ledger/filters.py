@@ -59,6 +59,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     older_than: float | None = None  # seconds since receipt, by the ledger's clock
     newer_than: float | None = None
     needs_person: bool = False
+    undoubted: bool = False  # nothing of it may have reached the warehouse
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -268,6 +269,7 @@ def _conditions(dialect: str, which: Filter) -> list[sa.ColumnElement[bool]]:
         *(json_member_is(dialect, c.metadata, key, value) for key, value in which.metadata.items()),
         *([_REFUND[which.refund]] if which.refund else []),
         *([sa.or_(*outlook.FOR_A_PERSON)] if which.needs_person else []),
+        *([c.verdict.is_(None)] if which.undoubted else []),
     ]
 
 

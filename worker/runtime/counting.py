@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from worker.cancellation.status import FINAL, PROVEN, Status
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from worker.cancellation.lifecycle import Transition
+    from worker.ledger.claims import AttemptClaim
     from worker.ledger.deadlines import Lapsed
     from worker.ledger.results import CommitSummary, Result
     from worker.telemetry.metrics import Metrics
@@ -60,7 +62,7 @@ def _attempted(metrics: Metrics, result: AttemptResult) -> None:
             metrics.interrupted.inc()
     elif row.reason == WORKER_LOST:
         metrics.rescued.inc()
-    elif claim.lease.token == 1 and claim.state.received_at:  # its first claim, so its first request
+    elif claim.state.received_at and _is_first(claim):
         waited = (row.started_at - claim.state.received_at).total_seconds()
         metrics.of(metrics.start, priority).observe(max(0.0, waited))
     if transition.status in FINAL and transition.as_of:
@@ -70,6 +72,13 @@ def _attempted(metrics: Metrics, result: AttemptResult) -> None:
         if claim.state.in_doubt and transition.verdict in PROVEN:
             seconds = (transition.as_of - claim.state.first_sent_at).total_seconds()
             metrics.of(metrics.proof, word_label(transition.evidence)).observe(max(0.0, seconds))
+
+
+def _is_first(claim: AttemptClaim) -> bool:
+    """Whether its first request follows from a claim: the ledger forgets claims that were given back unsent."""
+    state = claim.state
+    since = claim.claimed_at - state.first_sent_at
+    return claim.generation == 1 and state.attempts == 0 and since < timedelta(seconds=1)
 
 
 def _confirmed(metrics: Metrics, result: ConfirmResult) -> None:

@@ -117,7 +117,8 @@ class Loop:
     def _run(self) -> None:
         while not self._halted.is_set():
             self._woken.clear()
-            if self._succeeds(self._tick_once):
+            # Asked again: `halt` may have come before `clear`, which takes its wake away.
+            if self._succeeds(self._tick_once) and not self._halted.is_set():
                 self._woken.wait(None if self._rest == NEVER else self._rest)
         while self._drain and not self._abandoned.is_set() and not self._succeeds(self._drain):
             pass

@@ -42,7 +42,7 @@ from worker.runtime.second_look import SecondLook
 from worker.runtime.webhooks import Webhooks
 from worker.streams import connect_redis
 from worker.telemetry.health import Vitals
-from worker.telemetry.health_server import HealthServer
+from worker.telemetry.health_server import HealthServer, dead_threads
 from worker.telemetry.metrics import Metrics
 from worker.trackstar.client import TrackstarClient
 from worker.trackstar.pacing import Pace
@@ -248,7 +248,7 @@ class Supervisor:
     def _now(self, vitals: Vitals) -> dict[str, Samples]:
         used = self.executor.in_use().total()
         return {
-            "cancel_worker_ready": {(): float(not vitals.problems())},
+            "cancel_worker_ready": {(): float(not dead_threads(self._loops) and not vitals.problems())},
             "cancel_worker_slots": {("used",): float(used), ("free",): float(max(0, self.executor.threads - used))},
         }
 

@@ -38,6 +38,14 @@ class SupervisedThread(Protocol):
     @property
     def alive(self) -> bool: ...
 
+    @property
+    def running(self) -> bool: ...  # it was not told to end
+
+
+def dead_threads(threads: Iterable[SupervisedThread]) -> list[str]:
+    """Say which threads have ended without having been told to."""
+    return [f"The thread {each.name} has died: this is a bug." for each in threads if each.running and not each.alive]
+
 
 class HealthServer:
     """Listens on one port, on IPv6 and IPv4 unless an address is given. Raises OSError where it cannot."""
@@ -52,13 +60,9 @@ class HealthServer:
     ) -> None:
         self._metrics = metrics
         watched = list(threads)
-
-        def dead_threads() -> list[str]:
-            return [f"The thread {each.name} has died: this is a bug." for each in watched if not each.alive]
-
         self._checks: Mapping[str, Check] = {
-            "/livez": dead_threads,
-            "/readyz": lambda: dead_threads() + vitals.problems(),
+            "/livez": lambda: dead_threads(watched),
+            "/readyz": lambda: dead_threads(watched) + vitals.problems(),
         }
         # What is told are parts, seconds and counts, and names only where a setting says so: every address may ask.
         self._socket = _listen(address, port)

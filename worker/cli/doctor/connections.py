@@ -56,7 +56,7 @@ def look_at_connections(settings: Settings) -> Iterator[Finding]:
         if is_silent or time.monotonic() - began > ASKED_SECONDS:
             unasked += 1
             continue
-        answer = trackstar.read_connection(row.id)
+        answer = trackstar.read_connection(row.trackstar_id)
         is_silent = isinstance(answer, NoReply) and answer.reason in _SILENCE
         copy = in_few_words(crawls.get(row.id), now)
         yield from _answered(_part(row), answer, f"copy of its orders: {copy}, {_pace(row, settings, limits)}")
