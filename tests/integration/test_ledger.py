@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, event, func, select, text, update
 
 from worker.cancellation.answer import Answer, NoReply, Reply, read_reply
 from worker.cancellation.lifecycle import Moment, decide, expire
-from worker.cancellation.outcome import Kind, Outcome, ReadBack, classify, classify_read
+from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack, classify, classify_read
 from worker.cancellation.policy import Policy
 from worker.cancellation.proof import confirm
 from worker.cancellation.request import CancelRequest
@@ -1088,6 +1088,60 @@ def test_a_probe_that_is_answered_opens_the_connection(ledger: Engine, shop: str
     assert {shop} == write(ledger, answered(probe, yes())).resumed
     assert hold_of(ledger) is None
     assert "connection.resumed" in [kind for kind, _ in told(ledger)]
+
+
+def test_a_probe_is_a_cancel_where_there_is_one_to_send(ledger: Engine, shop: str) -> None:
+    refused = accepted_and_claimed(ledger, connection_id=shop, order_id="refused")
+    unread = ReadBack(shows=OrderState.LATER, reason="read_paced", spends_attempt=False)
+    write(ledger, answered(refused, reply(422, error="no", origin="integration"), unread))
+    make_due(ledger, refused.id)
+    with ledger.begin() as db:
+        transitions.promote_due(db, 10)
+    accept(ledger, job("fresh", shop))
+    _hold(ledger, holds.OUTAGE, probe_at=datetime.now(UTC) - timedelta(seconds=1))
+    (first,), (second,) = claim(ledger, 1, probes=True), claim(ledger, 1, probes=True)
+
+    assert ["fresh", "refused"] == [first.order_id, second.order_id]
+    assert (SendClaim, RefusalClaim) == (type(first), type(second))
+
+
+def test_no_single_connection_decides_for_all_whether_trackstar_is_back(
+    ledger: Engine, shop: str, vault: TokenVault
+) -> None:
+    with ledger.begin() as db:
+        connections.add(db, "a-shop", vault.encrypt("token"))
+    accept(ledger, *(job(str(number), name) for number in range(5) for name in ("a-shop", shop)))
+    with ledger.begin() as db:
+        assert 2 == holds.hold_all(db)
+    probed = set()
+    for _ in range(40):
+        with ledger.begin() as db:
+            db.execute(update(connection_rows).values(probe_at=datetime.now(UTC) - timedelta(seconds=1)))
+        with ledger.begin() as db:
+            (one,) = holds.claim_probes(db)
+        probed.add(one)
+
+    assert {"a-shop", shop} == probed
+
+
+def test_a_wrong_token_is_told_also_of_a_connection_that_was_down(ledger: Engine, shop: str) -> None:
+    accept(ledger, job(connection_id=shop))
+    _hold(ledger, holds.OUTAGE, probe_at=datetime.now(UTC))
+    (probe,) = claim(ledger, 1, probes=True)
+
+    assert {shop} == write(ledger, answered(probe, WRONG_TOKEN)).held
+    assert holds.CREDENTIALS == hold_of(ledger)
+
+
+def test_a_read_of_what_is_proven_brings_no_document_back(ledger: Engine, shop: str) -> None:
+    record_id = unconfirmed(ledger, shop)
+    write(ledger, read_again(ledger, yes()))
+    with ledger.begin() as db:
+        db.execute(documents.delete())
+    make_due(ledger, record_id, "confirm_at")
+    write(ledger, read_again(ledger, yes()))
+
+    assert 0 == count(ledger, documents)
 
 
 @pytest.mark.parametrize("reason", [holds.OUTAGE, holds.TRACKSTAR_OUTAGE])

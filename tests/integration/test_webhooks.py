@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography.fernet import Fernet
-from harness.receiver import Received, Receiver
+from harness.receiver import Answer, Received, Receiver
 from sqlalchemy import Engine, delete, func, insert, select, update
 from standardwebhooks import WebhookVerificationError
 
@@ -337,6 +338,52 @@ def test_retry_after_is_obeyed_for_the_whole_endpoint(sending: Sending, receiver
     first, *others = receiver.received
 
     assert 0.9 < min(each.at for each in others) - first.at < 5
+
+
+def test_a_pause_that_a_receiver_asks_for_holds_whatever_its_other_answers_of_that_time_say(
+    sending: Sending, receiver: Receiver
+) -> None:
+    asked, others = threading.Event(), threading.Event()
+
+    def answer(received: Received) -> Answer:
+        if received.event["reason"] == "reason_1":
+            return 429, {"Retry-After": "3600"}
+        asked.set()
+        assert others.wait(20)
+        return 200, {}
+
+    id_ = sending.add(receiver.url)
+    sending.start()
+    receiver.answer = lambda _: (200, {})
+    sending.tell(held(0, "shop-0"))
+    receiver.wait_for(1)
+    receiver.answer = answer
+    sending.tell(*(held(number, f"shop-{number}") for number in range(1, 4)))
+    assert asked.wait(20)
+    sending.wait_until(lambda: sending.count(delivery_tries) == 2)  # the first of all, and the one that is too much
+    others.set()
+    sending.wait_until(lambda: sending.count(delivery_tries) == 4)
+    sending.tell(held(9, "shop-9"))
+    sending.wait_until(lambda: sending.of(id_).waiting + sending.of(id_).behind >= 1)
+    retry_at = sending.of(id_).retry_at
+
+    assert retry_at is not None
+    assert retry_at > datetime.now(UTC) + timedelta(seconds=3000)
+    assert 4 == len(receiver.received)
+
+
+def test_a_replay_also_sends_what_was_set_aside(sending: Sending, receiver: Receiver) -> None:
+    receiver.answer = lambda received: (400 if received.event["reason"] == "reason_1" else 200, {})
+    id_ = sending.add(receiver.url)
+    sending.start(FAST)
+    sending.tell(held(1), held(2, "shop-2"))
+    sending.wait_until(lambda: sending.of(id_).set_aside == 1)
+    receiver.answer = lambda _: (200, {})
+    with sending.ledger.begin() as db:
+        endpoints.replay_since(db, id_, datetime.now(UTC) - timedelta(hours=1))
+    sending.wait_until(lambda: sending.count(deliveries) == 0)
+
+    assert "reason_1" in [each.event["reason"] for each in receiver.received[-2:]]
 
 
 def test_a_new_secret_signs_beside_the_old_one_until_its_day_is_over(sending: Sending, receiver: Receiver) -> None:

@@ -155,7 +155,7 @@ LIST = [
         (
             (
                 "cancellation/lifecycle.py",
-                'shown = outcome.order is not None and outcome.order.status == "cancelled"',
+                "shown = outcome.order is not None and judge_order(outcome.order).shows is OrderState.CANCELLED",
                 "shown = True",
             ),
         ),
@@ -413,10 +413,9 @@ LIST = [
         (
             (
                 "ledger/transitions.py",
-                "selection.next_of_shares(dialect, selection.OPEN)",
-                "selection.next_of_shares(dialect, selection.ANY)",
+                "_SHARES = _claiming_of(selection.OPEN)",
+                "_SHARES = _claiming_of(selection.ANY)",
             ),
-            ("ledger/transitions.py", "selection.next_of_one(selection.OPEN)", "selection.next_of_one(selection.ANY)"),
         ),
         ("tests/integration/test_selection.py",),
     ),

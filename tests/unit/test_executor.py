@@ -479,6 +479,19 @@ def test_read_backs_that_hang_leave_half_of_the_threads_to_cancels(process: Proc
     assert 8 == sum(isinstance(result, ConfirmResult) for result in results)
 
 
+def test_threads_that_read_back_are_not_there_for_cancels(process: Process) -> None:
+    process.trackstar.gate.clear()
+    called = threading.Event()
+    process.executor.confirm([confirm_claim(1, "shop-1"), confirm_claim(2, "shop-2")])
+    process.arrived(2)
+    meanwhile = process.executor.threads_for_cancels
+    process.executor.notify_when_free(4, called.set)
+    process.trackstar.gate.set()
+
+    assert called.wait(SOON)
+    assert (2, 4) == (meanwhile, process.executor.threads_for_cancels)
+
+
 def test_what_gets_no_thread_in_time_is_not_read_back(process: Process) -> None:
     process.trackstar.gate.clear()
     hanging, late = ([confirm_claim(number, f"shop-{number}") for number in numbers] for numbers in ((1, 2), (3, 4)))

@@ -13,7 +13,7 @@ import msgspec
 from worker.cancellation.answer import Order
 from worker.cancellation.backoff import backoff
 from worker.cancellation.freshness import Crawls, broken, crawls_since
-from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack
+from worker.cancellation.outcome import Kind, OrderState, Outcome, ReadBack, judge_order
 from worker.cancellation.pace import is_long
 from worker.cancellation.policy import Policy
 from worker.cancellation.proof import ENOUGH_CRAWLS, READ_SECONDS, NeedsPerson, prospect
@@ -112,7 +112,7 @@ def decide(state: State, outcome: Outcome, read: ReadBack | None, at: Moment) ->
 
 def _succeed(state: State, outcome: Outcome, read: ReadBack | None, at: Moment) -> Transition:
     """End by a yes. A stored one (replayed) proves nothing by itself: it says what was true when it was stored."""
-    shown = outcome.order is not None and outcome.order.status == "cancelled"
+    shown = outcome.order is not None and judge_order(outcome.order).shows is OrderState.CANCELLED
     proven = shown if read is None else read.shows is OrderState.CANCELLED
     return _ended(
         Status.SUCCEEDED,

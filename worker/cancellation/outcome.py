@@ -206,10 +206,10 @@ def _seen(reply: Reply, order_id: str) -> ReadBack:
 
 def judge_order(order: Order) -> ReadBack:
     """Say what an order shows that was read."""
+    if order.shipped:  # also of one that is cancelled: what has left is not stopped
+        return ReadBack(shows=OrderState.SHIPPED, reason="read_shipped", order=order)
     if order.status == "cancelled":
         return ReadBack(shows=OrderState.CANCELLED, reason="read_cancelled", order=order)
-    if order.shipped:
-        return ReadBack(shows=OrderState.SHIPPED, reason="read_shipped", order=order)
     return ReadBack(shows=OrderState.OPEN, reason="read_open", order=order)
 
 

@@ -6,7 +6,7 @@ one that is checked is the one that is connected to.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -15,6 +15,10 @@ from worker.inputs.links import read_link
 MAX_URL_LENGTH = 2000
 _NAT64 = IPv6Network("64:ff9b::/96")
 # Networks that carry an IPv4 address within theirs, or that nobody uses any more.
+_NEVER_4 = [  # special by IANA; some releases of Python call parts of them global
+    IPv4Network("192.0.0.0/24"),
+    IPv4Network("192.88.99.0/24"),
+]
 _NEVER = [
     IPv6Network(each)
     for each in (
@@ -85,4 +89,6 @@ def _is_public(found: IPv4Address | IPv6Address) -> bool:
             return _is_public(IPv4Address(int(found) & 0xFFFFFFFF))
         if any(found in network for network in _NEVER):
             return False
+    elif any(found in network for network in _NEVER_4):
+        return False
     return found.is_global and not (found.is_multicast or found.is_reserved or found in _OF_A_CLOUD)

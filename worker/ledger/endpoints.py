@@ -189,11 +189,14 @@ def announce_level(db: sa.Connection, endpoint_id: str, percent: int, failures: 
 
 
 def replay_since(db: sa.Connection, endpoint_id: str, since: datetime) -> None:
-    """Send again whatever it wants that was written since then (and perhaps a little before)."""
+    """Send again what it wants that was written since then (perhaps a little before), also what is set aside."""
     known(db, endpoint_id)
     place = feed.place_since(db, since)
     back = (p.id == endpoint_id) & (p.place > place)
     db.execute(sa.update(endpoints).where(back).values(place=place))
+    since_then = d.event_number.in_(sa.select(e.id).where(e.place > place))
+    aside = (d.endpoint_id == endpoint_id) & d.due_at.is_(None) & since_then
+    db.execute(sa.update(table).where(aside).values(due_at=db_now(), tries=0))
 
 
 def replay_one(db: sa.Connection, endpoint_id: str, told: Told) -> None:

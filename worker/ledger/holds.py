@@ -6,6 +6,7 @@ others decide.
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -14,7 +15,7 @@ from worker.cancellation.outage import FIRST_PROBE_SECONDS, seconds_to_probe
 from worker.ledger.dialects import db_now, now_plus
 from worker.ledger.outbox import add_events
 from worker.ledger.schema import TIMED, connections
-from worker.ledger.selection import HAS_PENDING
+from worker.ledger.selection import HAS_PENDING, HAS_SEND
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -31,11 +32,12 @@ ALL = (CREDENTIALS, OUTAGE, TRACKSTAR_OUTAGE, OPERATOR, UNKNOWN_CONNECTION, RATE
 PROBED = (CREDENTIALS, OUTAGE, TRACKSTAR_OUTAGE)  # these end when a probe was answered
 
 
-def hold(db: sa.Connection, ids: Collection[str], reason: str) -> frozenset[str]:
-    """Hold those of these connections that are not held yet; return them."""
+def hold(db: sa.Connection, ids: Collection[str], reason: str, *, instead_of: str | None = None) -> frozenset[str]:
+    """Hold those of these connections that are not held yet, or for a reason that this one overrides; return them."""
     if not ids:  # as in nearly every commit: nothing is built then
         return frozenset()
-    held = _hold(db, k.id.in_(sorted(ids)) & k.hold_reason.is_(None), reason)
+    free = k.hold_reason.is_(None) if instead_of is None else k.hold_reason.is_(None) | (k.hold_reason == instead_of)
+    held = _hold(db, k.id.in_(sorted(ids)) & free, reason)
     _add_held(db, held, reason)
     return frozenset(held)
 
@@ -117,19 +119,21 @@ def claim_probes(db: sa.Connection) -> list[str]:
     Whoever asks first gets them; the next time is put off, further the longer the hold lasts.
     """
     due = db.execute(
-        sa.select(k.id, k.hold_reason, k.held_at, db_now().label("now"))
+        sa.select(k.id, k.hold_reason, k.held_at, db_now().label("now"), HAS_SEND.label("has_send"))
         .where(k.hold_reason.in_(PROBED), k.probe_at <= db_now(), HAS_PENDING)
         .order_by(k.id)
         .with_for_update()
     ).all()
     probes: list[str] = []
-    for row in due:
+    # Locked in the order of ids; but no one connection may decide for all of them again and again, and a read says
+    # nothing of a warehouse.
+    for row in sorted(due, key=lambda row: (not row.has_send, random.random())):
         of_all = row.hold_reason == TRACKSTAR_OUTAGE
         same = k.hold_reason == TRACKSTAR_OUTAGE if of_all else k.id == row.id
         after = seconds_to_probe((row.now - row.held_at).total_seconds())
         moved = db.execute(
             sa.update(connections).where(same, k.probe_at <= db_now()).values(probe_at=now_plus(sa.literal(after)))
         ).rowcount
-        if moved:  # of those held with Trackstar, the first one's probe is the only one
+        if moved:  # of those held with Trackstar, this one's probe is the only one
             probes.append(row.id)
     return probes

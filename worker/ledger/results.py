@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from worker.cancellation.lifecycle import Transition
 from worker.cancellation.outage import is_failure
 from worker.cancellation.proof import Confirmation
+from worker.cancellation.status import PROVEN
 from worker.ledger import holds
 from worker.ledger.attempts import WORKER_LOST, AttemptRow, keep_attempts
 from worker.ledger.claims import AttemptClaim, ConfirmClaim
@@ -79,7 +80,7 @@ def commit_results(db: sa.Connection, results: Sequence[Result]) -> CommitSummar
     # By their tokens: a late answer may stand beside the one of the claim after it, and has an older document.
     keep_documents(db, (_document(r) for r in results if (r.claim.id, r.claim.lease.token) in applied))
     no_access = {r.claim.connection_id for r in attempted if r.transition.hold_connection}
-    held = holds.hold(db, no_access, holds.CREDENTIALS)
+    held = holds.hold(db, no_access, holds.CREDENTIALS, instead_of=holds.OUTAGE)
     ended = _end_holds(db, results, no_access)
     paused = _pause_connections(db, attempted)
     told = add_leased_events(db, [*ends, *news, *refund_events(db, [*proven, *raised])])
@@ -89,7 +90,9 @@ def commit_results(db: sa.Connection, results: Sequence[Result]) -> CommitSummar
 
 def _document(r: Result) -> Document:
     if isinstance(r, ConfirmResult):
-        return Document(r.claim.id, r.confirmation.order)
+        # What was proven before brings no document anew: somebody may have had it erased.
+        is_new = r.claim.verdict not in PROVEN or r.confirmation.verdict != r.claim.verdict
+        return Document(r.claim.id, r.confirmation.order if is_new else None)
     return Document(r.claim.id, r.transition.order, r.transition.unused_fields)
 
 

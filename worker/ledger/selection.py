@@ -32,6 +32,15 @@ k = connections.c
 HAS_PENDING = (
     sa.select(sa.literal(1)).where(c.connection_id == k.id, PENDING).limit(1).correlate(connections).scalar_subquery()
 ).is_not(None)
+# Of a refusal that is known only the read is missing; all others send a cancel.
+SENDS = c.evidence.is_(None)
+HAS_SEND = (
+    sa.select(sa.literal(1))
+    .where(c.connection_id == k.id, PENDING, SENDS)
+    .limit(1)
+    .correlate(connections)
+    .scalar_subquery()
+).is_not(None)
 OPEN = k.hold_reason.is_(None)
 _name = sa.bindparam("name", type_=sa.Text())
 _share = sa.bindparam("share", type_=sa.Integer())
@@ -65,17 +74,19 @@ def ready_connections(db: sa.Connection, only: Sequence[str] | None = None) -> l
     return [ReadyConnection(row[0], row[1], bool(row[2])) for row in rows]
 
 
-def next_of_shares(dialect: str, may_send: sa.ColumnElement[bool]) -> sa.Select[tuple[str]]:
+def next_of_shares(
+    dialect: str, may_send: sa.ColumnElement[bool], *only: sa.ColumnElement[bool]
+) -> sa.Select[tuple[str]]:
     """Choose the next rows of many connections: (name, share) by the parameter `rows`. Not on SQLite (LATERAL)."""
     source = rows_parameter(dialect, {"name": sa.Text(), "share": sa.Integer()})
-    turn = _next(source.c.name).limit(source.c.share).lateral("turn")
+    turn = _next(source.c.name).where(*only).limit(source.c.share).lateral("turn")
     sending = source.join(connections, (k.id == source.c.name) & may_send)
     return sa.select(turn.c.id).select_from(sending.join(turn, sa.true()))
 
 
-def next_of_one(may_send: sa.ColumnElement[bool]) -> sa.Select[tuple[str]]:
+def next_of_one(may_send: sa.ColumnElement[bool], *only: sa.ColumnElement[bool]) -> sa.Select[tuple[str]]:
     """Choose the next rows of one connection, by the parameters `name` and `share`."""
-    return _next(_name).where(_named(may_send)).limit(_share)
+    return _next(_name).where(_named(may_send), *only).limit(_share)
 
 
 def _next(name: sa.ColumnElement[str]) -> sa.Select[tuple[str]]:

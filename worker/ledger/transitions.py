@@ -7,6 +7,7 @@ Knows guards and columns; how a transition is decided, `cancellation.lifecycle` 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
@@ -58,7 +59,7 @@ from worker.ledger.refunds import Proven, proven_by, refund_events
 from worker.ledger.schema import LEASED, WAITING, attempts, cancellations, connections
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
 
@@ -235,7 +236,11 @@ def claim_next(
         found = db.execute(_claim_oldest(db), {"name": name, "share": count, **lease}).all()
         rest[name] -= len(found)
         rows += found
-    rows += _claim_shares(db, {name: share for name, share in rest.items() if share > 0}, lease, probes=probes)
+    rest = {name: share for name, share in rest.items() if share > 0}
+    if probes:  # a read says nothing of a warehouse that was down: a cancel goes first
+        rows += _claim_shares(db, rest, lease, _SENDING_PROBES)
+        rest = {name: share for name, share in rest.items() if name not in {row.connection_id for row in rows}}
+    rows += _claim_shares(db, rest, lease, _PROBES if probes else _SHARES)
     claimed: dict[str, list[AttemptClaim]] = {}
     for row in sorted(rows, key=lambda row: turn_key(row.priority, row.send_by, row.requested_at)):
         claimed.setdefault(row.connection_id, []).append(attempt_claim(row))
@@ -243,25 +248,35 @@ def claim_next(
 
 
 def _claim_shares(
-    db: sa.Connection, shares: Mapping[str, int], lease: dict[str, Any], *, probes: bool
+    db: sa.Connection, shares: Mapping[str, int], lease: dict[str, Any], which: _Claiming
 ) -> Sequence[sa.Row[Any]]:
     if not shares:
         return []
     wanted = [{"name": name, "share": share} for name, share in shares.items()]
+    of_many, of_one = which
     if is_sqlite(db.dialect.name):  # which has no LATERAL; a statement more costs it no round trip
-        claim = _claim_one_probe(db) if probes else _claim_one_share(db)
-        return [row for each in wanted for row in db.execute(claim, {**each, **lease})]
-    return db.execute(_claim_probes(db) if probes else _claim_many_shares(db), {**bind_rows(wanted), **lease}).all()
+        return [row for each in wanted for row in db.execute(of_one(db), {**each, **lease})]
+    return db.execute(of_many(db), {**bind_rows(wanted), **lease}).all()
+
+
+_Statement = Callable[[sa.Connection], "ReturningUpdate[Any]"]
+_Claiming = tuple[_Statement, _Statement]  # of many connections at once; of one, where there is no LATERAL
 
 
 def _claiming_with(choose: Callable[[str], sa.Select[tuple[str]]]) -> Callable[[sa.Connection], ReturningUpdate[Any]]:
     return built_once_per_dialect(lambda dialect: _claiming(dialect, choose(dialect)))
 
 
-_claim_many_shares = _claiming_with(lambda dialect: selection.next_of_shares(dialect, selection.OPEN))
-_claim_probes = _claiming_with(lambda dialect: selection.next_of_shares(dialect, selection.ANY))
-_claim_one_share = _claiming_with(lambda _: selection.next_of_one(selection.OPEN))
-_claim_one_probe = _claiming_with(lambda _: selection.next_of_one(selection.ANY))
+def _claiming_of(*which: sa.ColumnElement[bool]) -> _Claiming:
+    return (
+        _claiming_with(lambda dialect: selection.next_of_shares(dialect, *which)),
+        _claiming_with(lambda _: selection.next_of_one(*which)),
+    )
+
+
+_SHARES = _claiming_of(selection.OPEN)
+_PROBES = _claiming_of(selection.ANY)
+_SENDING_PROBES = _claiming_of(selection.ANY, selection.SENDS)
 _claim_oldest = _claiming_with(selection.oldest_of_one)
 
 
@@ -544,6 +559,7 @@ def replay(db: sa.Connection, ids: Iterable[str], *, send_by: datetime | None = 
             claims=c.claims + 1,
             attempts=0,
             send_by=sa.literal(send_by, UtcTimestamp()),
+            warned_at=sa.null(),
             first_sent_at=sa.null(),
             ended_at=sa.null(),
             as_of=sa.null(),

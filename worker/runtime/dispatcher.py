@@ -111,7 +111,7 @@ class Dispatcher:
     def _divide_threads(self, rates: dict[str, float]) -> dict[str, int]:
         """Say how many of the free threads each connection may take now."""
         in_use = self._executor.in_use()
-        threads = self._executor.threads
+        threads = self._executor.threads_for_cancels
         free = max(0, threads - in_use.total())
         if not free:
             return {}

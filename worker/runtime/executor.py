@@ -90,6 +90,11 @@ class Executor:
 
     # -- what the dispatcher asks and says
 
+    @property
+    def threads_for_cancels(self) -> int:
+        """How many threads read nothing back."""
+        return max(1, self.threads - self._reading_back)
+
     def in_use(self) -> Counter[str]:
         """Return how many threads each connection has, or is about to have."""
         with self._changed:
@@ -175,12 +180,12 @@ class Executor:
         """Read back what has ended; what gets no thread in time is left out: its next time stands in the ledger."""
         clock = LedgerClock(due[0].claimed_at, time.monotonic())
         with self._changed:
-            while self._to_read_back and self._to_read_back[0][1].elapsed() > self._context.start_within:
-                self._to_read_back.popleft()
             self._to_read_back.extend((batch, clock) for batch in batches_of_reads(due))
             self._read_back_more()
 
     def _read_back_more(self) -> None:
+        while self._to_read_back and self._to_read_back[0][1].elapsed() > self._context.start_within:
+            self._to_read_back.popleft()
         while self._to_read_back and self._reading_back < max(1, self.threads // READ_BACK_FRACTION):
             batch, clock = self._to_read_back.popleft()
             self._reading_back += 1
@@ -244,6 +249,7 @@ class Executor:
             with self._changed:
                 self._reading_back -= 1
                 self._read_back_more()
+                self._notify_if_free()
 
     def _release(self, batch: Sequence[AttemptClaim]) -> None:
         with self._changed:
@@ -254,10 +260,13 @@ class Executor:
                 if not self._running[claim.connection_id]:
                     del self._running[claim.connection_id]
             self._changed.notify_all()
-            free = self.threads - self._running.total() - len(self._reserved)
-            if self._wanted and free >= self._wanted[0]:
-                self._wanted[1]()
-                self._wanted = None
+            self._notify_if_free()
+
+    def _notify_if_free(self) -> None:
+        free = self.threads_for_cancels - self._running.total() - len(self._reserved)
+        if self._wanted and free >= self._wanted[0]:
+            self._wanted[1]()
+            self._wanted = None
 
 
 def _named(batch: Sequence[Claim]) -> dict[str, Any]:

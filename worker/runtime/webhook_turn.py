@@ -6,6 +6,7 @@ from an answer, `cancellation.delivery`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -53,6 +54,7 @@ class Means(Limits, frozen=True, kw_only=True):
     rules: Rules
     decrypt: Callable[[str, Place], str]  # a secret, kept there; raises CredentialsError
     dice: Callable[[], float]
+    left_alone: dict[str, float] = msgspec.field(default_factory=dict)  # endpoints, until when (monotonic): they asked
 
 
 class WebhookTurn:
@@ -114,11 +116,23 @@ class WebhookTurn:
             self._gaps.pop(lane.id, None)
         elif tried.status == GONE:
             self._remove(lane)
+            return
         else:
             lane.standing = rules.after_failure(lane.standing, running.at)
             self._gaps[lane.id] = rules.gap(lane.standing, tried)
             if (level := rules.level(lane.standing)) is not None:
                 self._tell(lane, level)
+        self._leave_alone(lane, tried)
+
+    def _leave_alone(self, lane: Lane, tried: Tried) -> None:
+        """Keep to the longest pause that the receiver has asked for, whatever its other answers of that time say."""
+        until, now = self._means.left_alone, time.monotonic()
+        if tried.asked_wait:
+            until[lane.id] = max(until.get(lane.id, 0.0), now + tried.asked_wait)
+        if (rest := until.get(lane.id, 0.0) - now) > 0:
+            self._gaps[lane.id] = max(self._gaps.get(lane.id, 0.0), rest)
+        else:
+            until.pop(lane.id, None)
 
     def _tell(self, lane: Lane, level: int) -> None:
         lane.standing = msgspec.structs.replace(lane.standing, told=level)

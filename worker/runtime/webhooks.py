@@ -180,6 +180,8 @@ class Webhooks:
                 turn.keep(list(self._done))
                 turn.leave(renew=False)
             self._done.clear()
+            for tell in turn.after:
+                tell()
         if self._held:
             with self._ledger.begin() as db:
                 delivery_notes.release(db, self._owner)

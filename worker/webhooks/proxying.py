@@ -34,7 +34,10 @@ async def tunnel_through(
     writer.write(
         _question(url.username, url.password, f"[{address}]:{port}" if ":" in address else f"{address}:{port}")
     )
-    head = await reader.readuntil(b"\r\n\r\n")
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except (asyncio.LimitOverrunError, asyncio.IncompleteReadError):
+        raise ProxyError("no answer to CONNECT") from None
     if head.split(b" ", 2)[1:2] != [b"200"]:
         raise ProxyError("no tunnel")
     if tls:

@@ -18,6 +18,7 @@ from typing import Any
 
 import certifi
 import msgspec
+from msgspec import structs
 
 from worker.cancellation.delivery import MAX_RETRY_AFTER, Tried
 from worker.inputs.headers import read_retry_after
@@ -79,9 +80,9 @@ async def send(receiver: Receiver, request: bytes, network: Network) -> Tried:
             writer[-1].write(request)
             await writer[-1].drain()
             answer = await _head(reader)
-        said = await _rest(reader, answer)
         word = "delivered" if _FIRST_FINAL <= answer.status < 300 else f"http_{answer.status}"  # noqa: PLR2004
-        return tried(word, status=answer.status, retry_after=_retry_after(answer), said=said)
+        found = tried(word, status=answer.status, retry_after=_retry_after(answer))  # the rest is none of its time
+        return structs.replace(found, said=await _rest(reader, answer))
     except Failed as failed:
         return tried(str(failed))
     except TimeoutError:
