@@ -364,7 +364,8 @@ def rows_looked_at(plan: Plan) -> int:
 def test_what_waits_for_a_crawl_is_read_by_its_index_among_all_that_has_ended(
     many_ended: Engine, indexes: set[str], most_read: int, work: Callable[[Connection], None], analyzed: bool
 ) -> None:
-    if analyzed:
+    # What only a command of people asks may read all of a connection where there are no statistics.
+    if analyzed or work is count_who_is_affected:
         with many_ended.begin() as db:
             db.execute(text("ANALYZE cancellations"))
     for mode in ("force_generic_plan", "force_custom_plan"):

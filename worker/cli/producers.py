@@ -59,7 +59,9 @@ def add(
 
 def acl_line(name: str) -> str:
     """Return what Redis must allow the user of a producer: to add to its own inbox, and nothing else."""
-    rights = "+xadd +ping +role +wait +select +client|setname +client|setinfo"
+    # All of CLIENT but what touches others: Redis 7.0 knows no SETINFO to name, and refuses a line that names it.
+    others = "kill list pause unpause unblock no-evict"
+    rights = "+xadd +wait +role +ping +select +client " + " ".join(f"-client|{each}" for each in others.split())
     return (
         f"user producer-{name} on #SHA256-OF-ITS-PASSWORD resetchannels resetkeys %W~{inbox_of(name)} -@all {rights}"
     )
