@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 from cryptography.fernet import Fernet
+from harness.raw_server import RawServer, whole
 from harness.shell import PROGRAM, Operator
 from sqlalchemy import text, update
 
@@ -332,6 +333,67 @@ def test_what_is_not_known_is_not_replayed(operator: Operator, ledger: Engine, s
         sentence = f"Nothing in the ledger has the id {name}: see `cancel-worker list`."
         assert (2, sentence) == operator.run("replay", known, name, "--reason", "asked again")
     assert before == get(ledger, known)
+
+
+def in_doubt(ledger: Engine, record_id: str) -> None:
+    doubt = {"status": "waiting", "run_at": datetime(2026, 1, 2, tzinfo=UTC), "verdict": "unknown"}
+    with ledger.begin() as db:
+        db.execute(update(cancellations).where(cancellations.c.id == record_id).values(doubt))
+
+
+def statuses(ledger: Engine, *ids: str) -> list[str]:
+    return [found.status for each in ids if (found := get(ledger, each))]
+
+
+def test_of_several_that_are_to_be_withdrawn_each_is_tried(producer: Operator, ledger: Engine, shop: str) -> None:
+    first, doubtful, last = (accept(ledger, name, shop) for name in ("o-1", "o-2", "o-3"))
+    in_doubt(ledger, doubtful)
+    code, said = producer.run("withdraw", first, doubtful, last)
+
+    assert (1, True) == (code, doubtful in said)
+    assert ["withdrawn", "waiting", "withdrawn"] == statuses(ledger, first, doubtful, last)
+
+
+@pytest.mark.parametrize("command", [["withdraw"], ["replay", "--reason", "r"], ["change", "--now"]])
+def test_ids_and_options_that_choose_are_not_taken_together(
+    operator: Operator, ledger: Engine, shop: str, command: list[str]
+) -> None:
+    mine = accept(ledger, "o-1", shop)
+
+    assert 2 == operator.run(*command, mine, "-c", "another")[0]
+    assert ["pending"] == statuses(ledger, mine)
+
+
+def test_who_chooses_more_than_the_limit_is_told(operator: Operator, ledger: Engine, shop: str) -> None:
+    mine = [accept(ledger, f"o-{number}", shop) for number in range(3)]
+    doubtful = accept(ledger, "doubtful", shop)
+    in_doubt(ledger, doubtful)
+    code, said = operator.run("withdraw", "-c", shop, "--limit", "2")
+
+    assert (0, True, True) == (code, "There are more than 2: run it again" in said, "2 are withdrawn" in said)
+    assert ["pending", "withdrawn", "withdrawn"] == sorted(statuses(ledger, *mine))
+
+
+def test_a_check_of_health_asks_no_proxy(operator: Operator) -> None:
+    with RawServer(whole(b'{"problems": []}')) as worker:
+        operator.environment |= {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+
+        assert (0, "") == operator.run("health", "--port", worker.url.rpartition(":")[2])
+
+
+@pytest.mark.parametrize("name", ["", " shop", "a\u200bb", "s" * 300])
+def test_a_connection_that_no_job_could_name_is_not_added(operator: Operator, ledger: Engine, name: str) -> None:
+    operator.environment["CREDENTIAL_KEYS"] = OPERATORS_KEY
+    code, _ = operator.run("connections", "add", name, typed="token\n")
+
+    assert 2 == code
+    with read_only(ledger) as db:
+        assert [] == connections.list_all(db)
+
+
+@pytest.mark.parametrize("rate", ["inf", "1e9", "0.01", "nan"])
+def test_a_pace_that_cannot_be_kept_is_refused(operator: Operator, shop: str, rate: str) -> None:
+    assert 2 == operator.run("connections", "set", shop, "--writes-per-second", rate)[0]
 
 
 def test_what_was_not_sent_is_withdrawn_by_a_filter_and_only_that(

@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from worker.cli.doctor.asking import LIMIT_SECONDS, PATIENCE_SECONDS
 from worker.dev.sandbox import Sandbox
-from worker.ledger import connections
+from worker.ledger import backlog, connections, freshness
 from worker.ledger.checkup import checkup
 from worker.ledger.database import read_only
 from worker.ledger.vault import TokenVault, of_connection
@@ -117,6 +117,17 @@ def test_a_statement_that_waits_for_a_lock_is_not_waited_for(operator: Operator,
     assert took < TEN_SECONDS + BUSY_SECONDS
     assert (1, [("red", f"does not answer within {LIMIT_SECONDS:g} s")]) == (code, of(found, "Ledger"))
     assert ("green", "rights complete") in of(found, "Redis")
+
+
+def test_a_connection_is_asked_about_by_the_name_that_trackstar_has_for_it(ledger: Engine) -> None:
+    with ledger.begin() as db:
+        for name in ("shop-1", "shop-2"):
+            connections.add(db, name, "encrypted")
+        freshness.set_trackstar_id(db, "shop-1", "conn_9")
+    with read_only(ledger) as db:
+        found = backlog.survey(db, 10).chosen
+
+    assert {"shop-1": "conn_9", "shop-2": "shop-2"} == {row.id: row.trackstar_id for row in found}
 
 
 @pytest.mark.usefixtures("redis")

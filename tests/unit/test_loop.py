@@ -210,6 +210,22 @@ def test_a_bug_is_reported_and_does_not_end_the_thread(
 # ---- the end
 
 
+def test_a_loop_that_is_told_to_end_just_before_it_forgets_a_wake_drains_and_ends(make: Callable[..., Loop]) -> None:
+    drained = threading.Event()
+    loop = make(lambda: NEVER, drain=drained.set)
+
+    class Woken(threading.Event):
+        def clear(self) -> None:
+            loop.halt()
+            super().clear()
+
+    loop._woken = Woken()
+    loop.start()
+
+    assert drained.wait(SOON)
+    assert loop.stop(SOON)
+
+
 def test_a_loop_is_alive_from_its_start_to_its_end(make: Callable[..., Loop]) -> None:
     loop = make(Script())
     before = loop.alive

@@ -57,6 +57,7 @@ def test_a_file_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         pytest.param({"RETRY_HORIZON_SECONDS": "90000"}, "at most 86400", id="horizon beyond the key's life"),
         pytest.param({"RETRY_CAP_SECONDS": "0.5"}, "RETRY_CAP_SECONDS is below", id="cap below base"),
         pytest.param({"READ_BACK_SECONDS": "900,120"}, "READ_BACK_SECONDS must rise", id="read-backs not rising"),
+        pytest.param({"READ_BACK_SECONDS": " , "}, "READ_BACK_SECONDS: ", id="no read-backs"),
         pytest.param({"READ_BACK_SECONDS": "soon"}, "READ_BACK_SECONDS: ", id="read-backs no numbers"),
         pytest.param({"EVENT_SIGNING_SECRET": "swordfish"}, "EVENT_SIGNING_SECRET: must be whsec_", id="no secret"),
         pytest.param({"CONCURRENCY": "0"}, "CONCURRENCY: ", id="no threads"),

@@ -55,9 +55,11 @@ def chosen(ids: list[str] | None, which: Filter, meant: Iterable[Status], limit:
 
 
 def one_way(ids: list[str] | None, which: Filter) -> None:
-    """Refuse a choice by nothing, and one by ids and by options: of the options nobody would ask."""
-    if bool(ids) == (which != EVERYTHING):
-        raise typer.BadParameter("say which: either ids, or at least one option that chooses, such as --status")
+    """Refuse a choice by nothing, and one by ids and by options: nobody would ask the options."""
+    if not ids and which == EVERYTHING:
+        raise typer.BadParameter("say which: give ids, or at least one option that chooses, such as --status")
+    if ids and which != EVERYTHING:
+        raise typer.BadParameter("give ids, or options that choose, not both")
 
 
 def allowed(

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from worker.cancellation.lifecycle import why_not_replay, why_not_withdraw
 from worker.cancellation.policy import Policy
-from worker.cancellation.status import UNSENT, Status, Verdict
+from worker.cancellation.status import UNPROVEN, UNSENT, Status, Verdict
 from worker.cli.chosen import allowed, chosen, in_parts, one_way
 from worker.cli.filters import DryRun, by_filter
 from worker.cli.parts import Who, Why, acting, acting_for_a_reason, client, console, overview, recorded
@@ -41,12 +41,14 @@ def withdraw(
     Example: cancel-worker withdraw --batch monday.csv-1f2e3d4c5b6a --dry-run
     """
     by = acting(who, reason)
+    one_way(ids, which)
     if ids and not dry_run:
-        one_way(ids, which)
         _withdraw_each(ids, by)
         return
+    # What is in doubt is named, and takes no room of what can be withdrawn.
     undoubted = which if ids else structs.replace(which, undoubted=True)
-    found = allowed(chosen(ids, undoubted, sorted(UNSENT), limit), why_not_withdraw, "withdrawn")
+    doubtful = [] if ids else chosen(None, structs.replace(which, verdict=UNPROVEN), sorted(UNSENT), limit)
+    found = allowed([*chosen(ids, undoubted, sorted(UNSENT), limit), *doubtful], why_not_withdraw, "withdrawn")
     if dry_run:
         console.print(overview(found))
         console.print(f"{len(found)} would be withdrawn.")
@@ -56,13 +58,15 @@ def withdraw(
 
 
 def _withdraw_each(ids: list[str], by: By) -> None:
-    """Withdraw each of these that can be; exit 1 where one cannot, when all were tried."""
+    """Withdraw each of these that can be; exit 1 where one of several cannot, when all were tried."""
     refused = False
     with closing(client(by.actor)) as producer:
         for record_id in dict.fromkeys(ids):
             try:
                 producer.withdraw(record_id, reason=by.reason)
             except (TooLateError, UnknownCancellationError) as error:
+                if len(ids) == 1:
+                    raise
                 refused = True
                 console.print(str(error), soft_wrap=True)
             else:
