@@ -383,8 +383,9 @@ def test_the_status_of_an_order_read_back_is_proof_or_proves_nothing(status: str
     assert ORDER_ID == read.order.id
 
 
-def test_one_shipped_shipment_is_proof_that_goods_have_left() -> None:
-    content = msgspec.json.encode({"data": {"id": ORDER_ID, "status": "open", "shipments": [{"status": "shipped"}]}})
+@pytest.mark.parametrize("status", ["open", "cancelled"])
+def test_one_shipped_shipment_is_proof_that_goods_have_left(status: str) -> None:
+    content = msgspec.json.encode({"data": {"id": ORDER_ID, "status": status, "shipments": [{"status": "shipped"}]}})
 
     assert classify_read(read_reply(200, content), ORDER_ID).shows is OrderState.SHIPPED
 
