@@ -18,9 +18,12 @@ from psycopg import sql
 
 from worker.ledger import migrations, rights
 from worker.ledger.database import open_ledger, read_only
+from worker.runtime.inboxes import Inboxes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from redis import Redis
 
 DATA = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 ACT = (
@@ -370,3 +373,18 @@ def test_the_files_of_sqlite_are_their_owners_and_the_doctor_says_where_they_are
     assert "others may open it" not in well
     assert "others may open it: ledger.sqlite3-wal has mode 644" in wide
     assert "chmod 600 ledger.sqlite3-wal" in wide
+
+
+def test_a_worker_that_may_not_see_who_has_an_inbox_says_so_and_reads_the_one_without_a_name(
+    server: PostgresServer, redis: Redis
+) -> None:
+    ledger = open_ledger(url_of(server, WORKER), pool_size=1)
+    inboxes, problems = Inboxes(redis, ledger), []
+    for change in ("REVOKE SELECT ON producers FROM cancel_worker", "GRANT SELECT ON producers TO cancel_worker"):
+        server.execute(change)
+        inboxes.refresh()
+        problems.append(inboxes.problem)
+    ledger.dispose()
+
+    assert ("SELECT on producers" in problems[0], "") == (True, problems[1])
+    assert ("cancellations:inbox",) == inboxes.streams

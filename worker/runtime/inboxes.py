@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker.cancellation.producer import Producer, problem_of_producer, refusal_of
 from worker.ledger import producers
 from worker.ledger.database import read_only
+from worker.ledger.problems import lacks_a_right, ledger_problem
 from worker.runtime.inbox_reader import Inbox
 from worker.streams import INBOX, inbox_of, producer_of
 
@@ -51,18 +52,23 @@ class Inboxes:
         self._strange: tuple[str, ...] = ()
         self._cursor = 0
         self.streams: tuple[str, ...] = (INBOX,)
+        self.problem = ""  # why inboxes with a name are not read, in a sentence
 
     def refresh(self) -> None:
         """Look again: streams first and the table then, so that a producer that was just added is not strange.
 
-        A ledger that is away changes nothing: who writes to it says so.
+        A ledger that is away changes nothing: who writes to it says so. Of a right that is missing, nobody else tells.
         """
         found = self._scan() | self._still_there()
-        with suppress(SQLAlchemyError):
+        try:
             self._read()
-            unknown = (each for each in found if each not in self._producers)
-            self._strange = tuple(map(inbox_of, sorted(unknown)[:MAX_STRANGE]))
-            self.streams = (INBOX, *map(inbox_of, self._producers), *self._strange)
+        except SQLAlchemyError as error:
+            self.problem = ledger_problem(error) if lacks_a_right(error) else self.problem
+            return
+        self.problem = ""
+        unknown = (each for each in found if each not in self._producers)
+        self._strange = tuple(map(inbox_of, sorted(unknown)[:MAX_STRANGE]))
+        self.streams = (INBOX, *map(inbox_of, self._producers), *self._strange)
 
     def _scan(self) -> set[str]:
         """Return the producers whose streams are there, as far as one look goes."""

@@ -104,6 +104,7 @@ class Intake:
         if time.monotonic() - self._repaired_at < TAKE_OVER_EVERY_SECONDS:
             return
         self._inboxes.refresh()
+        self._vitals.found("producers", [self._inboxes.problem] if self._inboxes.problem else [])
         for each in self._stream_ids.repair(self._inboxes.streams):
             log.error("stream.repaired", stream=each.stream, problem=each.problem)
             with self._ledger.begin() as db:
