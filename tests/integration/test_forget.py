@@ -210,6 +210,17 @@ def test_redact_needs_a_reason(run: Run, ledger: Engine) -> None:
     assert before == everything(ledger)
 
 
+def test_a_number_of_more_orders_than_are_erased_at_once_erases_none(
+    run: Run, ledger: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.cli.forget.MOST", 0)
+    put(ledger, "1001")
+    before = everything(ledger)
+
+    assert 2 == run("redact", "1001", "--reason", "asked for by the customer")[0]
+    assert before == everything(ledger)
+
+
 @pytest.mark.parametrize("name", ["1001", "#1001", "r-1001", "id"])
 def test_a_person_is_erased_wherever_the_ledger_holds_them(run: Run, ledger: Engine, name: str) -> None:
     record_id, other = put(ledger, "1001"), put(ledger, "1002")

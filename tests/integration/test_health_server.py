@@ -7,6 +7,7 @@ import socket
 import time
 from contextlib import ExitStack, closing
 from http.client import HTTPConnection
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,6 +50,17 @@ def test_a_probe_is_answered_on_every_family_in_every_spelling(server: HealthSer
     status, body, _ = ask(server, path, host=host)
 
     assert (200, {"ok": True, "problems": []}) == (status, json.loads(body))
+
+
+@pytest.mark.parametrize(("expected", "running"), [(503, True), (200, False)], ids=["died", "was told to end"])
+def test_a_thread_that_was_told_to_end_has_not_died(vitals: Vitals, expected: int, *, running: bool) -> None:
+    thread = SimpleNamespace(name="intake", alive=False, running=running)
+    server = HealthServer(0, [thread], vitals)
+    server.start()
+    found = [ask(server, path)[0] for path in ("/livez", "/readyz")]
+    server.stop()
+
+    assert [expected] * 2 == found
 
 
 def test_a_head_has_the_status_and_no_body(server: HealthServer, vitals: Vitals) -> None:

@@ -610,6 +610,15 @@ def test_a_refusal_that_must_be_read_keeps_its_first_request_when_it_is_given_ba
     assert (sent_at, "refusal") == (get(ledger, record_id).first_sent_at, get(ledger, record_id).evidence)
 
 
+def test_a_replay_is_warned_of_anew(ledger: Engine, shop: str) -> None:
+    claimed = accepted_and_claimed(ledger, connection_id=shop)
+    write(ledger, answered(claimed, reply(422, error="no", origin="trackstar")))
+    make_due(ledger, claimed.id, "warned_at")
+    with ledger.begin() as db:
+        assert {claimed.id} == transitions.replay(db, [claimed.id])
+        assert [None] == list(db.execute(select(c.warned_at).where(c.id == claimed.id)).scalars())
+
+
 def test_what_only_an_earlier_generation_sent_has_no_first_request_when_it_is_given_back(
     ledger: Engine, shop: str
 ) -> None:

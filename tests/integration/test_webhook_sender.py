@@ -286,5 +286,27 @@ def test_a_proxy_that_refuses_is_no_answer() -> None:
     assert "connect_failed" == found.reason
 
 
+@pytest.mark.parametrize(
+    "said", [b"", b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000], ids=["hangs up", "no end of a head"]
+)
+def test_a_proxy_that_gives_no_answer_is_told_as_no_connection(said: bytes) -> None:
+    with RawServer(said) as server:
+        found = try_("https://127.0.0.1/", proxy=f"http://127.0.0.1:{server.port}")
+
+    assert "connect_failed" == found.reason
+
+
+def test_what_is_waited_for_behind_an_answer_is_none_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "BODY_SECONDS", BUSY)
+
+    def chunks_and_no_end(sock: socket.socket) -> None:
+        sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+        sock.recv(1)  # until the other side has had enough
+
+    found = tried(chunks_and_no_end)
+
+    assert ("delivered", True) == (found.reason, found.seconds < BUSY)
+
+
 def test_the_limits_are_those_of_standard_webhooks() -> None:
     assert (15.0, 65_536) == (sender.TRY_SECONDS, sender.MAX_BYTES)

@@ -185,6 +185,14 @@ def test_a_first_attempt_that_ends_counts_its_wait_its_length_and_its_outcome() 
     } == recorded(attempted(claim, ended()))
 
 
+def test_a_first_request_counts_its_wait_also_after_a_claim_that_was_given_back() -> None:
+    lease = Lease("00000000-0000-5000-8000-000000000001", "me", 2)
+    received = NOW - timedelta(seconds=20)
+    claim = send_claim(1, state=State(attempts=0, first_sent_at=NOW, received_at=received), lease=lease)
+
+    assert "cancel_worker_schedule_to_start_seconds_count" in recorded(attempted(claim, ended()))
+
+
 def test_a_later_claim_counts_no_wait_for_its_first_request() -> None:
     claim = send_claim(
         1,

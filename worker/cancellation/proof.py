@@ -1,6 +1,7 @@
 """What a read proves of an order whose cancellation has ended; by when, or by whom, the rest is known.
 
-A read shows Trackstar's copy. `cancelled` and goods that have left are proof at any age. `open` is proof only when the
+A read shows Trackstar's copy. `cancelled` and goods that have left are proof at any age; of an order that shows both,
+the goods count. `open` is proof only when the
 copy is younger than our last request: when two crawls began after it (one may miss what a warehouse applies late).
 Knows no clock, no row, no thread; what is known of crawls, `freshness` says.
 """

@@ -42,20 +42,25 @@ def in_parts(
     return done
 
 
-def chosen(ids: list[str] | None, which: Filter, meant: Iterable[Status], limit: int) -> list[Cancellation]:
-    """Return what a person names by ids or by a filter; without a status, those of the statuses that are meant."""
+def chosen(
+    ids: list[str] | None, which: Filter, meant: Iterable[Status], limit: int, *, quiet: bool = False
+) -> list[Cancellation]:
+    """Return what a person names by ids or by a filter; without a status, those of the statuses that are meant.
+
+    Says where there are more than `limit`, unless it is all the same to the person.
+    """
     one_way(ids, which)
     with ledger(by_index=True) as opened, read_only(opened) as db:
         if ids:
             return [_known(queries.get(db, record_id), record_id) for record_id in dict.fromkeys(ids)]
         found = filters.find(db, structs.replace(which, status=which.status or tuple(meant)), limit=limit + 1)
-    if len(found) > limit:
+    if len(found) > limit and not quiet:
         print_beside(f"There are more than {limit:,}: run it again, or raise --limit.")
     return found[:limit]
 
 
 def one_way(ids: list[str] | None, which: Filter) -> None:
-    """Refuse a choice by nothing, and one by ids and by options: nobody would ask the options."""
+    """Refuse a choice by nothing, and one by ids and options together: the options would be ignored."""
     if not ids and which == EVERYTHING:
         raise typer.BadParameter("say which: give ids, or at least one option that chooses, such as --status")
     if ids and which != EVERYTHING:

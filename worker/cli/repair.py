@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from msgspec import structs
@@ -20,6 +20,9 @@ from worker.errors import TooLateError, UnknownCancellationError
 from worker.ledger import confirmations, transitions
 from worker.ledger.audit import Action, By, Kind
 from worker.ledger.filters import Filter  # noqa: TC001 - the command line reads it
+
+if TYPE_CHECKING:
+    from worker.ledger.record import Cancellation
 
 # What is meant where only a connection or a time is given: neither what succeeded nor what somebody took back.
 WORTH_REPLAYING = (Status.EXHAUSTED, Status.EXPIRED, Status.REJECTED)
@@ -45,16 +48,25 @@ def withdraw(
     if ids and not dry_run:
         _withdraw_each(ids, by)
         return
-    # What is in doubt is named, and takes no room of what can be withdrawn.
-    undoubted = which if ids else structs.replace(which, undoubted=True)
-    doubtful = [] if ids else chosen(None, structs.replace(which, verdict=UNPROVEN), sorted(UNSENT), limit)
-    found = allowed([*chosen(ids, undoubted, sorted(UNSENT), limit), *doubtful], why_not_withdraw, "withdrawn")
+    found = allowed(_meant(ids, which, limit), why_not_withdraw, "withdrawn")
     if dry_run:
         console.print(overview(found))
         console.print(f"{len(found)} would be withdrawn.")
         return
     withdrawn = in_parts(found, by, Action.WITHDRAW, lambda db, part: transitions.withdraw_all(db, part, Policy()))
     console.print(f"{withdrawn} are withdrawn; {len(found) - withdrawn} were sent meanwhile.")
+
+
+def _meant(ids: list[str] | None, which: Filter, limit: int) -> list[Cancellation]:
+    """Return what is to be withdrawn; what is in doubt is there to be named, and takes no room of what is not."""
+    meant = sorted(UNSENT)
+    if ids:
+        return chosen(ids, which, meant, limit)
+    in_doubt = structs.replace(which, verdict=which.verdict or UNPROVEN)
+    return [
+        *chosen(None, structs.replace(which, undoubted=True), meant, limit),
+        *chosen(None, in_doubt, meant, limit, quiet=True),
+    ]
 
 
 def _withdraw_each(ids: list[str], by: By) -> None:

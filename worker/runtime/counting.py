@@ -75,7 +75,11 @@ def _attempted(metrics: Metrics, result: AttemptResult) -> None:
 
 
 def _is_first(claim: AttemptClaim) -> bool:
-    """Whether its first request follows from a claim: the ledger forgets claims that were given back unsent."""
+    """Whether the first request of a cancellation follows from this claim.
+
+    `first_sent_at` is set by a claim, and taken back where that was given back unsent. The two instants are of one
+    statement; PostgreSQL's clock goes on within it.
+    """
     state = claim.state
     since = claim.claimed_at - state.first_sent_at
     return claim.generation == 1 and state.attempts == 0 and since < timedelta(seconds=1)

@@ -184,6 +184,7 @@ class Executor:
             self._read_back_more()
 
     def _read_back_more(self) -> None:
+        """Hand what waits to threads, as far as it may have them; the lock is held."""
         while self._to_read_back and self._to_read_back[0][1].elapsed() > self._context.start_within:
             self._to_read_back.popleft()
         while self._to_read_back and self._reading_back < max(1, self.threads // READ_BACK_FRACTION):
@@ -263,6 +264,7 @@ class Executor:
             self._notify_if_free()
 
     def _notify_if_free(self) -> None:
+        """Call who waits for threads, if there are so many; the lock is held."""
         free = self.threads_for_cancels - self._running.total() - len(self._reserved)
         if self._wanted and free >= self._wanted[0]:
             self._wanted[1]()
